@@ -1,0 +1,63 @@
+# The commands of this checkout. Everything is installed into .venv from hashed locks; nothing else is touched.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+TEST_WORKERS ?= 2
+INSTALL := $(BIN)/python -m pip --disable-pip-version-check install --quiet
+
+.PHONY: help setup demo test check format bench lock docs clean
+.DEFAULT_GOAL := help
+
+help: ## Show this list
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 16
+
+# Debian splits ensurepip from python3; where it is missing, `apt-get` mends it for root, and a sentence for others.
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "git-mirror needs Python 3.11 or later; set PYTHON=/path/to/one" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		echo "Installing python3-venv with apt-get ..."; apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq python3-venv >/dev/null; \
+	else echo "Python has no venv module with pip here. Run: sudo apt-get install python3-venv" >&2; exit 1; fi
+	@$(PYTHON) -m venv $(VENV)
+
+$(VENV)/run.stamp: requirements/run.lock pyproject.toml | $(BIN)/python
+	@echo "Installing the locked dependencies into $(VENV) ..."
+	@$(INSTALL) --require-hashes --requirement requirements/run.lock
+	@$(INSTALL) --no-deps --no-build-isolation --editable .
+	@touch $@
+
+$(VENV)/dev.stamp: requirements/dev.lock $(VENV)/run.stamp
+	@echo "Installing the test tools into $(VENV) ..."
+	@$(INSTALL) --require-hashes --requirement requirements/dev.lock
+	@touch $@
+
+setup: $(VENV)/dev.stamp ## Make .venv with git-mirror, its dependencies and the test tools
+
+demo: $(VENV)/run.stamp ## Play a deployment on this machine; KEEP=1 leaves it running
+	@$(BIN)/git-mirror demo $(if $(KEEP),--keep)
+
+test: $(VENV)/dev.stamp ## Run the whole test suite (both engines, real git clients)
+	@$(BIN)/python -m pytest -n $(TEST_WORKERS) $(ARGS)
+
+check: $(VENV)/dev.stamp ## Lint, types, the architecture contract, generated files
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+	@$(BIN)/git-mirror config reference | diff -u docs/configuration.md - || { echo "docs/configuration.md is out of date: run make docs" >&2; exit 1; }
+
+format: $(VENV)/dev.stamp ## Format the code and sort its imports
+	@$(BIN)/ruff check --fix --quiet . || true
+	@$(BIN)/ruff format .
+
+docs: $(VENV)/run.stamp ## Write docs/configuration.md anew from the code
+	@$(BIN)/git-mirror config reference > docs/configuration.md
+
+bench: $(VENV)/dev.stamp ## Measure against peers on this machine and print ratios
+	@$(BIN)/python -m benchmarks $(ARGS)
+
+lock: ## Write the locks anew (needs uv); no registry address ends up in them
+	uv pip compile pyproject.toml --group build --generate-hashes --universal --python-version 3.11 --upgrade --no-header --no-annotate --quiet --output-file requirements/run.lock
+	uv pip compile pyproject.toml --group dev --generate-hashes --universal --python-version 3.11 --upgrade --no-header --no-annotate --quiet --output-file requirements/dev.lock
+
+clean: ## Remove .venv and caches
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -1,0 +1,3 @@
+"""git-mirror: a Git mirror and low-latency fetch cache for GitOps."""
+
+__version__ = "0.1.0"

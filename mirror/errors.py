@@ -1,0 +1,147 @@
+"""The one tree of errors, each with its HTTP status and its label in the metrics.
+
+Raise where the mistake is found; translate at one boundary (`mirror.web.app`); log once.
+
+    MirrorError
+    ├── ClientError              the reader's request can't be answered as it is
+    │   ├── ProtocolError        bytes that are not what the Git protocol says
+    │   ├── UnknownRepository    no such path here
+    │   ├── NotOurRef            a want that neither the mirror nor its upstream has
+    │   ├── NotYetMirrored       the first clone is still under way
+    │   ├── StaleRefused         the answer would be stale, and `on_stale: refuse`
+    │   ├── TooLarge             over a stated limit
+    │   ├── Overloaded           a bounded queue is full
+    │   ├── ReadOnly             a push
+    │   └── Unauthenticated      a wrong signature
+    ├── UpstreamError            the upstream did not answer as it should
+    │   ├── UpstreamUnavailable  passing: worth another try
+    │   └── UpstreamRefused      lasting until somebody mends the configuration or the upstream
+    ├── LocalError               this machine: disk, child process, configuration
+    │   ├── PackError            a pack could not be made or indexed
+    │   └── ConfigError          the configuration file, with every mistake in it
+    └── (nothing else)
+"""
+
+from typing import ClassVar
+
+
+class MirrorError(Exception):
+    """Anything this program raises on purpose. `str()` of it says what to do."""
+
+    status: ClassVar[int] = 500
+    label: ClassVar[str] = "internal"
+
+
+class ClientError(MirrorError):
+    """The reader's request can't be answered as it is."""
+
+    status = 400
+    label = "client_error"
+
+
+class ProtocolError(ClientError):
+    """Bytes that are not what the Git protocol says they must be."""
+
+    label = "protocol_error"
+
+
+class UnknownRepository(ClientError):
+    """No repository of that path is configured."""
+
+    status = 404
+    label = "unknown_repository"
+
+
+class NotOurRef(ClientError):
+    """A want that neither the mirror nor its upstream has."""
+
+    label = "not_our_ref"
+
+
+class NotYetMirrored(ClientError):
+    """The first clone is not finished: never to be answered as an empty repository."""
+
+    status = 503
+    label = "not_yet_mirrored"
+
+
+class StaleRefused(ClientError):
+    """The only answer at hand is stale and the repository's policy is `on_stale: refuse`."""
+
+    status = 503
+    label = "stale_refused"
+
+
+class TooLarge(ClientError):
+    """Over a stated limit."""
+
+    status = 413
+    label = "too_large"
+
+
+class Overloaded(ClientError):
+    """A bounded queue is full."""
+
+    status = 503
+    label = "overloaded"
+
+
+class ReadOnly(ClientError):
+    """A push: the mirror never accepts one."""
+
+    status = 403
+    label = "read_only"
+
+
+class Unauthenticated(ClientError):
+    """A wrong or missing signature."""
+
+    status = 401
+    label = "unauthenticated"
+
+
+class UpstreamError(MirrorError):
+    """The upstream did not answer as it should."""
+
+    status = 502
+    label = "upstream_error"
+    transient: ClassVar[bool] = True
+
+
+class UpstreamUnavailable(UpstreamError):
+    """Passing trouble: unreachable, slow, cut off, 429 or 5xx.
+
+    Attributes:
+        retry_after_seconds: What the upstream's Retry-After asked for, if it did.
+    """
+
+    label = "upstream_unavailable"
+
+    def __init__(self, message: str, *, retry_after_seconds: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after_seconds = retry_after_seconds
+
+
+class UpstreamRefused(UpstreamError):
+    """Lasting until somebody acts: 401, 403, 404, a moved host, an unsupported repository."""
+
+    label = "upstream_refused"
+    transient = False
+
+
+class LocalError(MirrorError):
+    """Something on this machine: disk, child process."""
+
+    label = "local_error"
+
+
+class PackError(LocalError):
+    """A pack could not be made, indexed or verified."""
+
+    label = "pack_error"
+
+
+class ConfigError(LocalError):
+    """The configuration file can't be used. The message lists every mistake with its line."""
+
+    label = "config_error"

@@ -1,0 +1,1 @@
+"""When to talk to the upstream, and how what it says becomes what we serve."""

@@ -1,0 +1,1 @@
+"""One bare mirror on disk: its refs, its objects, its packs."""

@@ -1,0 +1,1 @@
+"""Making and indexing packs: one contract (`engine`), two implementations (git, dulwich)."""

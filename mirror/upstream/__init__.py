@@ -1,0 +1,1 @@
+"""Talking to a forge: the smart-HTTP client, credentials, webhooks."""

@@ -1,0 +1,1 @@
+"""The Git wire protocol, sans-IO: bytes in, values out, and back."""
