@@ -1,1 +1,189 @@
-"""metrics."""
+"""What Prometheus is told. One `record_...` method per event; label values come from small sets.
+
+Repository names are labels only where there is one series per repository, never per reader.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+WEBHOOK_OUTCOMES: Final = (
+    "accepted",
+    "ping",
+    "repeated",
+    "ignored",
+    "unknown_repository",
+    "unauthenticated",
+    "malformed",
+)
+CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
+
+_REQUEST_SECONDS: Final = (
+    0.0005, 0.001, 0.002, 0.003, 0.005, 0.009, 0.015, 0.03, 0.06, 0.1, 0.25, 0.5, 1, 2.5, 5, 15, 60,
+)  # fmt: skip
+_REFRESH_SECONDS: Final = (0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.5, 1, 2, 5, 15, 60, 300, 1800)
+
+
+@dataclass(frozen=True, slots=True)
+class RepositoryState:
+    """One repository's figures at the time of a scrape."""
+
+    name: str
+    age_seconds: float | None
+    is_stale: bool
+    refs: int
+    failures: int
+
+
+class Metrics:
+    """All metrics of one service, in a registry of their own."""
+
+    def __init__(self, version: str) -> None:
+        self.registry = CollectorRegistry()
+        build = Gauge(
+            "git_mirror_build_info", "The running version.", ["version"], registry=self.registry
+        )
+        build.labels(version).set(1)
+        self._requests = Histogram(
+            "git_mirror_request_seconds",
+            "Time to answer a request, to its last byte.",
+            ["operation", "outcome"],
+            buckets=_REQUEST_SECONDS,
+            registry=self.registry,
+        )
+        self._refreshes = Histogram(
+            "git_mirror_refresh_seconds",
+            "Time to refresh a repository from its upstream.",
+            ["trigger", "outcome"],
+            buckets=_REFRESH_SECONDS,
+            registry=self.registry,
+        )
+        self._webhook_to_fetchable = Histogram(
+            "git_mirror_webhook_to_fetchable_seconds",
+            "From the acceptance of a webhook until what it announced can be fetched here.",
+            buckets=_REFRESH_SECONDS,
+            registry=self.registry,
+        )
+        self._webhooks = Counter(
+            "git_mirror_webhooks",
+            "Webhook deliveries received.",
+            ["forge", "outcome"],
+            registry=self.registry,
+        )
+        self._stale_answers = Counter(
+            "git_mirror_stale_answers",
+            "Answers given although newer refs had been announced.",
+            registry=self.registry,
+        )
+        self._held = Histogram(
+            "git_mirror_held_seconds",
+            "Time readers were held for a refresh under way.",
+            buckets=_REFRESH_SECONDS,
+            registry=self.registry,
+        )
+        self._pack_builds = Histogram(
+            "git_mirror_pack_build_seconds",
+            "Time to build a pack.",
+            ["engine", "outcome"],
+            buckets=_REQUEST_SECONDS,
+            registry=self.registry,
+        )
+        self._pack_bytes = Counter(
+            "git_mirror_pack_bytes", "Bytes of packs built.", ["engine"], registry=self.registry
+        )
+        self._pack_builds_running = Gauge(
+            "git_mirror_pack_builds_running", "Packs being built now.", registry=self.registry
+        )
+
+    def create_series(
+        self, *, operations: Iterable[str], triggers: Iterable[str], forges: Iterable[str]
+    ) -> None:
+        """Make the series that matter exist at 0, so that a rate over them is never "no data"."""
+        for operation in operations:
+            self._requests.labels(operation, "ok")
+        for trigger in triggers:
+            for outcome in ("changed", "unchanged", "upstream_unavailable", "upstream_refused"):
+                self._refreshes.labels(trigger, outcome)
+        for forge in forges:
+            for outcome in WEBHOOK_OUTCOMES:
+                self._webhooks.labels(forge, outcome)
+
+    def watch_repositories(self, states: Callable[[], Iterable[RepositoryState]]) -> None:
+        """Show the age of every repository, asked for at each scrape."""
+        self.registry.register(_RepositoryCollector(states))
+
+    def record_request(self, operation: str, outcome: str, seconds: float) -> None:
+        """A request was answered."""
+        self._requests.labels(operation, outcome).observe(seconds)
+
+    def record_refresh(self, trigger: str, outcome: str, seconds: float) -> None:
+        """A refresh ended."""
+        self._refreshes.labels(trigger, outcome).observe(seconds)
+
+    def record_webhook_to_fetchable(self, seconds: float) -> None:
+        """What a webhook announced can be fetched here now."""
+        self._webhook_to_fetchable.observe(seconds)
+
+    def record_webhook(self, forge: str, outcome: str) -> None:
+        """A delivery was received and dealt with."""
+        self._webhooks.labels(forge, outcome).inc()
+
+    def record_stale_answer(self) -> None:
+        """A reader was given refs that may be out of date."""
+        self._stale_answers.inc()
+
+    def record_held(self, seconds: float) -> None:
+        """A reader was held."""
+        self._held.observe(seconds)
+
+    def record_build_began(self) -> None:
+        """A pack build began."""
+        self._pack_builds_running.inc()
+
+    def record_build_ended(self, engine: str, outcome: str, seconds: float, size: int) -> None:
+        """A pack build ended, after `size` bytes."""
+        self._pack_builds_running.dec()
+        self._pack_builds.labels(engine, outcome).observe(seconds)
+        self._pack_bytes.labels(engine).inc(size)
+
+    def exposition(self) -> bytes:
+        """Return all of it in Prometheus' text format."""
+        return generate_latest(self.registry)
+
+
+class _RepositoryCollector(Collector):
+    """Figures that are looked up at a scrape instead of being kept up to date."""
+
+    def __init__(self, states: Callable[[], Iterable[RepositoryState]]) -> None:
+        self._states = states
+
+    def collect(self) -> Iterator[Metric]:
+        age = GaugeMetricFamily(
+            "git_mirror_repository_age_seconds",
+            "Seconds since the upstream last confirmed a repository's refs.",
+            labels=["repository"],
+        )
+        stale = GaugeMetricFamily(
+            "git_mirror_repository_stale",
+            "1 while a repository's refs may be out of date.",
+            labels=["repository"],
+        )
+        refs = GaugeMetricFamily(
+            "git_mirror_repository_refs", "Refs served.", labels=["repository"]
+        )
+        failures = GaugeMetricFamily(
+            "git_mirror_repository_refresh_failures",
+            "Refreshes that failed in a row.",
+            labels=["repository"],
+        )
+        for state in self._states():
+            if state.age_seconds is not None:
+                age.add_metric([state.name], state.age_seconds)
+            stale.add_metric([state.name], float(state.is_stale))
+            refs.add_metric([state.name], state.refs)
+            failures.add_metric([state.name], state.failures)
+        yield from (age, stale, refs, failures)

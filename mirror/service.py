@@ -1,1 +1,356 @@
-"""service."""
+"""The composition root: builds every part, and owns their start and stop.
+
+data_dir/
+lock            held while a process uses the directory
+control.sock    what `git-mirror sync` talks to
+repositories/   the bare mirrors, by name
+staging/        first clones under way; cleared at the start
+spool/          packs on their way to slow readers; files without a name
+set-aside/      mirrors that could not be used; kept for a look, never served
+"""
+
+import asyncio
+import fcntl
+import shutil
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Final
+
+import structlog
+from aiohttp import web
+
+from mirror import __version__
+from mirror.config import EngineChoice, RepositorySettings, Settings
+from mirror.errors import LocalError, MirrorError, PackError
+from mirror.metrics import Metrics
+from mirror.refresh.gate import Gate
+from mirror.refresh.mirror import Mirror
+from mirror.refresh.refresher import Refresher, RefreshPlaces, Trigger
+from mirror.refresh.registry import Hosted, Registry
+from mirror.refresh.update import Updater
+from mirror.repository.bare import BareRepository
+from mirror.repository.packing.builds import PackBuilds
+from mirror.repository.packing.dulwich_engine import DulwichEngine
+from mirror.repository.packing.engine import PackEngine
+from mirror.repository.packing.git_engine import GitEngine
+from mirror.repository.packing.spawner import Spawner
+from mirror.upstream.connect import open_session, remote_for
+from mirror.upstream.credentials import SecretFile
+from mirror.upstream.forges import RECEIVERS
+from mirror.web.app import build_app
+from mirror.web.control import build_control_app
+from mirror.web.monitoring import Monitoring
+from mirror.web.protocol import Operation
+from mirror.web.smart_http import SmartHttp
+from mirror.web.webhooks import Webhooks
+
+AGENT: Final = f"git-mirror/{__version__}".encode()
+SHUTDOWN_SECONDS_MAX: Final = 20.0
+KEEPALIVE_SECONDS: Final = 75.0
+BACKLOG: Final = 1024
+
+Watch = Callable[[Mirror], None]
+
+logger = structlog.stdlib.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class DataDirectory:
+    """The places below `data_dir`."""
+
+    root: Path
+
+    @property
+    def control(self) -> Path:
+        """The control socket."""
+        return self.root / "control.sock"
+
+    @property
+    def staging(self) -> Path:
+        """First clones under way."""
+        return self.root / "staging"
+
+    @property
+    def spool(self) -> Path:
+        """Packs on their way."""
+        return self.root / "spool"
+
+    @property
+    def set_aside(self) -> Path:
+        """Mirrors that could not be used."""
+        return self.root / "set-aside"
+
+    def repository(self, name: str) -> Path:
+        """The mirror of one repository."""
+        return self.root / "repositories" / f"{name}.git"
+
+    def prepare(self) -> IO[bytes]:
+        """Make the places, take the lock, clear what a crash left; returns the lock.
+
+        Raises:
+            LocalError: They can't be made, or another process has the lock.
+        """
+        try:
+            for place in (self.root, self.root / "repositories", self.spool, self.set_aside):
+                place.mkdir(parents=True, exist_ok=True, mode=0o750)
+            lock = (self.root / "lock").open("ab")
+        except OSError as error:
+            raise LocalError(f"can't use data_dir {self.root}: {error.strerror}") from error
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            lock.close()
+            raise DataDirectoryInUse(
+                f"{self.root} is in use by another git-mirror; stop that one first"
+            ) from None
+        shutil.rmtree(self.staging, ignore_errors=True)
+        self.staging.mkdir(exist_ok=True, mode=0o750)
+        return lock
+
+
+class DataDirectoryInUse(LocalError):
+    """Another process works on the same data directory."""
+
+    label = "data_dir_in_use"
+
+
+@asynccontextmanager
+async def open_engine(choice: EngineChoice) -> AsyncIterator[PackEngine]:
+    """Provide the pack engine that the configuration asks for.
+
+    Raises:
+        PackError: It asks for git, and there is none that will do.
+    """
+    if choice is not EngineChoice.DULWICH:
+        spawner = Spawner()
+        try:
+            engine = await GitEngine.find(spawner)
+        except PackError as error:
+            spawner.close()
+            if choice is EngineChoice.GIT:
+                raise
+            logger.info("no_usable_git", reason=str(error))
+        else:
+            try:
+                yield engine
+            finally:
+                spawner.close()
+            return
+    in_process = DulwichEngine()
+    try:
+        yield in_process
+    finally:
+        in_process.close()
+
+
+class Service:
+    """The running service: `async with Service(settings) as service: await service.wait()`."""
+
+    def __init__(self, settings: Settings, *, watch: Watch | None = None) -> None:
+        self.settings = settings
+        self.registry = Registry([])
+        self.url = ""
+        self._watch = watch
+        self._places = DataDirectory(settings.data_dir)
+        self._stack = AsyncExitStack()
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def __aenter__(self) -> "Service":
+        try:
+            await self._start()
+        except BaseException:
+            await self._stack.aclose()
+            raise
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._stack.aclose()
+
+    async def wait(self) -> None:
+        """Wait until a part ends that should never end, and raise what it raised."""
+        done, _ = await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+
+    async def _start(self) -> None:
+        """Start from the bottom up; what is entered here is left in the opposite order."""
+        stack, settings = self._stack, self.settings
+        stack.enter_context(self._places.prepare())
+        engine = await stack.enter_async_context(open_engine(settings.engine))
+        session = await stack.enter_async_context(open_session())
+        metrics = Metrics(__version__)
+        metrics.create_series(operations=Operation, triggers=Trigger, forges=RECEIVERS)
+        builds = PackBuilds(
+            engine,
+            directory=self._places.spool,
+            builds_max=settings.limits.pack_builds_max,
+            queued_max=settings.limits.pack_builds_queued_max,
+            metrics=metrics,
+        )
+        stack.push_async_callback(builds.close)
+        updater = Updater(engine, staging=self._places.staging, agent=AGENT)
+        places = RefreshPlaces.of(settings.limits.refreshes_max)
+        hosted = []
+        for repository in settings.repositories.values():
+            mirror = await asyncio.to_thread(open_mirror, repository, self._places, updater)
+            mirror.watch = self._watch
+            refresher = Refresher(
+                mirror,
+                remote_for(session, repository, settings.limits, agent=AGENT),
+                updater,
+                engine,
+                places=places,
+                metrics=metrics,
+                refresh_seconds_max=settings.limits.refresh_timeout_seconds,
+            )
+            hosted.append(_hosted(mirror, refresher, repository))
+            stack.callback(_close, mirror)
+        self.registry = Registry(hosted)
+        stack.push_async_callback(self._end_tasks)
+        self._tasks = [
+            asyncio.create_task(one.refresher.run(), name=f"refresh {one.mirror.name}")
+            for one in hosted
+        ]
+        await self._listen(engine, builds, metrics)
+        logger.info(
+            "serving",
+            url=self.url,
+            repositories=len(self.registry),
+            mirrored=sum(one.mirror.snapshot is not None for one in self.registry),
+            engine=engine.name,
+            engine_version=engine.version,
+            version=__version__,
+        )
+
+    async def _listen(self, engine: PackEngine, builds: PackBuilds, metrics: Metrics) -> None:
+        smart_http = SmartHttp(
+            self.registry,
+            builds,
+            metrics,
+            agent=AGENT,
+            request_bytes_max=self.settings.limits.request_bytes_max,
+        )
+        webhooks = Webhooks(self.registry, metrics)
+        monitoring = Monitoring(self.registry, metrics, engine)
+        app = build_app(smart_http, webhooks, monitoring, metrics)
+        runner = await self._runner(app)
+        listen = self.settings.server.listen
+        try:
+            await web.TCPSite(runner, listen.host, listen.port, backlog=BACKLOG).start()
+        except OSError as error:
+            raise LocalError(
+                f"can't listen on {listen}: {error.strerror}; is another service using the port?"
+            ) from error
+        host, port = runner.addresses[0][:2]
+        self.url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        control = await self._runner(build_control_app(self.registry))
+        self._places.control.unlink(missing_ok=True)
+        await web.UnixSite(control, str(self._places.control)).start()
+        self._places.control.chmod(0o600)
+
+    async def _runner(self, app: web.Application) -> web.AppRunner:
+        runner = web.AppRunner(
+            app,
+            access_log=None,
+            handle_signals=False,
+            keepalive_timeout=KEEPALIVE_SECONDS,
+            shutdown_timeout=SHUTDOWN_SECONDS_MAX,
+        )
+        await runner.setup()
+        self._stack.push_async_callback(runner.cleanup)
+        return runner
+
+    async def _end_tasks(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+
+def _hosted(mirror: Mirror, refresher: Refresher, settings: RepositorySettings) -> Hosted:
+    secret = settings.webhook_secret_file
+    return Hosted(
+        mirror, refresher, Gate(mirror, refresher), SecretFile(secret) if secret else None
+    )
+
+
+def _close(mirror: Mirror) -> None:
+    if mirror.repository is not None:
+        mirror.repository.close()
+
+
+def open_mirror(settings: RepositorySettings, places: DataDirectory, updater: Updater) -> Mirror:
+    """Open a repository's mirror if there is one on disk; blocking.
+
+    One that can't be read, or that is of another upstream, is set aside and cloned anew.
+    """
+    mirror = Mirror(settings, places.repository(settings.name))
+    if not mirror.path.exists():
+        return mirror
+    repository = None
+    try:
+        repository = BareRepository.open(mirror.path)
+        _check_upstream(repository, settings)
+        mirror.snapshot = updater.open(repository)
+        mirror.repository = repository
+    except LocalError as error:
+        if repository is not None:
+            repository.close()
+        aside = places.set_aside / f"{settings.name.replace('/', '%2F')}.{time.time_ns()}.git"
+        mirror.path.rename(aside)
+        logger.warning(
+            "mirror_set_aside", repository=settings.name, reason=str(error), path=str(aside)
+        )
+    return mirror
+
+
+def _check_upstream(repository: BareRepository, settings: RepositorySettings) -> None:
+    if repository.upstream_url != settings.upstream:
+        raise LocalError(
+            f"it mirrors {repository.upstream_url}; the configuration says {settings.upstream}"
+        )
+
+
+async def sync_once(settings: Settings, names: Sequence[str], *, watch: Watch | None) -> None:
+    """Refresh repositories without a running service.
+
+    Raises:
+        DataDirectoryInUse: There is one.
+        MirrorError: A refresh failed; those before it are done.
+    """
+    places = DataDirectory(settings.data_dir)
+    async with AsyncExitStack() as stack:
+        stack.enter_context(places.prepare())
+        engine = await stack.enter_async_context(open_engine(settings.engine))
+        session = await stack.enter_async_context(open_session())
+        updater = Updater(engine, staging=places.staging, agent=AGENT)
+        for name in names:
+            repository = settings.repositories[name]
+            mirror = await asyncio.to_thread(open_mirror, repository, places, updater)
+            mirror.watch = watch
+            stack.callback(_close, mirror)
+            remote = remote_for(session, repository, settings.limits, agent=AGENT)
+            updated = await updater.update(mirror, remote)
+            mirror.repository, mirror.snapshot = updated.repository, updated.snapshot
+
+
+async def probe(settings: Settings) -> dict[str, str | None]:
+    """Reach every upstream; returns what is wrong with each, `None` for nothing."""
+    limit = asyncio.Semaphore(settings.limits.refreshes_max)
+    async with open_session() as session:
+
+        async def look(repository: RepositorySettings) -> str | None:
+            remote = remote_for(session, repository, settings.limits, agent=AGENT)
+            async with limit:
+                try:
+                    listing = await remote.list_refs([b"refs/heads/"])
+                except MirrorError as error:
+                    return str(error)
+            if remote.moved_to is not None:
+                return f"it has moved: put upstream: {remote.moved_to} into the configuration"
+            return None if listing.refs else "it is empty: no branch yet"
+
+        found = await asyncio.gather(*map(look, settings.repositories.values()))
+    return dict(zip(settings.repositories, found, strict=True))

@@ -1,0 +1,61 @@
+"""The whole configuration: one YAML file, typed, with every mistake reported at once.
+
+    document     YAML to plain values that remember their lines
+    notation     how single values are written: durations, sizes, counts, choices
+    names        what may be named: repositories, upstreams, refs, files, an address
+    models       every section and key as users write it
+    settings     what the program gets
+    loading      a file to `Settings`, or one `ConfigError`
+    files        whether the files it names can be used
+    reference    the JSON Schema and docs/configuration.md, from the models
+    environment  the process environment; read nowhere else
+
+Must never import anything of ours but `mirror.errors`.
+"""
+
+from mirror.config.environment import CONFIG_PATH_DEFAULT, Environment, environment
+from mirror.config.files import check_files
+from mirror.config.loading import guess_forge, load, parse
+from mirror.config.models import (
+    EngineChoice,
+    Forge,
+    LimitSettings,
+    LogFormat,
+    LogLevel,
+    LogSettings,
+    OnStale,
+    ServerSettings,
+)
+from mirror.config.names import RESERVED_REFS, ListenAddress
+from mirror.config.notation import format_duration, format_size, parse_duration, parse_size
+from mirror.config.reference import json_schema, reference_markdown
+from mirror.config.settings import CredentialSettings, RepositorySettings, Settings
+
+__all__ = [
+    "CONFIG_PATH_DEFAULT",
+    "RESERVED_REFS",
+    "CredentialSettings",
+    "EngineChoice",
+    "Environment",
+    "Forge",
+    "LimitSettings",
+    "ListenAddress",
+    "LogFormat",
+    "LogLevel",
+    "LogSettings",
+    "OnStale",
+    "RepositorySettings",
+    "ServerSettings",
+    "Settings",
+    "check_files",
+    "environment",
+    "format_duration",
+    "format_size",
+    "guess_forge",
+    "json_schema",
+    "load",
+    "parse",
+    "parse_duration",
+    "parse_size",
+    "reference_markdown",
+]

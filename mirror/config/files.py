@@ -1,0 +1,80 @@
+"""Whether the files that a configuration names can be used: offline, and only to report.
+
+Must never raise, nor repeat what a secret file holds.
+"""
+
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from mirror.config.settings import RepositorySettings, Settings
+
+SECRET_BYTES_MAX: Final = 64 * 1024
+"""A secret is a line. More is the wrong file."""
+
+
+def check_files(settings: Settings) -> list[str]:
+    """Return what is wrong with the files `settings` names, each with its key and what to do."""
+    problems = [f"data_dir: {problem}" for problem in _data_dir_problems(settings.data_dir)]
+    named = dict.fromkeys(
+        entry for each in settings.repositories.values() for entry in _secret_files(each)
+    )
+    for key, file in named:
+        problems += [f"{key}: {problem}" for problem in _secret_problems(file)]
+    return problems
+
+
+def _secret_files(repository: RepositorySettings) -> Iterator[tuple[str, Path]]:
+    def place(key: str) -> str:
+        return "defaults" if key in repository.inherited else f"repositories.{repository.name}"
+
+    if repository.credentials:
+        key = f"{place('credentials')}.credentials.password_file"
+        yield key, repository.credentials.password_file
+    if repository.webhook_secret_file:
+        yield f"{place('webhook_secret_file')}.webhook_secret_file", repository.webhook_secret_file
+
+
+def _secret_problems(file: Path) -> Iterator[str]:
+    try:
+        status = file.stat()
+        if not stat.S_ISREG(status.st_mode):
+            yield f"{file} is not a file; name a file that holds the secret and nothing else"
+            return
+        with file.open("rb") as opened:
+            content = opened.read(SECRET_BYTES_MAX + 1)
+    except FileNotFoundError:
+        yield f"{file} does not exist; create it with the secret in it and mode 0600"
+        return
+    except (OSError, ValueError) as error:
+        yield f"{file} can't be read: {_reason(error)}; make it readable for this user"
+        return
+    if not content.strip():
+        yield f"{file} is empty; write the secret into it"
+    if len(content) > SECRET_BYTES_MAX:
+        yield f"{file} is longer than {SECRET_BYTES_MAX // 1024} KiB; it holds no secret"
+    if status.st_mode & stat.S_IROTH:
+        yield f"{file} can be read by every user of this machine; run `chmod o-rwx {file}`"
+
+
+def _data_dir_problems(data_dir: Path) -> Iterator[str]:
+    try:
+        existing = next(path for path in (data_dir, *data_dir.parents) if path.exists())
+        usable = existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)
+    except (OSError, ValueError) as error:
+        yield f"{data_dir} can't be used: {_reason(error)}; choose another directory"
+        return
+    if usable:
+        return
+    if not existing.is_dir():
+        yield f"{existing} is not a directory; choose another directory"
+    elif existing == data_dir:
+        yield f"{data_dir} can't be written to; give it to git-mirror's user"
+    else:
+        yield f"{data_dir} can't be created in {existing}; create it for git-mirror's user"
+
+
+def _reason(error: OSError | ValueError) -> str:
+    return str(error.strerror) if isinstance(error, OSError) else str(error)

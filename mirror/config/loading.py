@@ -1,0 +1,266 @@
+"""From a file to `Settings`, or to one `ConfigError` that lists every mistake in it.
+
+pydantic finds what is wrong with each key; the rules between keys (`_contradictions`) are looked
+at as well, around whatever is broken, so that one run shows all there is to mend.
+
+Must never repeat in a message what may be a secret: a whole value of unknown shape, a URL.
+"""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Final
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from mirror.config.document import (
+    DOCUMENT_BYTES_MAX,
+    Document,
+    KeyPath,
+    Mistake,
+    read_document,
+)
+from mirror.config.models import (
+    ANY_NAME,
+    SECTIONS,
+    ConfigDocument,
+    Forge,
+    RepositoryDocument,
+    SharedKeys,
+    keys_of,
+)
+from mirror.config.names import host_of, is_in_the_clear, read_upstream
+from mirror.config.notation import enumerate_words, kind_of, nearest, shown
+from mirror.config.settings import CredentialSettings, RepositorySettings, Settings
+from mirror.errors import ConfigError
+
+_PASSWORD_KEYS: Final = frozenset(
+    {"password", "passwd", "token", "access_token", "private_token", "api_token", "api_key"}
+)
+_WEBHOOK_KEYS: Final = frozenset({"webhook_secret", "webhook_token", "secret", "secret_token"})
+
+_USERNAMES: Final[Mapping[Forge | None, str]] = {
+    Forge.GITHUB: "x-access-token",
+    Forge.GITLAB: "oauth2",
+}
+_USERNAME_ELSEWHERE: Final = "git"
+
+_HOST_SIGNS: Final = {
+    "github.": Forge.GITHUB,
+    "gitlab": Forge.GITLAB,
+    "gitea": Forge.GITEA,
+    "forgejo": Forge.GITEA,
+    "codeberg": Forge.GITEA,
+    "bitbucket": Forge.BITBUCKET,
+}
+
+
+def load(path: Path) -> Settings:
+    """Read the configuration file at `path`.
+
+    Raises:
+        ConfigError: With every mistake, a line each: `FILE:LINE: key.path: what is wrong`.
+    """
+    try:
+        with path.open("rb") as file:
+            content = file.read(DOCUMENT_BYTES_MAX + 1)
+    except FileNotFoundError as error:
+        raise ConfigError(
+            f"{path}: there is no such file; name one with --config or GIT_MIRROR_CONFIG"
+        ) from error
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ConfigError(f"{path}: the file can't be read: {reason}") from error
+    return parse(content, source=path)
+
+
+def parse(content: bytes, *, source: Path) -> Settings:
+    """Read the content of a configuration file that stands at `source`.
+
+    Raises:
+        ConfigError: As `load`.
+    """
+    document = read_document(content, source=source)
+    mistakes = [*document.mistakes, *_contradictions(document)]
+    try:
+        config = ConfigDocument.model_validate(document.value)
+    except ValidationError as error:
+        mistakes += _mistakes(error, document)
+        raise ConfigError(_message(mistakes, source=source)) from error
+    if mistakes:
+        raise ConfigError(_message(mistakes, source=source))
+    return _resolve(config, source=source)
+
+
+def _message(mistakes: list[Mistake], *, source: Path) -> str:
+    lines: dict[str, None] = {}
+    for mistake in sorted(mistakes, key=lambda mistake: mistake.line):
+        where = _dotted(mistake.path)
+        lines[f"{source}:{mistake.line}: {where}{': ' if where else ''}{mistake.text}"] = None
+    return "\n".join(lines)
+
+
+def _dotted(path: KeyPath) -> str:
+    words = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)
+    return words.removeprefix(".")
+
+
+# What pydantic found, in our words.
+
+
+def _mistakes(error: ValidationError, document: Document) -> Iterator[Mistake]:
+    for details in error.errors(include_url=False):
+        path: KeyPath = details["loc"]
+        if details["type"] == "value_error" and len(path) == 3 and path[-1] == "[key]":
+            path = path[:-1]  # the name of a repository is wrong, not a key under it
+        if any(path[:length] in document.unusable for length in range(len(path) + 1)):
+            continue
+        yield Mistake(document.line_of(path), path, _explain(path, details))
+
+
+def _explain(path: KeyPath, details: ErrorDetails) -> str:
+    match details["type"]:
+        case "value_error":
+            return str(details["ctx"]["error"])
+        case "missing":
+            return f"the key is missing; write {_example(path)}"
+        case "extra_forbidden":
+            return _explain_unknown_key(path)
+        case "model_type" | "dict_type":
+            kind = kind_of(details["input"])
+            return f"must be a mapping (`key: value` lines under it), not {kind}"
+        case "tuple_type":
+            return f"must be a list, like `[refs/heads/*]`, not {kind_of(details['input'])}"
+        case _:
+            return details["msg"]
+
+
+def _example(path: KeyPath) -> str:
+    key = str(path[-1])
+    section = _section_at(path[:-1])
+    examples = section.model_fields[keys_of(section)[key]].examples
+    return f"`{key}: {examples[0]}`" if examples else f"`{key}:` and its value"
+
+
+def _explain_unknown_key(path: KeyPath) -> str:
+    key = str(path[-1])
+    plain = key.lower().replace("-", "_")
+    if plain in _PASSWORD_KEYS:
+        where = "`password_file`" if path[-2:-1] == ("credentials",) else "`credentials:`"
+        return f"a secret has no place in this file; name its file, with {where}"
+    if plain in _WEBHOOK_KEYS:
+        return "a secret has no place in this file; name its file, with `webhook_secret_file`"
+    known = keys_of(_section_at(path[:-1]))
+    if meant := nearest(plain, known):
+        return f"unknown key {shown(key)}; did you mean `{meant}`?"
+    for place, section in SECTIONS.items():
+        if key in keys_of(section):
+            return f"unknown key {shown(key)} here; it belongs {_place(place)}"
+    return f"unknown key {shown(key)}; the keys here are {enumerate_words(known, last='and')}"
+
+
+def _place(place: tuple[str, ...]) -> str:
+    return f"under `{_dotted(place)}`" if place else "at the top"
+
+
+def _section_at(path: KeyPath) -> type[BaseModel]:
+    if path[:1] == ("repositories",) and len(path) > 1:
+        path = ("repositories", ANY_NAME, *path[2:])
+    return SECTIONS[tuple(str(part) for part in path)]
+
+
+# Rules between keys. They look at what is written, so that they find something in a repository
+# that has other mistakes too.
+
+
+def _contradictions(document: Document) -> Iterator[Mistake]:
+    defaults = _mapping(document.value.get("defaults"))
+    for name, entry in _mapping(document.value.get("repositories")).items():
+        written = {**defaults, **_mapping(entry)}
+        try:
+            upstream = read_upstream(str(written.get("upstream")))
+        except ValueError:
+            continue
+        where: KeyPath = ("repositories", name)
+        if _is_given(written, "credentials") and is_in_the_clear(upstream):
+            yield Mistake(
+                document.line_of((*where, "upstream")),
+                (*where, "upstream"),
+                "over plain http everybody on the way could read the password of `credentials`;"
+                " use https, or write `credentials: none`",
+            )
+        guessed = "forge" in written or guess_forge(host_of(upstream))
+        if _is_given(written, "webhook_secret_file") and not guessed:
+            yield Mistake(
+                document.line_of((*where, "forge")),
+                (*where, "forge"),
+                f"can't be guessed from the host {shown(host_of(upstream))}, and webhooks"
+                f" need it; write `forge:` with {enumerate_words(Forge)}",
+            )
+
+
+def _mapping(value: object) -> Mapping[str, object]:
+    return value if isinstance(value, dict) else {}
+
+
+def _is_given(written: Mapping[str, object], key: str) -> bool:
+    return written.get(key) not in (None, "none")
+
+
+# From what is written to what applies.
+
+
+def _resolve(config: ConfigDocument, *, source: Path) -> Settings:
+    source = source.absolute()
+    base = source.parent
+    repositories = {
+        name: _resolve_repository(name, entry, config.defaults, base)
+        for name, entry in config.repositories.items()
+    }
+    return Settings(
+        source=source,
+        data_dir=base / config.data_dir,
+        repositories=MappingProxyType(repositories),
+        server=config.server,
+        engine=config.engine,
+        limits=config.limits,
+        log=config.log,
+    )
+
+
+def _resolve_repository(
+    name: str, entry: RepositoryDocument, defaults: SharedKeys, base: Path
+) -> RepositorySettings:
+    shared = _with_defaults(entry, defaults)
+    forge = entry.forge or guess_forge(host_of(entry.upstream))
+    credentials = None
+    if shared.credentials:
+        credentials = CredentialSettings(
+            username=shared.credentials.username or _USERNAMES.get(forge, _USERNAME_ELSEWHERE),
+            password_file=base / shared.credentials.password_file,
+        )
+    inherited = defaults.model_fields_set - entry.model_fields_set
+    return RepositorySettings(
+        name=name,
+        upstream=entry.upstream,
+        forge=forge,
+        credentials=credentials,
+        webhook_secret_file=shared.webhook_secret_file and base / shared.webhook_secret_file,
+        refs=shared.refs,
+        poll_interval_seconds=shared.poll_interval_seconds,
+        hold_seconds=shared.hold_seconds,
+        on_stale=shared.on_stale,
+        max_age_seconds=shared.max_age_seconds,
+        inherited=frozenset(key for key, name in keys_of(SharedKeys).items() if name in inherited),
+    )
+
+
+def _with_defaults(entry: RepositoryDocument, defaults: SharedKeys) -> SharedKeys:
+    repeated = entry.model_fields_set & SharedKeys.model_fields.keys()
+    return defaults.model_copy(update={field: getattr(entry, field) for field in repeated})
+
+
+def guess_forge(host: str) -> Forge | None:
+    """Return the forge that the name of its host gives away."""
+    return next((forge for sign, forge in _HOST_SIGNS.items() if sign in host), None)

@@ -1,0 +1,299 @@
+"""The configuration as it is written: every section and key, its bounds and its default.
+
+The docstring under a field is its description in the JSON Schema and in docs/configuration.md.
+A field's name carries the unit; its alias is what users write.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+)
+from pydantic_core import CoreSchema, core_schema
+
+from mirror.config.names import (
+    LISTEN_ADDRESS,
+    PATH,
+    PATH_OR_NONE,
+    REF_PATTERN,
+    REPOSITORY_NAME,
+    UPSTREAM,
+    USERNAME,
+    ListenAddress,
+)
+from mirror.config.notation import choice, count, duration, duration_or_never, size
+
+REFS_MAX: Final = 256
+"""Patterns per repository: each costs a look at every ref of the upstream."""
+
+
+class EngineChoice(StrEnum):
+    """Who makes and indexes packs."""
+
+    AUTO = "auto"
+    GIT = "git"
+    DULWICH = "dulwich"
+
+
+class Forge(StrEnum):
+    """Whose webhooks and habits an upstream has."""
+
+    GITHUB = "github"
+    GITLAB = "gitlab"
+    GITEA = "gitea"
+    BITBUCKET = "bitbucket"
+
+
+class OnStale(StrEnum):
+    """What a reader gets when the refresh it was held for has not ended in time."""
+
+    SERVE = "serve"
+    REFUSE = "refuse"
+
+
+class LogFormat(StrEnum):
+    """How log lines look."""
+
+    AUTO = "auto"
+    JSON = "json"
+    CONSOLE = "console"
+
+
+class LogLevel(StrEnum):
+    """The least important lines that are logged."""
+
+    DEBUG = "debug"
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+
+
+@dataclass(frozen=True, slots=True)
+class DefaultWords:
+    """What the reference says of the default, where it is not a plain value."""
+
+    words: str
+
+
+class _OrNone:
+    """`none` stands for the absence of a section, so that a repository can undo a default."""
+
+    def __get_pydantic_core_schema__(
+        self, source: Any, handler: GetCoreSchemaHandler
+    ) -> CoreSchema:
+        return core_schema.no_info_before_validator_function(self._read, handler(source))
+
+    def __get_pydantic_json_schema__(
+        self, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        written = handler(schema)
+        return {"anyOf": [written["anyOf"][0], {"const": "none"}]}
+
+    @staticmethod
+    def _read(value: object) -> object:
+        if value is None:
+            raise ValueError("has no value; write keys under it, `none`, or leave it out")
+        return None if value == "none" else value
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        use_attribute_docstrings=True,
+        hide_input_in_errors=True,
+    )
+
+
+class ServerSettings(_Section):
+    """Where readers and webhooks come in."""
+
+    listen: Annotated[ListenAddress, LISTEN_ADDRESS] = ListenAddress("127.0.0.1", 8470)
+    """The address to listen on. Port 0 lets the system choose one. Plain HTTP: put a proxy that
+    speaks TLS in front of it where the network is not yours."""
+
+
+class CredentialsDocument(_Section):
+    """How the mirror signs in to an upstream: HTTP Basic, sent with the first request."""
+
+    username: Annotated[
+        str | None,
+        USERNAME,
+        DefaultWords("`x-access-token` for GitHub, `oauth2` for GitLab, otherwise `git`"),
+    ] = None
+    """The user name. Forges that take tokens accept nearly any."""
+
+    password_file: Annotated[Path, PATH] = Field(examples=["secrets/github-token"])
+    """The file that holds the password or token, and nothing else."""
+
+
+def _check_refs(refs: tuple[str, ...]) -> tuple[str, ...]:
+    if not 0 < len(refs) <= REFS_MAX:
+        raise ValueError(f"must list from 1 to {REFS_MAX} patterns, not {len(refs)}")
+    return tuple(dict.fromkeys(refs))
+
+
+class SharedKeys(_Section):
+    """What applies to every repository that does not repeat the key."""
+
+    poll_interval_seconds: Annotated[float | None, duration_or_never("100ms", "7d")] = Field(
+        default=30.0, alias="poll_interval"
+    )
+    """How often the upstream is asked for its refs, to find what webhooks missed. With `never`
+    webhooks and readers alone start a refresh. GitHub recommends at most 15 reads per second and
+    repository."""
+
+    hold_seconds: Annotated[float, duration("0s", "5m")] = Field(default=5.0, alias="hold")
+    """How long a reader waits for a refresh that a webhook announced. Argo CD gives up after
+    15 seconds."""
+
+    on_stale: Annotated[OnStale, choice(OnStale)] = OnStale.SERVE
+    """What a reader gets when the wait is over: the last good refs, marked as stale (`serve`), or
+    an error 503 (`refuse`)."""
+
+    max_age_seconds: Annotated[float | None, duration_or_never("0s", "365d")] = Field(
+        default=None, alias="max_age"
+    )
+    """When the refs were confirmed longer ago than this, the upstream is asked before a reader is
+    answered. `0s` asks before every answer, `never` leaves it to polls and webhooks."""
+
+    refs: Annotated[
+        tuple[Annotated[str, REF_PATTERN], ...],
+        AfterValidator(_check_refs),  # a length of pydantic's would also count refused patterns
+        Field(json_schema_extra={"minItems": 1, "maxItems": REFS_MAX}),
+    ] = ("refs/heads/*", "refs/tags/*")
+    """Which refs of the upstream are mirrored: full names, each with at most one `*`, which also
+    matches slashes. `refs/git-mirror/` is the mirror's own."""
+
+    credentials: Annotated[CredentialsDocument | None, _OrNone(), DefaultWords("none")] = None
+    """How the mirror signs in to the upstream. Under `defaults` they are sent to the host of every
+    repository that has none of its own; a repository undoes that with `credentials: none`."""
+
+    webhook_secret_file: Annotated[Path | None, PATH_OR_NONE, DefaultWords("none")] = None
+    """The file that holds the secret the forge signs webhooks with, and nothing else. Without one
+    no webhook for the repository is accepted. `none` undoes a default."""
+
+
+class RepositoryDocument(SharedKeys):
+    """One repository, served at /NAME and /NAME.git. Every key of `defaults` may stand here too."""
+
+    upstream: Annotated[str, UPSTREAM] = Field(examples=["https://github.com/acme/gitops-repo.git"])
+    """The repository to mirror: an http or https URL, without user name and password. With
+    `credentials` it must be https, unless the host is this machine."""
+
+    forge: Annotated[
+        Forge | None, choice(Forge), DefaultWords("guessed from the upstream's host")
+    ] = None
+    """Whose webhooks and habits the upstream has. Needed when the host tells nothing and there is
+    a `webhook_secret_file`."""
+
+
+class LimitSettings(_Section):
+    """Bounds on work and sizes. The defaults suit a small virtual machine."""
+
+    refreshes_max: Annotated[int, count(1, 1000)] = 8
+    """How many repositories are refreshed at once; further ones wait."""
+
+    pack_builds_max: Annotated[int, count(1, 256)] = 4
+    """How many packs are built at once; each keeps about one processor busy."""
+
+    pack_builds_queued_max: Annotated[int, count(1, 1_000_000)] = 1000
+    """How many pack builds may wait; beyond that readers get an error 503."""
+
+    request_bytes_max: Annotated[int, size("1KiB", "4GiB")] = 64 * 1024**2
+    """The longest body of a request, after decompression."""
+
+    pack_bytes_max: Annotated[int, size("1KiB", "1TiB")] = 20 * 1024**3
+    """The longest pack that is taken from an upstream."""
+
+    upstream_timeout_seconds: Annotated[float, duration("100ms", "1h")] = Field(
+        default=60.0, alias="upstream_timeout"
+    )
+    """An upstream that sends nothing for so long is given up, and tried again later."""
+
+    refresh_timeout_seconds: Annotated[float, duration("1s", "7d")] = Field(
+        default=3600.0, alias="refresh_timeout"
+    )
+    """The longest a refresh may take in all, the first clone included."""
+
+
+class LogSettings(_Section):
+    """What is logged, and how."""
+
+    format: Annotated[LogFormat, choice(LogFormat)] = LogFormat.AUTO
+    """How lines look: `json`, `console`, or `auto`, which is `console` on a terminal and `json`
+    elsewhere."""
+
+    level: Annotated[LogLevel, choice(LogLevel)] = LogLevel.INFO
+    """The least important lines that are logged."""
+
+
+def _check_repositories(
+    repositories: dict[str, RepositoryDocument],
+) -> dict[str, RepositoryDocument]:
+    if not repositories:
+        raise ValueError("must name at least one repository to mirror")
+    return repositories
+
+
+class ConfigDocument(_Section):
+    """The configuration of git-mirror."""
+
+    server: ServerSettings = ServerSettings()
+    """Where readers and webhooks come in."""
+
+    data_dir: Annotated[Path, PATH] = Path("/var/lib/git-mirror")
+    """The directory of the mirrored repositories. Nothing else should write there."""
+
+    engine: Annotated[EngineChoice, choice(EngineChoice)] = EngineChoice.AUTO
+    """Who makes and indexes packs: the `git` of this machine, `dulwich` in process, or `auto`,
+    which is `git` where 2.39 or later is installed."""
+
+    defaults: SharedKeys = SharedKeys()
+    """What applies to every repository that does not repeat the key."""
+
+    repositories: Annotated[
+        dict[Annotated[str, REPOSITORY_NAME], RepositoryDocument],
+        AfterValidator(_check_repositories),
+        Field(json_schema_extra={"minProperties": 1, "additionalProperties": False}),
+    ]
+    """The repositories by name. A name is the path that a repository is served at, such as
+    `acme/gitops-repo` or `group/subgroup/project`, without `.git`."""
+
+    limits: LimitSettings = LimitSettings()
+    """Bounds on work and sizes."""
+
+    log: LogSettings = LogSettings()
+    """What is logged, and how."""
+
+
+SectionPath = tuple[str, ...]
+
+ANY_NAME: Final = "<name>"
+"""Stands for a repository's name in the path of a section."""
+
+SECTIONS: Final[Mapping[SectionPath, type[BaseModel]]] = {
+    (): ConfigDocument,
+    ("server",): ServerSettings,
+    ("defaults",): SharedKeys,
+    ("repositories", ANY_NAME): RepositoryDocument,
+    ("repositories", ANY_NAME, "credentials"): CredentialsDocument,
+    ("defaults", "credentials"): CredentialsDocument,
+    ("limits",): LimitSettings,
+    ("log",): LogSettings,
+}
+"""Every mapping with fixed keys, in the order of the reference."""
+
+
+def keys_of(section: type[BaseModel]) -> dict[str, str]:
+    """Return the keys that users write in `section`, each with the name of its field."""
+    return {field.alias or name: name for name, field in section.model_fields.items()}

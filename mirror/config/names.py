@@ -1,0 +1,284 @@
+"""What may be named in the configuration: repositories, upstreams, refs, files, an address.
+
+Pure rules. Each reads one text and returns the value, or raises `ValueError` saying what to write
+instead. A message never repeats a text that may hold a secret.
+"""
+
+import ipaddress
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+from urllib.parse import urlsplit
+
+from mirror.config.notation import Notation, shown
+
+# Repositories.
+
+REPOSITORY_NAME_BYTES_MAX: Final = 255
+"""NAME_MAX of Linux: the name may become one file name in a log or an archive."""
+
+RESERVED_SEGMENTS: Final = ("webhooks", "healthz", "readyz", "metrics", "status", "status.json")
+"""First segments that are the service's own paths."""
+
+_SEGMENT: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
+
+
+def read_repository_name(text: str) -> str:
+    """Return the name of a repository as it stands in URLs: `acme/gitops-repo`.
+
+    Raises:
+        ValueError: It could not be a path here or on disk.
+    """
+    if len(text.encode()) > REPOSITORY_NAME_BYTES_MAX:
+        raise ValueError(f"the name is longer than {REPOSITORY_NAME_BYTES_MAX} bytes")
+    segments = text.split("/")
+    for segment in segments:
+        if not segment:
+            raise ValueError("the name has an empty segment; write it like `acme/gitops-repo`")
+        if segment.endswith((".git", ".lock")):
+            raise ValueError(
+                f"the segment {shown(segment)} ends in `.git` or `.lock`; leave the ending out"
+                " (a repository answers with and without .git)"
+            )
+        if not _SEGMENT.fullmatch(segment):
+            raise ValueError(
+                f"the segment {shown(segment)} must be of letters, digits, `.`, `_` and `-`,"
+                " and must not begin with `.` or `-`"
+            )
+    if segments[0] in RESERVED_SEGMENTS:
+        raise ValueError(f"`{segments[0]}` is a path of the service itself; choose another name")
+    return text
+
+
+REPOSITORY_NAME: Final = Notation(
+    "the repository's path",
+    read_repository_name,
+    str,
+    {
+        "type": "string",
+        "pattern": rf"^(?!({'|'.join(map(re.escape, RESERVED_SEGMENTS))})(/|$))"
+        r"(?!.*\.(git|lock)(/|$))[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*)*$",
+        "maxLength": REPOSITORY_NAME_BYTES_MAX,
+    },
+)
+
+# Upstreams.
+
+_URL_CHARACTERS: Final = re.compile(r"[!-\[\]-~]+")  # urlsplit drops tabs and newlines silently
+_NETLOC: Final = re.compile(r"([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?")
+
+
+def read_upstream(text: str) -> str:
+    """Return the URL of an upstream repository, without its trailing slash.
+
+    Raises:
+        ValueError: It is not an http or https URL, or carries what a URL must not.
+    """
+    if not text.lower().startswith(("https://", "http://")):
+        raise ValueError(
+            "must be a URL like `https://github.com/acme/gitops-repo.git`;"
+            " SSH, git:// and files are not supported"
+        )
+    if not _URL_CHARACTERS.fullmatch(text):
+        raise ValueError("holds a space or a character that a URL must percent-encode")
+    if "?" in text or "#" in text:
+        raise ValueError("must end with the path: no `?query` and no `#fragment`")
+    try:
+        parts = urlsplit(text)
+        host, port = parts.hostname, parts.port
+    except ValueError:  # its words may repeat a password
+        raise ValueError("is not a valid URL; look at its host and port") from None
+    if "@" in parts.netloc:
+        raise ValueError("carries a user name or password; use `credentials:` instead")
+    if not host or port == 0 or not _NETLOC.fullmatch(parts.netloc):
+        raise ValueError("has no valid host; write it like `https://github.com/acme/app.git`")
+    return f"{parts.scheme}://{parts.netloc.lower()}{parts.path.rstrip('/')}"
+
+
+UPSTREAM: Final = Notation(
+    "an http or https URL",
+    read_upstream,
+    str,
+    {
+        "type": "string",
+        "pattern": r"^[Hh][Tt][Tt][Pp][Ss]?://[^@?#\s\\]+$",
+        "examples": ["https://github.com/acme/gitops-repo.git"],
+    },
+)
+
+
+def host_of(upstream: str) -> str:
+    """Return the host of a URL that `read_upstream` returned, without port and brackets."""
+    return urlsplit(upstream).hostname or ""
+
+
+def is_in_the_clear(upstream: str) -> bool:
+    """Say whether what is sent to this URL can be read on a network on its way."""
+    host = host_of(upstream)
+    if urlsplit(upstream).scheme == "https" or host == "localhost" or host.endswith(".localhost"):
+        return False
+    try:
+        return not ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return True
+
+
+# Refs.
+
+RESERVED_REFS: Final = "refs/git-mirror/"
+"""Where the mirror keeps refs of its own: old tips, work under way."""
+
+_NOT_IN_REFS: Final = re.compile(
+    r"[\x00-\x20\x7f~^:?\[\\]|\.\.|@\{|//|/\.|\.lock(?:/|$)|[./]$"
+)  # git-check-ref-format(1)
+
+
+def read_ref_pattern(text: str) -> str:
+    """Return a pattern of ref names: a full name, with at most one `*` in it.
+
+    Raises:
+        ValueError: No ref name could match it, or it is not ours to mirror.
+    """
+    if ":" in text or text.startswith(("+", "^")):
+        raise ValueError(
+            f"{shown(text)} is a refspec; write the upstream's names alone, like `refs/heads/*`"
+        )
+    if not text.startswith("refs/"):
+        raise ValueError(f"{shown(text)} must be a full name, like `refs/heads/main`")
+    if text.count("*") > 1:
+        raise ValueError(f"{shown(text)} holds more than one `*`")
+    if text.startswith(RESERVED_REFS) or text == RESERVED_REFS.rstrip("/"):
+        raise ValueError(f"`{RESERVED_REFS}` is the mirror's own; choose other refs")
+    if _NOT_IN_REFS.search(text):
+        raise ValueError(f"{shown(text)} can't be a ref name (see git check-ref-format)")
+    return text
+
+
+REF_PATTERN: Final = Notation(
+    "a full ref name, with at most one `*`",
+    read_ref_pattern,
+    str,
+    {
+        "type": "string",
+        "pattern": r"^refs/(?!git-mirror(/|$))[^*\s~^:?\[\\]*\*?[^*\s~^:?\[\\]*$",
+        "examples": ["refs/heads/*", "refs/heads/main", "refs/heads/release-*", "refs/tags/*"],
+    },
+)
+
+# Files and credentials.
+
+_LOOKS_LIKE_A_TOKEN: Final = re.compile(r"gh[a-z]_\w|github_pat_|glpat-|gloas-")
+
+
+def read_path(text: str) -> Path:
+    """Return a path, still relative if it was written so.
+
+    Raises:
+        ValueError: It is empty, begins with `~`, or is a token rather than a path.
+    """
+    if not text:
+        raise ValueError("is empty; write the path of a file or directory")
+    if text.startswith("~"):
+        raise ValueError("`~` is not expanded; write the whole path")
+    if _LOOKS_LIKE_A_TOKEN.match(text):
+        raise ValueError("is a token, not a path; put the token in a file and name that here")
+    return Path(text)
+
+
+PATH: Final = Notation(
+    "a path, absolute or relative to this file's directory",
+    read_path,
+    str,
+    {"type": "string", "minLength": 1, "pattern": "^[^~]"},
+    Path,
+)
+
+
+def read_path_or_none(text: str) -> Path | None:
+    """Return a path, or `None` for the word `none`.
+
+    Raises:
+        ValueError: As `read_path`.
+    """
+    return None if text == "none" else read_path(text)
+
+
+PATH_OR_NONE: Final = Notation(
+    f"{PATH.words}, or `none`",
+    read_path_or_none,
+    lambda path: "none" if path is None else str(path),
+    PATH.schema,
+    Path,
+)
+
+
+def read_username(text: str) -> str:
+    """Return a user name for HTTP Basic authentication.
+
+    Raises:
+        ValueError: It is empty or holds a colon, which ends the name (RFC 7617).
+    """
+    if not text or ":" in text:
+        raise ValueError("must not be empty and must not hold a colon; the password goes elsewhere")
+    return text
+
+
+USERNAME: Final = Notation(
+    "a user name", read_username, str, {"type": "string", "pattern": "^[^:]+$"}
+)
+
+# The address to listen on.
+
+
+@dataclass(frozen=True, slots=True)
+class ListenAddress:
+    """Where the service accepts connections. Port 0 lets the system choose one."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{host}:{self.port}"
+
+
+_LISTEN: Final = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([A-Za-z0-9.-]+)):([0-9]{1,5})")
+
+
+def read_listen_address(text: str) -> ListenAddress:
+    """Return the address `host:port`, with the brackets of IPv6 taken off.
+
+    Raises:
+        ValueError: It is something else.
+    """
+    found = _LISTEN.fullmatch(text)
+    if found is None:
+        raise ValueError(
+            f"{shown(text)} is not `host:port`; write it like `127.0.0.1:8470`, `0.0.0.0:8470`"
+            ' (every IPv4 address) or, in quotes, `"[::]:8470"`'
+        )
+    version_6, host, port = found[1], found[2], int(found[3])
+    if port > 65535:
+        raise ValueError(f"the port {port} is over 65535")
+    try:
+        if version_6:
+            ipaddress.IPv6Address(version_6)
+        elif host.replace(".", "").isdigit():
+            ipaddress.IPv4Address(host)
+    except ValueError:
+        raise ValueError(f"{shown(version_6 or host)} is not an IP address") from None
+    return ListenAddress(version_6 or host, port)
+
+
+LISTEN_ADDRESS: Final = Notation(
+    "`host:port`, IPv6 in brackets",
+    read_listen_address,
+    str,
+    {
+        "type": "string",
+        "pattern": _LISTEN.pattern.join(("^", "$")),
+        "examples": ["127.0.0.1:8470", "[::]:8470"],
+    },
+    ListenAddress,
+)

@@ -1,0 +1,66 @@
+"""The configuration as the program gets it: resolved, with nothing left to look up or to guess.
+
+Sections that need no resolving are the models themselves (`ServerSettings`, `LimitSettings`,
+`LogSettings`).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from mirror.config.models import (
+    EngineChoice,
+    Forge,
+    LimitSettings,
+    LogSettings,
+    OnStale,
+    ServerSettings,
+    SharedKeys,
+)
+
+_DEFAULTS: Final = SharedKeys()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CredentialSettings:
+    """How to sign in to an upstream. The password itself stays in its file."""
+
+    username: str
+    password_file: Path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RepositorySettings:
+    """One repository, with every default applied.
+
+    Attributes:
+        poll_interval_seconds: `None` for never.
+        max_age_seconds: `None` for never.
+        inherited: The keys that were taken from `defaults:`, for messages that name them.
+    """
+
+    name: str
+    upstream: str
+    forge: Forge | None = None
+    credentials: CredentialSettings | None = None
+    webhook_secret_file: Path | None = None
+    refs: tuple[str, ...] = _DEFAULTS.refs
+    poll_interval_seconds: float | None = _DEFAULTS.poll_interval_seconds
+    hold_seconds: float = _DEFAULTS.hold_seconds
+    on_stale: OnStale = _DEFAULTS.on_stale
+    max_age_seconds: float | None = _DEFAULTS.max_age_seconds
+    inherited: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """The whole configuration. Every path in it is absolute."""
+
+    source: Path
+    data_dir: Path
+    repositories: Mapping[str, RepositorySettings]
+    server: ServerSettings = field(default_factory=ServerSettings)
+    engine: EngineChoice = EngineChoice.AUTO
+    limits: LimitSettings = field(default_factory=LimitSettings)
+    log: LogSettings = field(default_factory=LogSettings)

@@ -1,0 +1,98 @@
+"""What a reader is given now: the current refs, perhaps after a wait, perhaps marked stale.
+
+The decision is `freshness`'s; here is the waiting.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from mirror.errors import NotYetMirrored, StaleRefused
+from mirror.refresh.freshness import Verdict
+from mirror.refresh.mirror import Mirror
+from mirror.refresh.refresher import Refresher, Trigger
+from mirror.repository.bare import BareRepository
+from mirror.repository.snapshot import RefSnapshot
+
+AGE_UNKNOWN_SECONDS: Final = 0
+"""Shown for refs that were not confirmed since the start; their staleness shows all the same."""
+
+
+@dataclass(frozen=True, slots=True)
+class Admitted:
+    """What a reader may see.
+
+    Attributes:
+        repository: Its objects.
+        snapshot: Its refs.
+        stale_seconds: `None` when fresh; else how long ago the refs were last confirmed.
+        held_seconds: How long the reader had to wait.
+    """
+
+    repository: BareRepository
+    snapshot: RefSnapshot
+    stale_seconds: int | None
+    held_seconds: float
+
+
+class Gate:
+    """Lets the readers of one repository in."""
+
+    def __init__(
+        self,
+        mirror: Mirror,
+        refresher: Refresher,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._mirror = mirror
+        self._refresher = refresher
+        self._clock = clock
+
+    def current(self) -> Admitted:
+        """Return what is there, whatever its age: for requests that name objects, not refs.
+
+        Raises:
+            NotYetMirrored: There is nothing yet.
+        """
+        mirror = self._mirror
+        if mirror.repository is None or mirror.snapshot is None:
+            reason = f": {mirror.last.error}" if mirror.last.error else ""
+            raise NotYetMirrored(f"{mirror.name} is not mirrored yet{reason}; try again soon")
+        return Admitted(mirror.repository, mirror.snapshot, None, 0.0)
+
+    async def admit(self) -> Admitted:
+        """Return what may be served now, after a wait where the rules want one.
+
+        Raises:
+            NotYetMirrored: There is nothing yet.
+            StaleRefused: It would be stale, and the repository's policy is to refuse that.
+        """
+        self.current()
+        mirror = self._mirror
+        policy = mirror.policy
+        asked_at = now = self._clock()
+        while True:
+            verdict = mirror.freshness.judge(now, asked_at, policy)
+            if verdict in (Verdict.FRESH, Verdict.STALE):
+                break
+            if verdict is Verdict.ASK:
+                self._refresher.request(Trigger.MAX_AGE)
+            await mirror.changed.wait(asked_at + policy.hold_seconds - now)
+            now = self._clock()
+        there = self.current()
+        stale_seconds = None
+        if verdict is Verdict.STALE:
+            age = mirror.freshness.age_seconds(now)
+            stale_seconds = AGE_UNKNOWN_SECONDS if age is None else round(age)
+            if policy.refuse_stale:
+                raise StaleRefused(
+                    f"{mirror.name} may be out of date (last confirmed {_ago(age)}) and its policy"
+                    f" is on_stale: refuse; last error: {mirror.last.error or 'none'}"
+                )
+        return Admitted(there.repository, there.snapshot, stale_seconds, now - asked_at)
+
+
+def _ago(age: float | None) -> str:
+    return "never since the start" if age is None else f"{age:.0f} s ago"

@@ -1,0 +1,116 @@
+"""One repository as the running service knows it: settings, disk, what is served, how fresh.
+
+Changed only on the event loop, by the repository's own refresher; readers take one reference.
+"""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from mirror.config import OnStale, RepositorySettings
+from mirror.refresh.freshness import Freshness, Policy
+from mirror.repository.bare import BareRepository
+from mirror.repository.snapshot import RefSnapshot
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a refresh has come.
+
+    Attributes:
+        phase: `asking`, `receiving`, `indexing` or `checking`.
+        done: Bytes received, or objects indexed.
+        total: Of how many, where that is known.
+        message: The upstream's own progress message.
+    """
+
+    phase: str
+    done: int = 0
+    total: int | None = None
+    message: str = ""
+
+
+class Signal:
+    """Wakes all who wait at the moment it is given."""
+
+    def __init__(self) -> None:
+        self._waiters: set[asyncio.Future[None]] = set()
+
+    def give(self) -> None:
+        """Wake the waiters."""
+        for waiter in self._waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+
+    async def wait(self, timeout_seconds: float) -> None:
+        """Wait for the next time it is given, or for the time to run out."""
+        waiter = asyncio.get_running_loop().create_future()
+        self._waiters.add(waiter)
+        try:
+            await asyncio.wait((waiter,), timeout=timeout_seconds)
+        finally:
+            self._waiters.discard(waiter)
+
+
+@dataclass(slots=True)
+class LastRefresh:
+    """What came of the latest refresh; times in seconds since the epoch."""
+
+    succeeded_at: float | None = None
+    failed_at: float | None = None
+    error: str | None = None
+    changed_at: float | None = None
+
+
+@dataclass(slots=True)
+class Mirror:
+    """The state of one mirrored repository.
+
+    Attributes:
+        settings: From the configuration.
+        path: Where the bare repository is, or will be.
+        repository: The bare repository, once there is one.
+        snapshot: What readers see; `None` before the first clone is done.
+        freshness: How old that is.
+        last: For people who ask how it went.
+        progress: How far the refresh under way has come; `None` when none is.
+        changed: Given whenever `snapshot`, `freshness` or `progress` changed.
+        moved_to: Where the upstream says that it is now.
+        watch: Called with each step of a refresh, for who shows it to people.
+    """
+
+    settings: RepositorySettings
+    path: Path
+    repository: BareRepository | None = None
+    snapshot: RefSnapshot | None = None
+    freshness: Freshness = field(default_factory=Freshness)
+    last: LastRefresh = field(default_factory=LastRefresh)
+    progress: Progress | None = None
+    changed: Signal = field(default_factory=Signal)
+    moved_to: str | None = None
+    watch: "Callable[[Mirror], None] | None" = None
+
+    @property
+    def name(self) -> str:
+        """The path readers use, without `.git`."""
+        return self.settings.name
+
+    @property
+    def policy(self) -> Policy:
+        """The repository's rules of freshness."""
+        return Policy(
+            hold_seconds=self.settings.hold_seconds,
+            refuse_stale=self.settings.on_stale is OnStale.REFUSE,
+            max_age_seconds=self.settings.max_age_seconds,
+        )
+
+    def report(self, progress: Progress | None) -> None:
+        """Take note of the progress of the refresh under way."""
+        self.progress = progress
+        self.changed.give()
+        if self.watch is not None:
+            self.watch(self)
+
+
+ReportProgress = Callable[[Progress], None]

@@ -1,0 +1,60 @@
+"""When to look at the upstream next. Pure: time and chance are passed in.
+
+* All well: the poll interval, give or take a tenth, so that a thousand repositories spread out.
+* Failing: 1 s, doubled with each failure, up to the longer of the poll interval and a minute, each
+  shortened by up to half at random. What the upstream's Retry-After says is the least.
+* The upstream does not show yet what its webhook announced (forges replicate): soon again, a few
+  times.
+"""
+
+from dataclasses import dataclass
+from typing import Final
+
+POLL_JITTER: Final = 0.1
+BACKOFF_SECONDS_MIN: Final = 1.0
+BACKOFF_SECONDS_MAX: Final = 60.0
+LAG_DELAYS_SECONDS: Final = (0.1, 0.25, 0.5, 1.0, 2.0)
+"""After that the forge has had its chance: what it lists is true."""
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """When a repository is looked at.
+
+    Attributes:
+        poll_interval_seconds: `None` for never.
+    """
+
+    poll_interval_seconds: float | None
+
+    def after_success(self, chance: float) -> float | None:
+        """Return the seconds to the next poll, or `None` for no poll.
+
+        Args:
+            chance: A random number of [0, 1).
+        """
+        if self.poll_interval_seconds is None:
+            return None
+        return self.poll_interval_seconds * (1 - POLL_JITTER + 2 * POLL_JITTER * chance)
+
+    def after_failure(
+        self, failures: int, chance: float, retry_after_seconds: float | None = None
+    ) -> float:
+        """Return the seconds to the next try.
+
+        Args:
+            failures: How many tries failed in a row, at least 1.
+            chance: A random number of [0, 1).
+            retry_after_seconds: What the upstream asked for.
+        """
+        longest = max(self.poll_interval_seconds or 0.0, BACKOFF_SECONDS_MAX)
+        delay = min(BACKOFF_SECONDS_MIN * 2.0 ** min(failures - 1, 30), longest)
+        return max(delay * (1 - chance / 2), retry_after_seconds or 0.0)
+
+    def after_lag(self, tries: int) -> float | None:
+        """Return the seconds to the next look for an announced tip, or `None`: no more of them.
+
+        Args:
+            tries: How many looks did not find it, at least 1.
+        """
+        return LAG_DELAYS_SECONDS[tries - 1] if tries <= len(LAG_DELAYS_SECONDS) else None

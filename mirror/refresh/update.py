@@ -1,0 +1,312 @@
+"""One refresh: what the upstream lists becomes what we hold.
+
+In this order, so that a crash at any point leaves a repository that is whole: list the refs;
+receive what is missing into a quarantine; index and check it; join it to the repository; replace
+the refs. Publishing is the caller's. No lock is held: the repository's one refresher is the only
+writer.
+"""
+
+import asyncio
+import re
+import secrets
+import shutil
+import time
+from collections.abc import Callable, Iterable
+from contextlib import aclosing, closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+from urllib.parse import quote
+
+from mirror.errors import LocalError, UpstreamUnavailable
+from mirror.refresh.mirror import Mirror, Progress
+from mirror.repository.bare import (
+    KEPT_PREFIX,
+    BareRepository,
+    Quarantine,
+    StoredRefs,
+    fsync_directory,
+)
+from mirror.repository.packing.engine import PackEngine
+from mirror.repository.snapshot import RefSnapshot
+from mirror.upstream.remote import Remote
+from mirror.wire.client import Listing
+from mirror.wire.names import ObjectId, Ref, RefName
+
+KEPT_SECONDS: Final = 24 * 3600
+"""Old tips stay fetchable that long after a force-push or a deletion."""
+
+HAVES_MAX: Final = 256
+"""The tips we tell the upstream of; those of the refs that changed come first."""
+
+ANCESTORS_LOOKED_AT_MAX: Final = 5_000
+"""To tell a fast-forward from a force-push; when in doubt the old tip is kept."""
+
+HIDDEN_NAMESPACES: Final = (
+    b"refs/pull/",
+    b"refs/merge-requests/",
+    b"refs/keep-around/",
+    b"refs/pipelines/",
+    b"refs/environments/",
+    b"refs/remotes/",
+    b"refs/tmp/",
+)
+"""What forges keep for themselves: mirrored only where a pattern names the namespace."""
+
+WallClock = Callable[[], float]
+
+
+class RefPatterns:
+    """The `refs:` of a repository: which of the upstream's refs are mirrored."""
+
+    def __init__(self, patterns: Iterable[str]) -> None:
+        self._patterns = tuple(pattern.encode() for pattern in patterns)
+        self._regex = [
+            (re.compile(re.escape(pattern).replace(rb"\*", rb".+")), pattern)
+            for pattern in self._patterns
+        ]
+
+    def prefixes(self) -> list[bytes]:
+        """Return what to ask an upstream for: the patterns up to their star."""
+        return sorted({pattern.partition(b"*")[0] for pattern in self._patterns})
+
+    def matches(self, name: RefName) -> bool:
+        """Tell whether a ref is mirrored."""
+        if name.startswith(KEPT_PREFIX):
+            return False
+        hidden = next((space for space in HIDDEN_NAMESPACES if name.startswith(space)), None)
+        return any(
+            regex.fullmatch(name) and (hidden is None or pattern.startswith(hidden))
+            for regex, pattern in self._regex
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Updated:
+    """What a refresh came to.
+
+    Attributes:
+        repository: The bare repository, opened by this refresh when there was none.
+        snapshot: What is to be published; the very one before when nothing changed.
+        received_bytes: The size of the pack that came.
+    """
+
+    repository: BareRepository
+    snapshot: RefSnapshot
+    received_bytes: int
+
+
+class Updater:
+    """Refreshes repositories, one call per refresh."""
+
+    def __init__(
+        self,
+        engine: PackEngine,
+        *,
+        staging: Path,
+        agent: bytes,
+        now: WallClock = time.time,
+    ) -> None:
+        self._engine = engine
+        self._staging = staging
+        self._agent = agent
+        self._now = now
+
+    async def update(self, mirror: Mirror, remote: Remote) -> Updated:
+        """Refresh one repository.
+
+        Raises:
+            UpstreamError: The upstream did not answer as it should.
+            LocalError: Something on this machine failed.
+        """
+        mirror.report(Progress("asking"))
+        try:
+            listing = await self._list(mirror, remote)
+            if mirror.repository is None:
+                return await self._clone(mirror, remote, listing)
+            return await self._refresh(mirror, mirror.repository, remote, listing)
+        except OSError as error:
+            raise LocalError(f"{error.strerror}: {error.filename}") from error
+        finally:
+            mirror.report(None)
+
+    def mirrors(self, mirror: Mirror, name: RefName) -> bool:
+        """Tell whether a ref of the upstream is one that this repository mirrors."""
+        return RefPatterns(mirror.settings.refs).matches(name)
+
+    def open(self, repository: BareRepository) -> RefSnapshot:
+        """Make the first snapshot of a repository that is on disk already.
+
+        Raises:
+            LocalError: Its refs can't be read, or name objects that are not there.
+        """
+        stored = repository.read_refs()
+        for ref in stored.refs.values():
+            if not repository.source.contains(ref.oid):
+                raise LocalError(
+                    f"{repository.path}: {ref.name.decode()} names an object that is missing"
+                )
+        return self._snapshot(1, stored).prepare()
+
+    async def _list(self, mirror: Mirror, remote: Remote) -> Listing:
+        """Ask for the refs. An empty answer where there were some is asked for once more."""
+        prefixes = RefPatterns(mirror.settings.refs).prefixes()
+        listing = await remote.list_refs(prefixes)
+        if not listing.refs and mirror.snapshot is not None and not mirror.snapshot.is_empty:
+            remote.forget()
+            listing = await remote.list_refs(prefixes)
+        mirror.moved_to = remote.moved_to
+        return listing
+
+    async def _clone(self, mirror: Mirror, remote: Remote, listing: Listing) -> Updated:
+        """Clone into the staging directory and rename: a half-finished clone is never served."""
+        place = self._staging / f"{quote(mirror.name, safe='')}.{secrets.token_hex(4)}.git"
+        url = mirror.settings.upstream
+        try:
+            with closing(await asyncio.to_thread(_create, place, url)) as staged:
+                updated = await self._refresh(mirror, staged, remote, listing)
+            await asyncio.to_thread(_put_in_place, staged, mirror.path)
+        finally:
+            await asyncio.to_thread(shutil.rmtree, place, True)  # noqa: FBT003 - its ignore_errors
+        repository = await asyncio.to_thread(BareRepository.open, mirror.path)
+        return Updated(repository, updated.snapshot, updated.received_bytes)
+
+    async def _refresh(
+        self, mirror: Mirror, repository: BareRepository, remote: Remote, listing: Listing
+    ) -> Updated:
+        patterns = RefPatterns(mirror.settings.refs)
+        listed = {ref.name: ref.oid for ref in listing.refs if patterns.matches(ref.name)}
+        detached = listing.head if listing.head_target is None else None
+        before = mirror.snapshot
+        if before is not None and _is_same(before, listed, listing.head_target, detached):
+            return Updated(repository, before, 0)
+        tips = {*listed.values(), *([detached] if detached else [])}
+        missing = await asyncio.to_thread(_missing, repository, tips)
+        received = 0
+        if missing:
+            haves = _choose_haves(before, listed)
+            with repository.quarantine() as quarantine:
+                received = await self._receive(mirror, remote, quarantine, missing, haves)
+                mirror.report(Progress("checking"))
+                await self._engine.check_connected(quarantine, missing)
+                await asyncio.to_thread(quarantine.migrate)
+        number = before.number + 1 if before is not None else 1
+        snapshot = await asyncio.to_thread(
+            self._replace_refs, repository, listed, listing.head_target, detached, number
+        )
+        return Updated(repository, snapshot, received)
+
+    async def _receive(
+        self,
+        mirror: Mirror,
+        remote: Remote,
+        quarantine: Quarantine,
+        wants: list[ObjectId],
+        haves: list[ObjectId],
+    ) -> int:
+        """Receive and index a pack; returns its size in bytes."""
+
+        def receiving(received: int, message: bytes) -> None:
+            text = message.decode("utf-8", "replace")
+            mirror.report(Progress("receiving", received, None, text))
+
+        loop = asyncio.get_running_loop()
+
+        def indexing(done: int, total: int) -> None:
+            report = Progress("indexing", done, total)
+            loop.call_soon_threadsafe(mirror.report, report)
+
+        size = 0
+        chunks = remote.fetch_pack(wants, haves, progress=receiving)
+        with quarantine.received.open("wb") as file:
+            async with aclosing(chunks):
+                async for chunk in chunks:
+                    size += file.write(chunk)
+        if size == 0:
+            raise UpstreamUnavailable("the upstream sent no pack for what it had listed")
+        await self._engine.index_pack(quarantine, progress=indexing)
+        quarantine.received.unlink()
+        return size
+
+    def _replace_refs(
+        self,
+        repository: BareRepository,
+        listed: dict[RefName, ObjectId],
+        head_target: RefName | None,
+        detached: ObjectId | None,
+        number: int,
+    ) -> RefSnapshot:
+        """Write the refs and make the snapshot; blocking."""
+        old = repository.read_refs()
+        graph = repository.graph
+        refs = {}
+        for name, oid in listed.items():
+            was = old.refs.get(name)
+            if was is not None and was.oid == oid:
+                refs[name] = was
+                continue
+            peeled = graph.peel(oid)
+            refs[name] = Ref(name, oid, peeled if peeled != oid else None)
+        now = int(self._now())
+        kept = {oid: until for oid, until in old.kept.items() if until > now}
+        for name, ref in old.refs.items():
+            new = listed.get(name)
+            if new != ref.oid and not (new and _is_fast_forward(repository, ref.oid, new)):
+                kept[ref.oid] = now + KEPT_SECONDS
+        stored = StoredRefs(refs, head_target, detached, kept)
+        repository.write_refs(stored)
+        return self._snapshot(number, stored).prepare()
+
+    def _snapshot(self, number: int, stored: StoredRefs) -> RefSnapshot:
+        return RefSnapshot(
+            number,
+            stored.refs.values(),
+            head_target=stored.head_target,
+            detached_head=stored.head,
+            agent=self._agent,
+        )
+
+
+def _is_same(
+    before: RefSnapshot,
+    listed: dict[RefName, ObjectId],
+    head_target: RefName | None,
+    detached: ObjectId | None,
+) -> bool:
+    return (
+        before.head_target == head_target
+        and (head_target is not None or before.head == detached)
+        and listed == {ref.name: ref.oid for ref in before.refs}
+    )
+
+
+def _missing(repository: BareRepository, tips: Iterable[ObjectId]) -> list[ObjectId]:
+    return [tip for tip in sorted(tips) if not repository.source.contains(tip)]
+
+
+def _choose_haves(before: RefSnapshot | None, listed: dict[RefName, ObjectId]) -> list[ObjectId]:
+    """Choose the tips that say most: those of refs that move now, then branches, then the rest."""
+    if before is None:
+        return []
+    ranked = sorted(
+        before.refs,
+        key=lambda ref: (listed.get(ref.name) == ref.oid, not ref.name.startswith(b"refs/heads/")),
+    )
+    return list(dict.fromkeys(ref.oid for ref in ranked[:HAVES_MAX]))
+
+
+def _is_fast_forward(repository: BareRepository, old: ObjectId, new: ObjectId) -> bool:
+    return repository.graph.is_ancestor(
+        old, repository.graph.peel(new), commits_max=ANCESTORS_LOOKED_AT_MAX
+    )
+
+
+def _create(place: Path, url: str) -> BareRepository:
+    return BareRepository.create(place, upstream_url=url)
+
+
+def _put_in_place(staged: BareRepository, path: Path) -> None:
+    staged.make_durable()
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o750)
+    staged.path.rename(path)
+    fsync_directory(path.parent)

@@ -1,0 +1,151 @@
+"""From a fetch request to its answer: what is said before the pack, and what the pack is to hold.
+
+Blocking work on objects (negotiation walks history): callers run it in a thread.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from mirror.errors import ClientError, ProtocolError
+from mirror.repository.bare import BareRepository
+from mirror.repository.packing.engine import PackRequest
+from mirror.repository.shallow import ShallowUpdate, update_shallow
+from mirror.repository.snapshot import RefSnapshot
+from mirror.wire.answers import encode_shallow_lines, encode_v2_sections
+from mirror.wire.names import ObjectId, RefName
+from mirror.wire.negotiation import negotiate_v0, negotiate_v2
+from mirror.wire.pktline import FLUSH_PKT
+from mirror.wire.requests import FetchRequest, SideBand, UploadPackRequest
+
+
+class UnknownRef(ClientError):
+    """A ref that was asked for by its name is not there."""
+
+    label = "unknown_ref"
+
+
+@dataclass(frozen=True, slots=True)
+class FetchPlan:
+    """How a fetch is answered.
+
+    Attributes:
+        head: pkt-lines that go first.
+        pack: The pack that follows; `None` when the answer ends here.
+        side_band: How the pack is framed.
+    """
+
+    head: bytes
+    pack: PackRequest | None
+    side_band: SideBand
+
+
+def missing_objects(repository: BareRepository, oids: Iterable[ObjectId]) -> list[ObjectId]:
+    """Return those of `oids` that the mirror lacks."""
+    return [oid for oid in oids if not repository.source.contains(oid)]
+
+
+def plan_v2(repository: BareRepository, snapshot: RefSnapshot, fetch: FetchRequest) -> FetchPlan:
+    """Plan the answer to a v2 fetch whose wants are all here.
+
+    Raises:
+        UnknownRef: A `want-ref` or `deepen-not` names no ref of ours.
+        ProtocolError: The request makes no sense.
+    """
+    wanted_refs = {name: _resolve(snapshot, name) for name in fetch.want_refs}
+    wants = tuple(dict.fromkeys((*fetch.wants, *wanted_refs.values())))
+    request = replace(fetch, wants=wants)
+    client_shallow = _known_shallow(repository, fetch)
+    outcome = negotiate_v2(
+        request,
+        repository.source.contains,
+        lambda common: repository.graph.all_reach(wants, common),
+    )
+    if not outcome.send_pack:
+        return FetchPlan(outcome.lines, None, SideBand.LARGE)
+    update = _shallow_update(repository, snapshot, request, client_shallow)
+    shallow_info = None
+    if fetch.deepen or fetch.shallow:
+        shallow_info = encode_shallow_lines(update.shallow, update.unshallow)
+    head = outcome.lines + encode_v2_sections(shallow_info=shallow_info, wanted_refs=wanted_refs)
+    return FetchPlan(head, _pack_request(snapshot, request, outcome.common, update), SideBand.LARGE)
+
+
+def plan_v0(
+    repository: BareRepository, snapshot: RefSnapshot, request: UploadPackRequest
+) -> FetchPlan:
+    """Plan the answer to a v0 or v1 fetch whose wants are all here.
+
+    Raises:
+        UnknownRef: A `deepen-not` names no ref of ours.
+        ProtocolError: The request makes no sense.
+    """
+    fetch = request.fetch
+    update = _shallow_update(repository, snapshot, fetch, _known_shallow(repository, fetch))
+    head = b""
+    if fetch.deepen:
+        head = encode_shallow_lines(update.shallow, update.unshallow) + FLUSH_PKT
+    outcome = negotiate_v0(
+        request,
+        repository.source.contains,
+        lambda common: repository.graph.all_reach(fetch.wants, common),
+    )
+    head += outcome.lines
+    if not outcome.send_pack:
+        return FetchPlan(head, None, request.side_band)
+    pack = _pack_request(snapshot, fetch, outcome.common, update)
+    return FetchPlan(head, pack, request.side_band)
+
+
+def _resolve(snapshot: RefSnapshot, name: RefName) -> ObjectId:
+    oid = snapshot.find(name)
+    if oid is None:
+        raise UnknownRef(f"unknown ref {name.decode('utf-8', 'backslashreplace')}")
+    return oid
+
+
+def _known_shallow(repository: BareRepository, fetch: FetchRequest) -> frozenset[ObjectId]:
+    """Return the reader's boundary, as far as we know these commits."""
+    known = {oid for oid in fetch.shallow if repository.source.contains(oid)}
+    for oid in known:
+        if repository.graph.node(oid) is None:
+            raise ProtocolError(f"invalid shallow object {oid.decode()}: it is not a commit")
+    return frozenset(known)
+
+
+def _shallow_update(
+    repository: BareRepository,
+    snapshot: RefSnapshot,
+    fetch: FetchRequest,
+    client_shallow: frozenset[ObjectId],
+) -> ShallowUpdate:
+    excluded = []
+    for short in fetch.deepen.exclude:
+        oid = snapshot.resolve(short)
+        if oid is None:
+            raise UnknownRef(f"deepen-not is not a ref: {short.decode('utf-8', 'replace')}")
+        excluded.append(oid)
+    return update_shallow(
+        repository.graph,
+        wants=fetch.wants,
+        client_shallow=client_shallow,
+        deepen=fetch.deepen,
+        excluded=excluded,
+    )
+
+
+def _pack_request(
+    snapshot: RefSnapshot,
+    fetch: FetchRequest,
+    common: tuple[ObjectId, ...],
+    update: ShallowUpdate,
+) -> PackRequest:
+    """Put the request in its canonical form, so that equal questions are equal."""
+    return PackRequest(
+        wants=tuple(sorted({*fetch.wants, *update.wants})),
+        haves=tuple(sorted({*common, *update.haves})),
+        shallow=update.boundary,
+        filter=fetch.filter,
+        thin=fetch.thin_pack,
+        ofs_delta=fetch.ofs_delta,
+        tags=tuple(snapshot.tags()) if fetch.include_tag else (),
+    )

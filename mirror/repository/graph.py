@@ -1,0 +1,164 @@
+"""The commit graph of one repository, read as far as somebody walks it, and kept.
+
+Commits never change, so what was read once stays true. Bounded: past `COMMITS_CACHED_MAX` the cache
+starts afresh. Walks are blocking work on objects: callers run them in a thread.
+"""
+
+import heapq
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from dulwich.objects import Commit, Tag
+
+from mirror.repository.objects import ObjectSource
+from mirror.wire.names import ObjectId
+
+COMMITS_CACHED_MAX: Final = 500_000
+"""About 150 MB at the very worst; a repository of that many commits is a rare one."""
+
+TAG_CHAIN_MAX: Final = 100
+"""Tags of tags of tags: nobody nests deeper in earnest."""
+
+
+@dataclass(frozen=True, slots=True)
+class CommitNode:
+    """What the walks need of a commit; `time` in seconds since the epoch."""
+
+    tree: ObjectId
+    parents: tuple[ObjectId, ...]
+    time: int
+
+
+class CommitGraph:
+    """Parents, trees and times of a repository's commits."""
+
+    def __init__(self, source: ObjectSource) -> None:
+        self._source = source
+        self._nodes: dict[ObjectId, CommitNode] = {}
+
+    def node(self, oid: ObjectId) -> CommitNode | None:
+        """Return the commit `oid`, or `None` when that is not a commit.
+
+        Raises:
+            LocalError: The object is not here.
+        """
+        known = self._nodes.get(oid)
+        if known is not None:
+            return known
+        commit = self._source.parsed(oid)
+        if not isinstance(commit, Commit):
+            return None
+        node = CommitNode(
+            ObjectId(commit.tree),
+            tuple(ObjectId(parent) for parent in commit.parents),
+            commit.commit_time,
+        )
+        if len(self._nodes) >= COMMITS_CACHED_MAX:
+            self._nodes = {}
+        self._nodes[oid] = node
+        return node
+
+    def peel(self, oid: ObjectId) -> ObjectId:
+        """Follow tags to what they finally point to; anything else is returned as it is.
+
+        Raises:
+            LocalError: An object on the way is not here.
+        """
+        return self.tag_chain(oid)[-1]
+
+    def tag_chain(self, oid: ObjectId) -> list[ObjectId]:
+        """Return `oid` and, while these are tags, what each points to; the last is not a tag."""
+        chain = [oid]
+        while chain[-1] not in self._nodes and len(chain) < TAG_CHAIN_MAX:
+            tag = self._source.parsed(chain[-1])
+            if not isinstance(tag, Tag):
+                break
+            chain.append(ObjectId(tag.object[1]))
+        return chain
+
+    def all_reach(self, starts: Iterable[ObjectId], goals: Iterable[ObjectId]) -> bool:
+        """Tell whether each of `starts` is or descends from one of `goals`.
+
+        Starts that are no commits are passed over: history says nothing of them. Commits older than
+        the oldest goal are not looked behind, as git's own server does it.
+        """
+        reaching = {goal for goal in map(self.peel, goals) if self.node(goal)}
+        if not reaching:
+            return False
+        oldest = min(node.time for goal in reaching if (node := self.node(goal)))
+        dead_ends: set[ObjectId] = set()
+        return all(
+            self._reaches(start, reaching, dead_ends, oldest)
+            for start in map(self.peel, starts)
+            if self.node(start)
+        )
+
+    def _reaches(
+        self, start: ObjectId, reaching: set[ObjectId], dead_ends: set[ObjectId], oldest: int
+    ) -> bool:
+        """Walk depth first. What is found out stays in `reaching` and `dead_ends` for the next."""
+        path = [(start, iter(self._parents_since(start, oldest)))]
+        if start in reaching:
+            return True
+        seen = {start}
+        while path:
+            oid, parents = path[-1]
+            for parent in parents:
+                if parent in reaching:
+                    reaching.update(step for step, _ in path)
+                    return True
+                if parent not in seen and parent not in dead_ends:
+                    seen.add(parent)
+                    path.append((parent, iter(self._parents_since(parent, oldest))))
+                    break
+            else:
+                dead_ends.add(oid)
+                path.pop()
+        return False
+
+    def _parents_since(self, oid: ObjectId, oldest: int) -> tuple[ObjectId, ...]:
+        node = self.node(oid)
+        return node.parents if node is not None and node.time >= oldest else ()
+
+    def is_ancestor(self, ancestor: ObjectId, descendant: ObjectId, *, commits_max: int) -> bool:
+        """Tell whether `ancestor` is reachable from `descendant`, looking at `commits_max` at most.
+
+        `False` may mean that the limit was reached first.
+        """
+        goal = self.node(ancestor)
+        if goal is None:
+            return False
+        for number, oid in enumerate(self.by_date([descendant], self._parents)):
+            if oid == ancestor:
+                return True
+            node = self.node(oid)
+            if number >= commits_max or (node is not None and node.time < goal.time):
+                return False
+        return False
+
+    def _parents(self, oid: ObjectId) -> tuple[ObjectId, ...]:
+        node = self.node(oid)
+        return node.parents if node is not None else ()
+
+    def by_date(
+        self,
+        starts: Iterable[ObjectId],
+        parents: Callable[[ObjectId], tuple[ObjectId, ...]],
+    ) -> Iterator[ObjectId]:
+        """Walk commits from `starts`, newest first, each once; `parents` says where to go on."""
+        queue: list[tuple[int, ObjectId]] = []
+        seen: set[ObjectId] = set()
+
+        def push(oid: ObjectId) -> None:
+            if oid not in seen and (node := self.node(oid)) is not None:
+                seen.add(oid)
+                heapq.heappush(queue, (-node.time, oid))
+
+        for start in starts:
+            push(start)
+        while queue:
+            _, oid = heapq.heappop(queue)
+            yield oid
+            for parent in parents(oid):
+                push(parent)

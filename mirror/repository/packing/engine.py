@@ -1,0 +1,92 @@
+"""The contract of the pack engines: what is asked of them, and nothing of how they do it.
+
+`git_engine` and `dulwich_engine` keep it, and pass one suite: `tests/repository/packing`.
+"""
+
+from collections.abc import AsyncGenerator, Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from mirror.repository.bare import BareRepository, Quarantine
+from mirror.wire.filters import ObjectFilter
+from mirror.wire.names import ObjectId, Ref
+
+IndexProgress = Callable[[int, int], None]
+"""Called with (objects indexed, objects in the pack), now and then, from any thread."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PackRequest:
+    """Which objects a pack is to hold, and in which form.
+
+    Attributes:
+        wants: Objects to send, with all that they reach.
+        haves: Objects the reader has, with all that they reach.
+        shallow: Commits whose parents neither side is to follow: the reader's shallow boundary.
+        filter: What to leave out; objects named in `wants` are sent all the same.
+        thin: Deltas may be against objects that only the reader's haves bring.
+        ofs_delta: Deltas may name their base by its offset.
+        tags: Annotated tags to add when what they point to is sent (``include-tag``).
+    """
+
+    wants: tuple[ObjectId, ...]
+    haves: tuple[ObjectId, ...] = ()
+    shallow: frozenset[ObjectId] = frozenset()
+    filter: ObjectFilter | None = None
+    thin: bool = False
+    ofs_delta: bool = False
+    tags: tuple[Ref, ...] = ()
+
+
+class PackEngine(Protocol):
+    """Makes and indexes packs."""
+
+    @property
+    def name(self) -> str:
+        """What the configuration calls it."""
+        ...
+
+    @property
+    def version(self) -> str:
+        """The version of what does the work."""
+        ...
+
+    async def index_pack(
+        self, quarantine: Quarantine, *, progress: IndexProgress | None = None
+    ) -> None:
+        """Index the quarantine's received pack into its object directory.
+
+        A thin pack is completed from the repository's objects. Everything written is durable.
+
+        Raises:
+            PackError: The pack is damaged, or a delta's base is nowhere to be found.
+        """
+        ...
+
+    async def check_connected(self, quarantine: Quarantine, tips: Sequence[ObjectId]) -> None:
+        """Check that all that `tips` reach is there: in the quarantine, or reachable before.
+
+        Raises:
+            PackError: An object is missing.
+        """
+        ...
+
+    def build_pack(
+        self, repository: BareRepository, request: PackRequest
+    ) -> AsyncGenerator[bytes, None]:
+        """Make the pack for `request`, in pieces as they become ready.
+
+        Closing the iterator early ends the work.
+
+        Raises:
+            PackError: It could not be made; what was yielded so far is worthless.
+        """
+        ...
+
+    async def repack(self, repository: BareRepository) -> None:
+        """Bring the repository's packs into few, dropping nothing.
+
+        Raises:
+            PackError: It could not be done; the repository is as before.
+        """
+        ...

@@ -1,0 +1,180 @@
+"""The pack engine that lets git do the work: git 2.39 or later.
+
+git runs on our repositories only, with a configuration of its own: no system or user file, no hook,
+no credential helper, no lazy fetch, and nothing of a request on its command line but filter-specs
+that we wrote ourselves; object ids go through stdin.
+"""
+
+import re
+import shutil
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
+from pathlib import Path
+from typing import Final
+
+from mirror.errors import PackError
+from mirror.repository.bare import BareRepository, Quarantine
+from mirror.repository.packing.engine import IndexProgress, PackRequest
+from mirror.repository.packing.spawner import OnStderr, Spawner
+from mirror.wire.names import ObjectId
+
+GIT_VERSION_MIN: Final = (2, 39)
+BUILD_SECONDS_MAX: Final = 3600.0
+INDEX_SECONDS_MAX: Final = 3600.0
+REPACK_SECONDS_MAX: Final = 4 * 3600.0
+
+_OPTIONS: Final = (
+    "-c", "safe.directory=*",  # the data directory may belong to another user than ours
+    "-c", "core.hooksPath=/dev/null",
+    "-c", "gc.auto=0",
+    "-c", "maintenance.auto=false",
+    "-c", "pack.writeReverseIndex=true",
+    "-c", "core.fsync=all,-loose-object",
+)  # fmt: skip
+
+_PROGRESS: Final = re.compile(rb"\((\d+)/(\d+)\)")
+
+
+class GitEngine:
+    """Makes and indexes packs with the git program."""
+
+    name = "git"
+
+    def __init__(self, spawner: Spawner, program: Path, version: str) -> None:
+        self._spawner = spawner
+        self._program = program
+        self.version = version
+
+    @classmethod
+    async def find(cls, spawner: Spawner) -> "GitEngine":
+        """Look for a git that will do.
+
+        Raises:
+            PackError: There is none, or it is too old.
+        """
+        found = shutil.which("git")
+        if found is None:
+            raise PackError(
+                "there is no git program on the PATH; install git, or set engine: dulwich"
+            )
+        printed = await spawner.run([found, "version"], env=_environment(), timeout_seconds=10)
+        words = printed.decode("ascii", "replace").split()
+        version = words[2] if len(words) > 2 else ""
+        numbers = tuple(int(number) for number in re.findall(r"\d+", version)[:2])
+        if numbers < GIT_VERSION_MIN:
+            wanted = ".".join(map(str, GIT_VERSION_MIN))
+            raise PackError(f"git {version} is too old; {wanted} or later, or set engine: dulwich")
+        return cls(spawner, Path(found), version)
+
+    async def index_pack(
+        self, quarantine: Quarantine, *, progress: IndexProgress | None = None
+    ) -> None:
+        """See `PackEngine.index_pack`."""
+        await self._run(
+            ["index-pack", "--stdin", "--fix-thin", *(["-v"] if progress else [])],
+            env=_quarantined(quarantine),
+            stdin=quarantine.received,
+            timeout_seconds=INDEX_SECONDS_MAX,
+            on_stderr=_progress_reader(progress) if progress else None,
+        )
+
+    async def check_connected(self, quarantine: Quarantine, tips: Sequence[ObjectId]) -> None:
+        """See `PackEngine.check_connected`."""
+        await self._run(
+            ["rev-list", "--objects", "--stdin", "--quiet", "--not", "--all"],
+            env=_quarantined(quarantine),
+            stdin=b"".join(b"%b\n" % tip for tip in tips),
+            timeout_seconds=INDEX_SECONDS_MAX,
+        )
+
+    async def build_pack(
+        self, repository: BareRepository, request: PackRequest
+    ) -> AsyncGenerator[bytes, None]:
+        """See `PackEngine.build_pack`."""
+        arguments = ["pack-objects", "--revs", "--stdout", "-q"]
+        if request.thin:
+            arguments.append("--thin")
+        if request.ofs_delta:
+            arguments.append("--delta-base-offset")
+        if request.tags:
+            arguments.append("--include-tag")
+        if request.filter is not None:
+            arguments += [f"--filter={spec.decode()}" for spec in request.filter.specs()]
+        shallow_file = []
+        if request.shallow:
+            shallow_file = ["--shallow-file", ""]  # the boundary comes on stdin instead
+            arguments.append("--shallow")
+        lines = [b"--shallow " + oid for oid in sorted(request.shallow)]
+        lines += [*request.wants, b"--not", *request.haves, b""]
+        child = self._spawner.stream(
+            [self._program, *_OPTIONS, *shallow_file, *arguments],
+            env=_environment(GIT_DIR=str(repository.path)),
+            stdin=b"\n".join(lines) + b"\n",
+            timeout_seconds=BUILD_SECONDS_MAX,
+        )
+        async with aclosing(child):
+            async for chunk in child:
+                yield chunk
+
+    async def repack(self, repository: BareRepository) -> None:
+        """See `PackEngine.repack`: small packs are merged so that sizes grow geometrically."""
+        env = _environment(GIT_DIR=str(repository.path))
+        await self._run(
+            ["repack", "-d", "-q", "--geometric=2", "--no-write-bitmap-index"],
+            env=env,
+            timeout_seconds=REPACK_SECONDS_MAX,
+        )
+        await self._run(
+            ["commit-graph", "write", "--reachable", "--no-progress"],
+            env=env,
+            timeout_seconds=REPACK_SECONDS_MAX,
+        )
+
+    async def _run(
+        self,
+        arguments: Sequence[str],
+        *,
+        env: Mapping[str, str],
+        stdin: bytes | Path = b"",
+        timeout_seconds: float,
+        on_stderr: OnStderr | None = None,
+    ) -> None:
+        await self._spawner.run(
+            [self._program, *_OPTIONS, *arguments],
+            env=env,
+            stdin=stdin,
+            timeout_seconds=timeout_seconds,
+            on_stderr=on_stderr,
+        )
+
+
+def _environment(**more: str) -> dict[str, str]:
+    """The child's whole environment: nothing of ours reaches it."""
+    return {
+        "PATH": "/usr/local/bin:/usr/bin:/bin",
+        "HOME": "/nonexistent",
+        "LC_ALL": "C",
+        "GIT_CONFIG_NOSYSTEM": "1",
+        "GIT_CONFIG_GLOBAL": "/dev/null",
+        "GIT_ATTR_NOSYSTEM": "1",
+        "GIT_NO_REPLACE_OBJECTS": "1",
+        "GIT_NO_LAZY_FETCH": "1",
+        "GIT_TERMINAL_PROMPT": "0",
+        **more,
+    }
+
+
+def _quarantined(quarantine: Quarantine) -> dict[str, str]:
+    """New objects go to the quarantine; those of the repository are found by its alternates."""
+    return _environment(
+        GIT_DIR=str(quarantine.repository.path), GIT_OBJECT_DIRECTORY=str(quarantine.objects)
+    )
+
+
+def _progress_reader(progress: IndexProgress) -> OnStderr:
+    def read(data: bytes) -> None:
+        if b"Resolving" not in data and (counts := _PROGRESS.findall(data)):
+            done, total = counts[-1]
+            progress(int(done), int(total))
+
+    return read

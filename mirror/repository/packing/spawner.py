@@ -1,0 +1,232 @@
+"""The one place that starts child processes.
+
+uvloop's own spawn stalls the loop by milliseconds, more with every megabyte in use, so children are
+started by `subprocess` in a small thread pool. Each gets an argv list, an environment of its own, a
+time limit, and a bounded tail of stderr; each is killed and reaped whatever happens to its caller.
+"""
+
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+import tempfile
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack, aclosing, suppress
+from pathlib import Path
+from typing import Final, TypeVar
+
+from mirror.errors import PackError
+
+CHILDREN_MAX: Final = 32
+"""More at once would only thrash; further ones wait for a place."""
+
+READ_BYTES: Final = 256 * 1024
+STDERR_BYTES_MAX: Final = 8 * 1024
+KILL_WAIT_SECONDS: Final = 10.0
+
+SUBCOMMANDS: Final = frozenset({"index-pack", "rev-list", "pack-objects", "repack", "commit-graph"})
+
+OnStderr = Callable[[bytes], None]
+T = TypeVar("T")
+
+
+class Spawner:
+    """Runs child processes. `close` ends those still running."""
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(max_workers=4, thread_name_prefix="spawn")
+        self._places = asyncio.Semaphore(CHILDREN_MAX)
+        self._running: set[subprocess.Popen[bytes]] = set()
+
+    async def run(
+        self,
+        argv: Sequence[str | Path],
+        *,
+        env: Mapping[str, str],
+        stdin: bytes | Path = b"",
+        timeout_seconds: float,
+        on_stderr: OnStderr | None = None,
+        stdout_bytes_max: int = 1 << 20,
+    ) -> bytes:
+        """Run a child to its end and return what it printed.
+
+        Args:
+            argv: The program and its arguments.
+            env: The child's whole environment.
+            stdin: What it reads: bytes, or a file.
+            timeout_seconds: It is killed after that long.
+            on_stderr: Called with each piece of its stderr.
+            stdout_bytes_max: It is killed when it prints more.
+
+        Raises:
+            PackError: It failed, took too long or printed too much; the message has its last words.
+        """
+        printed = bytearray()
+        child = self.stream(
+            argv, env=env, stdin=stdin, timeout_seconds=timeout_seconds, on_stderr=on_stderr
+        )
+        async with aclosing(child):
+            async for chunk in child:
+                printed += chunk
+                if len(printed) > stdout_bytes_max:
+                    raise PackError(f"{_name(argv)} printed more than {stdout_bytes_max} bytes")
+        return bytes(printed)
+
+    async def stream(
+        self,
+        argv: Sequence[str | Path],
+        *,
+        env: Mapping[str, str],
+        stdin: bytes | Path = b"",
+        timeout_seconds: float,
+        on_stderr: OnStderr | None = None,
+    ) -> AsyncGenerator[bytes, None]:
+        """Run a child and yield its stdout; a reader that is slow holds the child up.
+
+        Raises:
+            PackError: It failed or took too long, after what it printed so far was yielded.
+        """
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout_seconds
+        stderr = _Tail(on_stderr)
+        reader = asyncio.StreamReader(limit=READ_BYTES)
+        async with self._places, AsyncExitStack() as stack:
+            output = await _receiver(stack, lambda: asyncio.StreamReaderProtocol(reader))
+            errors = await _receiver(stack, lambda: stderr)
+            process = await self._start(argv, env, stdin, output, errors)
+            stack.push_async_callback(self._end_in_thread, process)
+            while chunk := await _before(deadline, reader.read(READ_BYTES), argv):
+                yield chunk
+            await _before(deadline, stderr.ended.wait(), argv)
+            code = await _before(deadline, loop.run_in_executor(self._pool, process.wait), argv)
+            if code != 0:
+                raise PackError(f"{_name(argv)} failed ({code}): {stderr.last_words()}")
+
+    async def _end_in_thread(self, process: subprocess.Popen[bytes]) -> None:
+        loop = asyncio.get_running_loop()
+        await asyncio.shield(loop.run_in_executor(self._pool, self._end, process))
+
+    async def _start(
+        self,
+        argv: Sequence[str | Path],
+        env: Mapping[str, str],
+        stdin: bytes | Path,
+        output: socket.socket,
+        errors: socket.socket,
+    ) -> subprocess.Popen[bytes]:
+        loop = asyncio.get_running_loop()
+        starting = loop.run_in_executor(
+            self._pool, self._spawn, list(argv), dict(env), stdin, output, errors
+        )
+        try:
+            return await asyncio.shield(starting)
+        except asyncio.CancelledError:
+            starting.add_done_callback(self._end_unwanted)
+            raise
+        except OSError as error:
+            raise PackError(f"can't start {argv[0]}: {error.strerror}") from error
+
+    def _end_unwanted(self, starting: "asyncio.Future[subprocess.Popen[bytes]]") -> None:
+        if not starting.cancelled() and starting.exception() is None:
+            self._pool.submit(self._end, starting.result())
+
+    def _spawn(
+        self,
+        argv: list[str | Path],
+        env: dict[str, str],
+        stdin: bytes | Path,
+        output: socket.socket,
+        errors: socket.socket,
+    ) -> subprocess.Popen[bytes]:
+        """Start the child; in a thread. Its stdin is a file, so that nobody has to feed a pipe."""
+        with (
+            output,
+            errors,
+            tempfile.TemporaryFile() if isinstance(stdin, bytes) else stdin.open("rb") as source,
+        ):
+            if isinstance(stdin, bytes):
+                source.write(stdin)
+                source.seek(0)
+            process = subprocess.Popen(
+                argv,
+                stdin=source,
+                stdout=output.fileno(),
+                stderr=errors.fileno(),
+                env=env,
+                cwd="/",
+                start_new_session=True,
+            )
+        self._running.add(process)
+        return process
+
+    def _end(self, process: subprocess.Popen[bytes]) -> None:
+        """Kill the child and its own children if need be, and reap it; in a thread."""
+        if process.poll() is None:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait(KILL_WAIT_SECONDS)
+        self._running.discard(process)
+
+    def close(self) -> None:
+        """Kill what still runs and stop the threads."""
+        for process in list(self._running):
+            self._end(process)
+        self._pool.shutdown()
+
+
+class _Tail(asyncio.Protocol):
+    """Keeps the end of a child's stderr."""
+
+    def __init__(self, on_data: OnStderr | None) -> None:
+        self._tail = bytearray()
+        self._on_data = on_data
+        self.ended = asyncio.Event()
+
+    def data_received(self, data: bytes) -> None:
+        self._tail += data
+        del self._tail[:-STDERR_BYTES_MAX]
+        if self._on_data is not None:
+            self._on_data(data)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.ended.set()
+
+    def last_words(self) -> str:
+        """Return the last few lines, on one line."""
+        lines = self._tail.decode("utf-8", "replace").replace("\r", "\n").split("\n")
+        return "; ".join(line.strip() for line in lines if line.strip())[-1000:]
+
+
+async def _receiver(
+    stack: AsyncExitStack, protocol: Callable[[], asyncio.BaseProtocol]
+) -> socket.socket:
+    """Return the end that a child writes into; what it writes goes to `protocol`.
+
+    A socket pair and not a pipe: uvloop's pipe transports close their descriptor twice, and by the
+    second time it may be another thread's.
+    """
+    near, far = socket.socketpair()
+    near.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, READ_BYTES)
+    far.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, READ_BYTES)
+    stack.callback(far.close)  # where the child was never started
+    loop = asyncio.get_running_loop()
+    transport, _ = await loop.create_unix_connection(protocol, sock=near)
+    stack.callback(transport.close)
+    return far
+
+
+async def _before(deadline: float, awaitable: Awaitable[T], argv: Sequence[str | Path]) -> T:
+    try:
+        async with asyncio.timeout_at(deadline):
+            return await awaitable
+    except TimeoutError:
+        raise PackError(f"{_name(argv)} took too long and was ended") from None
+
+
+def _name(argv: Sequence[str | Path]) -> str:
+    """Return the program and its subcommand, for messages."""
+    words = [Path(argv[0]).name]
+    words += [word for word in map(str, argv[1:]) if word in SUBCOMMANDS]
+    return " ".join(words[:2])

@@ -1,0 +1,72 @@
+"""Webhooks of the forges: is this one genuine, what does it say, which repository does it mean?
+
+Pure: headers and bytes in, an event or an error of `mirror.errors` out. Which repositories exist,
+which secret is whose and what was delivered before is the caller's to know.
+
+Each forge is a module with `verify` and `parse` (`Receiver`); a new one is one module more in
+`RECEIVERS`, and its payloads in the contract suite (tests/upstream/test_forges.py). In use:
+
+    receiver = RECEIVERS["github"]
+    position = receiver.verify(headers, body, secrets=secrets, now=now)   # or Unauthenticated
+    event = receiver.parse(headers, body)                                 # or ProtocolError
+
+`position` tells which of the secrets it was: where repositories have secrets of their own, the
+owner of one must not speak for another. `body` is the raw body as it came.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Final, Protocol
+
+from mirror.upstream.forges import github, gitlab
+from mirror.upstream.forges.events import (
+    UNKNOWN,
+    Ignored,
+    Ping,
+    Push,
+    RefChange,
+    Tip,
+    Unknown,
+    WebhookEvent,
+)
+from mirror.upstream.forges.payload import Headers
+from mirror.upstream.forges.repository_key import RepositoryKey, repository_key
+
+__all__ = [
+    "RECEIVERS",
+    "UNKNOWN",
+    "Headers",
+    "Ignored",
+    "Ping",
+    "Push",
+    "Receiver",
+    "RefChange",
+    "RepositoryKey",
+    "Tip",
+    "Unknown",
+    "WebhookEvent",
+    "github",
+    "gitlab",
+    "repository_key",
+]
+
+
+class Receiver(Protocol):
+    """One forge's webhooks."""
+
+    def verify(self, headers: Headers, body: bytes, *, secrets: Sequence[bytes], now: float) -> int:
+        """Return the position in `secrets` of the one that proves the request genuine.
+
+        Raises:
+            Unauthenticated: None does.
+        """
+
+    def parse(self, headers: Headers, body: bytes) -> WebhookEvent:
+        """Return what the webhook says.
+
+        Raises:
+            ProtocolError: It is not what the forge documents.
+        """
+
+
+RECEIVERS: Final[Mapping[str, Receiver]] = {"github": github, "gitlab": gitlab}
+"""By the forge's name in the configuration and in `/webhooks/<forge>`."""

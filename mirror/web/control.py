@@ -1,0 +1,59 @@
+"""The control socket: what `git-mirror sync` asks of the running service.
+
+A Unix socket that only the service's own user may open; the network does not reach it.
+"""
+
+import asyncio
+import json
+from typing import Final
+
+from aiohttp import web
+
+from mirror.errors import MirrorError
+from mirror.refresh.refresher import Trigger
+from mirror.refresh.registry import Registry
+from mirror.web.monitoring import describe
+
+REPORT_SECONDS: Final = 0.25
+"""How often progress is told."""
+
+
+def build_control_app(registry: Registry) -> web.Application:
+    """Build the application behind the control socket."""
+    control = _Control(registry)
+    app = web.Application()
+    app.add_routes([web.post("/sync/{repository:.+}", control.sync)])
+    return app
+
+
+class _Control:
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
+
+    async def sync(self, request: web.Request) -> web.StreamResponse:
+        """POST /sync/{repository}: refresh now; a line of JSON per step, the last has `outcome`."""
+        try:
+            hosted = self._registry.find(request.match_info["repository"])
+        except MirrorError as error:
+            return web.json_response(_failed(error), status=error.status)
+        response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
+        await response.prepare(request)
+        refreshed = hosted.refresher.request(Trigger.MANUAL)
+        while not refreshed.done():
+            await asyncio.wait((refreshed,), timeout=REPORT_SECONDS)
+            progress = describe(hosted)["progress"]
+            if progress is not None:
+                await response.write(_line({"progress": progress}))
+        failure = refreshed.exception()
+        ended = {"outcome": "ok", "repository": describe(hosted)}
+        await response.write(_line(ended if failure is None else _failed(failure)))
+        await response.write_eof()
+        return response
+
+
+def _failed(error: BaseException) -> dict[str, str]:
+    return {"outcome": "error", "error": str(error)}
+
+
+def _line(value: object) -> bytes:
+    return json.dumps(value).encode() + b"\n"

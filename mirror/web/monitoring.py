@@ -1,0 +1,127 @@
+"""What operators and machines look at: health, readiness, metrics, status."""
+
+import time
+from typing import Any, Final
+
+from aiohttp import web
+
+from mirror import __version__
+from mirror.metrics import CONTENT_TYPE, Metrics, RepositoryState
+from mirror.refresh.registry import Hosted, Registry
+from mirror.repository.packing.engine import PackEngine
+from mirror.web.protocol import OPERATION, Operation
+
+STATUS_VERSION: Final = 1
+"""Of the JSON's shape: raised when a field changes its meaning."""
+
+
+class Monitoring:
+    """The handlers that change nothing."""
+
+    def __init__(self, registry: Registry, metrics: Metrics, engine: PackEngine) -> None:
+        self._registry = registry
+        self._metrics = metrics
+        self._engine = engine
+        self._started_at = time.time()
+        metrics.watch_repositories(lambda: [repository_state(one) for one in registry])
+
+    async def healthz(self, request: web.Request) -> web.Response:
+        """GET /healthz: the process is alive and its event loop turns."""
+        request[OPERATION] = Operation.MONITORING
+        return web.json_response({"status": "ok"})
+
+    async def readyz(self, request: web.Request) -> web.Response:
+        """GET /readyz: every repository has been looked after once.
+
+        One that can't be cloned is an error of its own, not a reason to take the others away.
+        """
+        request[OPERATION] = Operation.MONITORING
+        waiting = [one.mirror.name for one in self._registry if not _was_looked_after(one)]
+        status = 503 if waiting else 200
+        body = {"status": "waiting" if waiting else "ok", "waiting_for": waiting[:100]}
+        return web.json_response(body, status=status)
+
+    async def metrics(self, request: web.Request) -> web.Response:
+        """GET /metrics: Prometheus' text format."""
+        request[OPERATION] = Operation.MONITORING
+        body = self._metrics.exposition()
+        return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE})
+
+    async def status(self, request: web.Request) -> web.Response:
+        """GET /status.json."""
+        request[OPERATION] = Operation.MONITORING
+        return web.json_response(
+            {
+                "version": STATUS_VERSION,
+                "software": __version__,
+                "engine": {"name": self._engine.name, "version": self._engine.version},
+                "started_at": _iso(self._started_at),
+                "repositories": {one.mirror.name: describe(one) for one in self._registry},
+            }
+        )
+
+
+def _was_looked_after(hosted: Hosted) -> bool:
+    return hosted.mirror.snapshot is not None or hosted.mirror.last.failed_at is not None
+
+
+def repository_state(hosted: Hosted) -> RepositoryState:
+    """Return a repository's figures for the metrics."""
+    mirror = hosted.mirror
+    return RepositoryState(
+        name=mirror.name,
+        age_seconds=mirror.freshness.age_seconds(time.monotonic()),
+        is_stale=mirror.freshness.is_pending,
+        refs=len(mirror.snapshot.refs) if mirror.snapshot else 0,
+        failures=mirror.freshness.failures,
+    )
+
+
+def describe(hosted: Hosted) -> dict[str, Any]:
+    """Return a repository's part of the status."""
+    mirror = hosted.mirror
+    snapshot, progress, last = mirror.snapshot, mirror.progress, mirror.last
+    state = repository_state(hosted)
+    return {
+        "upstream": mirror.settings.upstream,
+        "moved_to": mirror.moved_to,
+        "state": _state(hosted),
+        "age_seconds": None if state.age_seconds is None else round(state.age_seconds, 3),
+        "refs": state.refs,
+        "snapshot": snapshot.number if snapshot else None,
+        "head": _text(snapshot.head_target) if snapshot else None,
+        "head_commit": _text(snapshot.head) if snapshot else None,
+        "failures": state.failures,
+        "last_success_at": _iso(last.succeeded_at),
+        "last_change_at": _iso(last.changed_at),
+        "last_failure_at": _iso(last.failed_at),
+        "last_error": last.error,
+        "progress": None
+        if progress is None
+        else {
+            "phase": progress.phase,
+            "done": progress.done,
+            "total": progress.total,
+            "message": progress.message,
+        },
+    }
+
+
+def _state(hosted: Hosted) -> str:
+    mirror = hosted.mirror
+    if mirror.snapshot is None:
+        return "failing" if mirror.freshness.failures else "cloning"
+    if mirror.freshness.failures:
+        return "failing"
+    return "stale" if mirror.freshness.is_pending else "fresh"
+
+
+def _text(value: bytes | None) -> str | None:
+    return None if value is None else value.decode("utf-8", "backslashreplace")
+
+
+def _iso(at: float | None) -> str | None:
+    if at is None:
+        return None
+    whole, fraction = divmod(at, 1)
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(whole)) + f".{int(fraction * 1000):03d}Z"

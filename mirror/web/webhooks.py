@@ -1,0 +1,155 @@
+"""Webhooks of the forges: checked, answered at once, and turned into refreshes.
+
+A delivery is verified with the secrets of the repositories it names; one that names none of ours,
+with all of them, so that nobody finds out without a secret which repositories there are. What is
+genuine is answered 2xx even when it is of no use: GitLab disables a hook that got 4xx answers.
+"""
+
+import asyncio
+import time
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+import structlog
+from aiohttp import web
+
+from mirror.errors import ProtocolError, Unauthenticated, UnknownRepository
+from mirror.metrics import Metrics
+from mirror.refresh.registry import Hosted, Registry
+from mirror.upstream.forges import RECEIVERS, Ignored, Ping, Push, Receiver, WebhookEvent
+from mirror.web.protocol import OPERATION, Operation, read_body
+
+BODY_BYTES_MAX: Final = 25 << 20
+"""What GitHub and GitLab cap their payloads at."""
+
+DELIVERIES_REMEMBERED_MAX: Final = 10_000
+"""Ids of deliveries, to recognise one that comes again."""
+
+HASH_INLINE_BYTES_MAX: Final = 256 * 1024
+"""Checking a longer body takes a millisecond and more: not on the event loop."""
+
+logger = structlog.stdlib.get_logger()
+
+
+class Webhooks:
+    """The handler of `/webhooks/{forge}`."""
+
+    def __init__(self, registry: Registry, metrics: Metrics) -> None:
+        self._registry = registry
+        self._metrics = metrics
+        self._seen: OrderedDict[tuple[str, str], None] = OrderedDict()
+
+    async def receive(self, request: web.Request) -> web.Response:
+        """POST /webhooks/{forge}."""
+        request[OPERATION] = Operation.WEBHOOK
+        forge = request.match_info["forge"]
+        receiver = RECEIVERS.get(forge)
+        if receiver is None:
+            raise UnknownRepository(f"no webhooks of {forge[:50]!r} here; {_known_forges()}")
+        body = await read_body(request, bytes_max=BODY_BYTES_MAX)
+        event: WebhookEvent | None = None
+        malformed: ProtocolError | None = None
+        try:
+            event = receiver.parse(request.headers, body)
+        except ProtocolError as error:
+            malformed = error
+        named = self._named(event)
+        try:
+            genuine = await self._verified(receiver, forge, request, body, named)
+        except Unauthenticated as error:
+            self._metrics.record_webhook(forge, "unauthenticated")
+            logger.warning("webhook_refused", forge=forge, error=str(error), remote=request.remote)
+            raise
+        if event is None:
+            self._metrics.record_webhook(forge, "malformed")
+            raise malformed or ProtocolError("the webhook can't be read")
+        outcome, status, names = self._act(forge, event, [one for one in named if one in genuine])
+        self._metrics.record_webhook(forge, outcome)
+        logger.info(
+            "webhook", forge=forge, outcome=outcome, delivery=event.delivery, refreshing=names
+        )
+        return web.json_response({"outcome": outcome, "repositories": names}, status=status)
+
+    def _named(self, event: WebhookEvent | None) -> list[Hosted]:
+        if event is None or isinstance(event, Ignored):
+            return []
+        return self._registry.find_by_urls(event.repository_urls)
+
+    async def _verified(
+        self,
+        receiver: Receiver,
+        forge: str,
+        request: web.Request,
+        body: bytes,
+        named: Sequence[Hosted],
+    ) -> list[Hosted]:
+        """Return the repositories for which the delivery's secret speaks.
+
+        Raises:
+            Unauthenticated: It speaks for none.
+        """
+        owners = _secrets(named) or _secrets(
+            one for one in self._registry if one.mirror.settings.forge == forge
+        )
+        if not owners:
+            raise Unauthenticated(
+                f"no repository here has a webhook secret for {forge}; set webhook_secret_file"
+            )
+        secrets = list(owners)
+        now = time.time()
+        if len(body) * len(secrets) <= HASH_INLINE_BYTES_MAX:
+            position = receiver.verify(request.headers, body, secrets=secrets, now=now)
+        else:
+            position = await asyncio.to_thread(
+                receiver.verify, request.headers, body, secrets=secrets, now=now
+            )
+        return owners[secrets[position]]
+
+    def _act(
+        self, forge: str, event: WebhookEvent, hosted: Sequence[Hosted]
+    ) -> tuple[str, int, list[str]]:
+        """Do what the event calls for; returns the outcome, the status, and whom it concerns."""
+        names = [one.mirror.name for one in hosted]
+        match event:
+            case Ping():
+                return "ping", 200, names
+            case Ignored():
+                return "ignored", 202, []
+            case Push() if not hosted:
+                return "unknown_repository", 202, []
+            case Push():
+                if self._is_repeated(forge, event.delivery):
+                    return "repeated", 202, names
+                for one in hosted:
+                    one.refresher.announce(event.changes)
+                return "accepted", 202, names
+
+    def _is_repeated(self, forge: str, delivery: str) -> bool:
+        if delivery.startswith("sha256:"):
+            return False  # no id of the forge's: the same change made twice looks the same
+        key = (forge, delivery)
+        if key in self._seen:
+            return True
+        self._seen[key] = None
+        if len(self._seen) > DELIVERIES_REMEMBERED_MAX:
+            self._seen.popitem(last=False)
+        return False
+
+
+def _secrets(hosted: Iterable[Hosted]) -> dict[bytes, list[Hosted]]:
+    owners: dict[bytes, list[Hosted]] = {}
+    for one in hosted:
+        if one.webhook_secret is None:
+            continue
+        try:
+            secret = one.webhook_secret.read().reveal()
+        except (OSError, ValueError) as error:
+            logger.warning("webhook_secret_unusable", repository=one.mirror.name, error=str(error))
+            continue
+        owners.setdefault(secret, []).append(one)
+    return owners
+
+
+def _known_forges() -> str:
+    return "known are " + ", ".join(f"/webhooks/{name}" for name in RECEIVERS)

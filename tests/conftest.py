@@ -1,0 +1,57 @@
+"""Fixtures of the whole suite: uvloop everywhere, real git at both ends, loopback only."""
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Callable, Mapping
+from pathlib import Path
+
+import hypothesis
+import pytest
+import uvloop
+
+from mirror.demo.forge import HttpBackend
+from tests.git_client import GitClient, Upstream
+
+hypothesis.settings.register_profile("dev", max_examples=50, deadline=None)
+hypothesis.settings.register_profile("ci", max_examples=200, deadline=None, derandomize=True)
+hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "dev")
+
+
+def pytest_asyncio_loop_factories(
+    config: pytest.Config, item: pytest.Item
+) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """Run every async test on the loop that production uses."""
+    del config, item
+    return {"uvloop": uvloop.new_event_loop}
+
+
+@pytest.fixture
+def git_client(tmp_path: Path) -> GitClient:
+    """The git command line as it comes: protocol v2."""
+    return GitClient(tmp_path / "client")
+
+
+@pytest.fixture
+def upstream_root(tmp_path: Path) -> Path:
+    """Where the forge keeps its repositories."""
+    root = tmp_path / "forge"
+    root.mkdir()
+    return root
+
+
+@pytest.fixture
+def upstream(upstream_root: Path) -> Upstream:
+    """The repository acme/gitops-repo on the forge, with one commit on main."""
+    repository = Upstream(upstream_root)
+    repository.commit(
+        files={"base/app.yaml": "image: web:1.0.0\n", "README.md": "# GitOps\n"},
+        message="Begin",
+    )
+    return repository
+
+
+@pytest.fixture
+async def forge(upstream_root: Path) -> AsyncIterator[HttpBackend]:
+    """A forge that serves everything below `upstream_root`."""
+    async with HttpBackend(upstream_root) as running:
+        yield running
