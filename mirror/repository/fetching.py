@@ -84,6 +84,8 @@ def plan_v0(
     head = b""
     if fetch.deepen:
         head = encode_shallow_lines(update.shallow, update.unshallow) + FLUSH_PKT
+    if request.wants_only:
+        return FetchPlan(head, None, request.side_band)
     outcome = negotiate_v0(
         request,
         repository.source.contains,

@@ -6,7 +6,6 @@ from collections.abc import Awaitable, Callable
 from http import HTTPStatus
 from typing import Final
 
-import aiohttp
 import structlog
 from aiohttp import web
 from aiohttp.typedefs import Middleware
@@ -19,6 +18,8 @@ from mirror.web.smart_http import SmartHttp
 from mirror.web.webhooks import Webhooks
 
 RETRY_AFTER_SECONDS: Final = 5
+CLIENT_GONE_STATUS: Final = 499
+"""Seen by nobody; what nginx calls it."""
 
 logger = structlog.stdlib.get_logger()
 
@@ -70,9 +71,9 @@ def _observed(metrics: Metrics) -> Middleware:
             except web.HTTPException as error:
                 outcome = "client_error" if error.status < 500 else "internal"
                 response = _explained(error)
-            except (ConnectionError, aiohttp.ClientConnectionResetError, TimeoutError):
+            except (ConnectionError, TimeoutError):
                 outcome = "client_gone"
-                raise
+                response = _text(CLIENT_GONE_STATUS, "the client went away")
             except Exception:
                 outcome = "internal"
                 logger.exception("request_broke", method=request.method, path=request.path)

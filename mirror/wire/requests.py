@@ -94,9 +94,19 @@ class SideBand(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class UploadPackRequest:
-    """A v0 or v1 fetch: the request and how its answer is to be framed."""
+    """A v0 or v1 fetch: the request and how its answer is to be framed.
+
+    Attributes:
+        fetch: What is asked for.
+        wants_only: The body ended after the wants: a client that deepens reads the shallow lines
+            first and comes again to negotiate. Nothing but these lines is to be answered.
+        acks: How haves are acknowledged.
+        no_done: The pack may follow as soon as we are ready.
+        side_band: How the pack is framed.
+    """
 
     fetch: FetchRequest
+    wants_only: bool = False
     acks: AckMode = AckMode.SINGLE
     no_done: bool = False
     side_band: SideBand = SideBand.NONE
@@ -315,7 +325,8 @@ def parse_upload_pack(body: bytes) -> UploadPackRequest | None:
             )
     if not wants:
         return None
-    haves, done = _parse_haves(packets)
+    rest = list(packets)
+    haves, done = _parse_haves(rest)
     if b"deepen-relative" in capabilities:
         shallow.deepen = replace(shallow.deepen, relative=True)
     return UploadPackRequest(
@@ -330,13 +341,14 @@ def parse_upload_pack(body: bytes) -> UploadPackRequest | None:
             include_tag=b"include-tag" in capabilities,
             ofs_delta=b"ofs-delta" in capabilities,
         ),
+        wants_only=not rest,
         acks=_ack_mode(capabilities),
         no_done=b"no-done" in capabilities,
         side_band=_side_band(capabilities),
     )
 
 
-def _parse_haves(packets: Iterator[Packet]) -> tuple[tuple[ObjectId, ...], bool]:
+def _parse_haves(packets: Iterable[Packet]) -> tuple[tuple[ObjectId, ...], bool]:
     haves: dict[ObjectId, None] = {}
     for packet in packets:
         if packet is Special.FLUSH:

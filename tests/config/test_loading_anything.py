@@ -1,5 +1,4 @@
 from hypothesis import given
-from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from mirror.config import Settings, parse
@@ -17,7 +16,6 @@ def _loads_or_is_refused(content: bytes) -> None:
         assert isinstance(settings, Settings)
 
 
-@hypothesis_settings(deadline=None)
 @given(st.binary(max_size=200))
 def test_any_bytes_are_loaded_or_refused(content: bytes) -> None:
     _loads_or_is_refused(content)
@@ -32,7 +30,6 @@ YAML_PIECES = [
 ]
 
 
-@hypothesis_settings(deadline=None)
 @given(st.lists(st.sampled_from(YAML_PIECES), max_size=30).map("".join))
 def test_anything_like_yaml_is_loaded_or_refused(text: str) -> None:
     _loads_or_is_refused(text.encode())
@@ -65,7 +62,6 @@ _TREES = st.recursive(
 )
 
 
-@hypothesis_settings(deadline=None)
 @given(st.dictionaries(st.sampled_from(_KEYS), _TREES, max_size=6).map(_flow))
 def test_any_shape_of_document_is_loaded_or_refused(text: str) -> None:
     _loads_or_is_refused(text.encode())
