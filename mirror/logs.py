@@ -6,8 +6,20 @@ part of the line's own text, so that control characters can't forge a line.
 
 import logging
 import sys
+from typing import TextIO
 
 import structlog
+
+
+class _StderrHandler(logging.StreamHandler[TextIO]):
+    """Writes to what `sys.stderr` is at that moment: a progress bar puts itself in its place."""
+
+    def __init__(self) -> None:
+        logging.Handler.__init__(self)
+
+    @property
+    def stream(self) -> TextIO:  # type: ignore[override]  # an attribute in the base class
+        return sys.stderr
 
 
 def configure(*, json: bool, level: str) -> None:
@@ -44,7 +56,7 @@ def configure(*, json: bool, level: str) -> None:
         foreign_pre_chain=shared,
         processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *rendered],
     )
-    handler = logging.StreamHandler(sys.stderr)
+    handler = _StderrHandler()
     handler.setFormatter(formatter)
     root = logging.getLogger()
     for old in root.handlers[:]:

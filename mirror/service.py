@@ -13,7 +13,7 @@ import asyncio
 import fcntl
 import shutil
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -313,12 +313,12 @@ def _check_upstream(repository: BareRepository, settings: RepositorySettings) ->
         )
 
 
-async def sync_once(settings: Settings, names: Sequence[str], *, watch: Watch | None) -> None:
-    """Refresh repositories without a running service.
+async def sync_once(settings: Settings, name: str, *, watch: Watch | None) -> Mirror:
+    """Refresh one repository without a running service; returns what came of it.
 
     Raises:
-        DataDirectoryInUse: There is one.
-        MirrorError: A refresh failed; those before it are done.
+        DataDirectoryInUse: There is a running service.
+        MirrorError: The refresh failed.
     """
     places = DataDirectory(settings.data_dir)
     async with AsyncExitStack() as stack:
@@ -326,14 +326,14 @@ async def sync_once(settings: Settings, names: Sequence[str], *, watch: Watch | 
         engine = await stack.enter_async_context(open_engine(settings.engine))
         session = await stack.enter_async_context(open_session())
         updater = Updater(engine, staging=places.staging, agent=AGENT)
-        for name in names:
-            repository = settings.repositories[name]
-            mirror = await asyncio.to_thread(open_mirror, repository, places, updater)
-            mirror.watch = watch
-            stack.callback(_close, mirror)
-            remote = remote_for(session, repository, settings.limits, agent=AGENT)
-            updated = await updater.update(mirror, remote)
-            mirror.repository, mirror.snapshot = updated.repository, updated.snapshot
+        repository = settings.repositories[name]
+        mirror = await asyncio.to_thread(open_mirror, repository, places, updater)
+        mirror.watch = watch
+        stack.callback(_close, mirror)
+        remote = remote_for(session, repository, settings.limits, agent=AGENT)
+        updated = await updater.update(mirror, remote)
+        mirror.repository, mirror.snapshot = updated.repository, updated.snapshot
+        return mirror
 
 
 async def probe(settings: Settings) -> dict[str, str | None]:

@@ -93,7 +93,7 @@ def encode_ls_refs(
         symref = b" symref-target:" + head_target if head_target and request.symrefs else b""
         if head is not None:
             lines.append(b"%b HEAD%b" % (head, symref))
-        elif request.unborn and head_target is not None:
+        elif request.unborn and symref:
             lines.append(b"unborn HEAD" + symref)
     if request.peel:
         lines += [

@@ -90,4 +90,4 @@ def encode_object_info(sizes: Sequence[tuple[ObjectId, int | None]], *, with_siz
 
 
 def _one_line(message: str) -> bytes:
-    return " ".join(message.split()).encode()[:ERROR_BYTES_MAX]
+    return " ".join(message.split()).encode("utf-8", "backslashreplace")[:ERROR_BYTES_MAX]

@@ -109,7 +109,7 @@ def _parse_v0_advertisement(packets: list[Packet], version: int) -> UpstreamFeat
             for word in words.split():
                 key, _, value = word.partition(b"=")
                 if key == b"symref" and value.startswith(b"HEAD:"):
-                    head_target = _known_ref(value.removeprefix(b"HEAD:"))
+                    head_target = _head_target(value.removeprefix(b"HEAD:"))
                 capabilities[key] = value
         oid, _, name = line.partition(b" ")
         if oid == b"shallow":
@@ -133,6 +133,12 @@ def _guess_head(names: dict[RefName, ObjectId], head: ObjectId) -> RefName | Non
         if name.startswith(b"refs/heads/") and names.get(RefName(name)) == head:
             return RefName(name)
     return None
+
+
+def _head_target(name: bytes) -> RefName:
+    if not is_ref_name(name):
+        raise ProtocolError(f"the upstream's HEAD names {name[:80]!r}, which is not a branch")
+    return RefName(name)
 
 
 def _known_ref(name: bytes) -> RefName:
@@ -170,7 +176,7 @@ def parse_ls_refs(packets: Sequence[Packet]) -> Listing:
         known = dict(attribute.partition(b":")[::2] for attribute in attributes)
         if name == HEAD:
             target = known.get(b"symref-target")
-            head_target = _known_ref(target) if target else None
+            head_target = _head_target(target) if target else None
             head = None if oid == b"unborn" else object_id(oid)
             continue
         peeled = known.get(b"peeled")
@@ -277,6 +283,8 @@ class FetchAnswerDecoder:
 
     def _take_line(self, packet: Packet) -> _State:
         _raise_if_error(packet)
+        if self._state is _State.DONE:
+            raise ProtocolError("the upstream's answer goes on after the end of the pack")
         line = b"" if isinstance(packet, Special) else text(packet)
         if line.startswith(b"shallow "):
             raise ProtocolError("the upstream is a shallow repository; unshallow it to mirror it")

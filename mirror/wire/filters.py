@@ -27,7 +27,7 @@ class ObjectFilter:
     Attributes:
         blob_limit_bytes: Leave out blobs of at least this many bytes; 0 is ``blob:none``.
         tree_depth: Leave out trees and blobs at least this deep; a root tree is at depth 0.
-        object_types: Keep only objects of these types.
+        object_types: Keep only objects of this type; empty where two types were combined.
     """
 
     blob_limit_bytes: int | None = None
@@ -40,7 +40,9 @@ class ObjectFilter:
         if self.blob_limit_bytes is not None:
             specs.append(b"blob:limit=%d" % self.blob_limit_bytes)
         if self.object_types is not None:
-            specs += [b"object:type=" + name for name in sorted(self.object_types)]
+            # No type at all is said as git does: two types, and nothing is of both.
+            names = sorted(self.object_types) or [b"blob", b"commit"]
+            specs += [b"object:type=" + name for name in names]
         if self.tree_depth is not None:
             specs.append(b"tree:%d" % self.tree_depth)
         return specs

@@ -6,6 +6,7 @@ The rules of gitprotocol-pack(5) and gitprotocol-v2(5), as git's own server keep
 * "Ready" (give up asking): every want has a common object among its ancestors.
 * v2: ``done`` → the pack, without acknowledgments. Otherwise NAK or one ACK per common have; then,
   when ready and the client does not ``wait-for-done``, ``ready`` and the pack in the same answer.
+  Without a want only ``wait-for-done`` is answered: the client asks what is common, no more.
 * v0, per have: detailed ``ACK x common``, multi ``ACK x continue``, single ``ACK x`` for the first.
   Once ready, haves that we lack are answered too (``ready``, or ``continue`` in multi), so that the
   client stops walking. At the flush-pkt: NAK (in single mode only when nothing is common) and the
@@ -47,7 +48,8 @@ class Negotiated:
 def negotiate_v2(request: FetchRequest, contains: Contains, ready_with: ReadyWith) -> Negotiated:
     """Answer one v2 round; `lines` is the acknowledgments section with its end, or empty."""
     common = tuple(oid for oid in request.haves if contains(oid))
-    if request.done or not request.haves:
+    asks = bool(request.wants) or request.wait_for_done
+    if request.done or not request.haves or not asks:
         return Negotiated(b"", send_pack=bool(request.wants), common=common)
     lines = [b"acknowledgments"]
     lines += [b"ACK " + oid for oid in common] or [b"NAK"]

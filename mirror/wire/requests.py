@@ -8,7 +8,7 @@ Both end in the same `FetchRequest`; what only v0 has is in `UploadPackRequest`.
 import enum
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Final
 
 from mirror.errors import ProtocolError
@@ -20,7 +20,7 @@ INFINITE_DEPTH: Final = 0x7FFFFFFF
 """What clients send as depth to unshallow."""
 
 REF_PREFIXES_MAX: Final = 65536
-"""As in git's own server: past that many prefixes all refs are sent."""
+"""As in git's own server: with that many prefixes all refs are sent."""
 
 _NUMBER: Final = re.compile(rb"\d{1,19}")
 
@@ -158,9 +158,13 @@ def _split_command(packets: list[Packet]) -> tuple[bytes, list[bytes]]:
             raise ProtocolError(f"unknown capability {line[:80]!r}")
     if not command:
         raise ProtocolError("no command requested")
-    if separator is not Special.DELIM:
-        return command, []
-    return command, list(_until_flush(lines))
+    match separator:
+        case Special.DELIM:
+            return command, list(_until_flush(lines))
+        case Special.FLUSH:
+            return command, []
+        case _:
+            raise ProtocolError("expected a delim-pkt or a flush-pkt after the capabilities")
 
 
 def _until_flush(packets: Iterable[Packet]) -> Iterator[bytes]:
@@ -168,9 +172,9 @@ def _until_flush(packets: Iterable[Packet]) -> Iterator[bytes]:
         if packet is Special.FLUSH:
             return
         if isinstance(packet, Special):
-            raise ProtocolError("expected an argument or a flush-pkt, got a delim-pkt")
+            raise ProtocolError(f"expected a line or a flush-pkt, got {packet}")
         yield text(packet)
-    raise ProtocolError("expected a flush-pkt after the arguments")
+    raise ProtocolError("the request ends before its flush-pkt")
 
 
 def _parse_ls_refs(arguments: list[bytes]) -> LsRefsRequest:
@@ -183,7 +187,7 @@ def _parse_ls_refs(arguments: list[bytes]) -> LsRefsRequest:
             prefixes.append(line.removeprefix(b"ref-prefix "))
         else:
             raise ProtocolError(f"unexpected line: {line[:80]!r}")
-    if len(prefixes) > REF_PREFIXES_MAX:
+    if len(prefixes) >= REF_PREFIXES_MAX:
         prefixes = []
     return LsRefsRequest(b"peel" in flags, b"symrefs" in flags, b"unborn" in flags, tuple(prefixes))
 
@@ -214,7 +218,7 @@ def _parse_fetch(arguments: list[bytes]) -> FetchRequest:
         elif key == b"want-ref":
             want_refs[_wanted_ref(value)] = None
         elif line == b"deepen-relative":
-            shallow.deepen = replace(shallow.deepen, relative=True)
+            shallow.relative = True
         elif not shallow.take(key, value) and line != b"no-progress":
             raise ProtocolError(f"unexpected line: {line[:80]!r}")
     return FetchRequest(
@@ -252,7 +256,10 @@ class _ShallowArguments:
 
     def __init__(self) -> None:
         self.shallow: set[ObjectId] = set()
-        self.deepen = Deepen()
+        self.depth: int | None = None
+        self.relative = False
+        self.since: int | None = None
+        self.exclude: list[bytes] = []
         self.filter: ObjectFilter | None = None
 
     def take(self, key: bytes, value: bytes) -> bool:
@@ -264,11 +271,11 @@ class _ShallowArguments:
                 depth = _number(value, "deepen")
                 if depth == 0:
                     raise ProtocolError("invalid deepen: 0")
-                self.deepen = replace(self.deepen, depth=min(depth, INFINITE_DEPTH))
+                self.depth = min(depth, INFINITE_DEPTH)
             case b"deepen-since":
-                self.deepen = replace(self.deepen, since=_number(value, "deepen-since"))
+                self.since = _number(value, "deepen-since")
             case b"deepen-not":
-                self.deepen = replace(self.deepen, exclude=(*self.deepen.exclude, value))
+                self.exclude.append(value)
             case b"filter":
                 self.filter = parse_filter(value)
             case _:
@@ -281,10 +288,9 @@ class _ShallowArguments:
         Raises:
             ProtocolError: A depth together with a date or an excluded ref.
         """
-        deepen = self.deepen
-        if deepen.depth is not None and (deepen.since is not None or deepen.exclude):
+        if self.depth is not None and (self.since is not None or self.exclude):
             raise ProtocolError("deepen and deepen-since (or deepen-not) cannot be used together")
-        return deepen
+        return Deepen(self.depth, self.relative, self.since, tuple(self.exclude))
 
 
 def _number(value: bytes, key: str) -> int:
@@ -299,26 +305,25 @@ def _number(value: bytes, key: str) -> int:
 def parse_upload_pack(body: bytes) -> UploadPackRequest | None:
     """Parse the body of a v0 or v1 POST; `None` when it wants nothing (the ``0000`` probe).
 
-    The haves end at the first flush-pkt, at ``done`` or with the body, as for git's own stateless
-    server; what follows is not looked at.
+    A request may end after the wants; if it goes on, the haves end at the first flush-pkt or at ``done``, as for git's own stateless server; what
+    follows is not looked at.
 
     Raises:
         ProtocolError: Malformed.
     """
+    if not body:
+        return None
     packets = iter(decode_all(body))
     wants: dict[ObjectId, None] = {}
     capabilities: set[bytes] = set()
     shallow = _ShallowArguments()
-    for packet in packets:
-        if packet is Special.FLUSH:
-            break
-        line = _text_line(packet)
+    for line in _until_flush(packets):
         key, _, value = line.partition(b" ")
         if key == b"want":
             # git separates by a space, older clients by NUL.
-            oid, *features = value.replace(b"\0", b" ").split()
+            oid, _, features = value.replace(b"\0", b" ").partition(b" ")
             wants[object_id(oid)] = None
-            capabilities.update(features)
+            capabilities.update(features.split())
         elif not shallow.take(key, value):
             raise ProtocolError(
                 f"git upload-pack: protocol error, expected to get oid, not {line[:80]!r}"
@@ -326,9 +331,8 @@ def parse_upload_pack(body: bytes) -> UploadPackRequest | None:
     if not wants:
         return None
     rest = list(packets)
-    haves, done = _parse_haves(rest)
-    if b"deepen-relative" in capabilities:
-        shallow.deepen = replace(shallow.deepen, relative=True)
+    haves, done = _parse_haves(rest) if rest else ((), False)
+    shallow.relative = b"deepen-relative" in capabilities
     return UploadPackRequest(
         FetchRequest(
             wants=tuple(wants),
@@ -350,22 +354,13 @@ def parse_upload_pack(body: bytes) -> UploadPackRequest | None:
 
 def _parse_haves(packets: Iterable[Packet]) -> tuple[tuple[ObjectId, ...], bool]:
     haves: dict[ObjectId, None] = {}
-    for packet in packets:
-        if packet is Special.FLUSH:
-            break
-        line = _text_line(packet)
+    for line in _until_flush(packets):
         if line == b"done":
             return tuple(haves), True
         if not line.startswith(b"have "):
             raise ProtocolError(f"git upload-pack: expected oid list, got {line[:80]!r}")
         haves[object_id(line.removeprefix(b"have "))] = None
     return tuple(haves), False
-
-
-def _text_line(packet: Packet) -> bytes:
-    if isinstance(packet, Special):
-        raise ProtocolError("expected a line or a flush-pkt; delim-pkts belong to protocol v2")
-    return text(packet)
 
 
 def _ack_mode(capabilities: set[bytes]) -> AckMode:

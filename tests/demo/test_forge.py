@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import select
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
@@ -264,7 +265,7 @@ async def test_a_client_that_hangs_up_leaves_no_child(
             await pushing
         await forge.close()
         assert not forge.children
-        assert not _is_alive(child)
+        assert await _ends(child)
 
 
 async def test_close_ends_children_and_what_they_started(
@@ -278,7 +279,7 @@ async def test_close_ends_children_and_what_they_started(
             child = await begun()
             assert forge.children
         assert not forge.children
-        assert not _is_alive(child)
+        assert await _ends(child)
         with pytest.raises(GitFailed):
             await pushing
 
@@ -295,7 +296,7 @@ async def test_a_child_that_ignores_sigterm_is_killed(
         assert answer.status == 200
         (child,) = forge.children
         await forge.close()
-    assert not _is_alive(child)
+    assert await _ends(child)
 
 
 async def test_a_program_that_is_no_cgi_is_502(
@@ -424,10 +425,14 @@ def _endless_push(upstream: Upstream) -> Iterator[Callable[[], Awaitable[int]]]:
         os.close(descriptor)
 
 
-def _is_alive(pid: int) -> bool:
-    """Tell whether a process runs; one that ended and waits for its parent does not."""
+async def _ends(pid: int) -> bool:
+    """Wait for a process to end; one that waits for its parent to reap it has ended."""
     try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except FileNotFoundError:
-        return False
-    return state != "Z"
+        process = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return True
+    try:
+        readable, _, _ = await asyncio.to_thread(select.select, [process], [], [], 20)
+        return bool(readable)
+    finally:
+        os.close(process)
