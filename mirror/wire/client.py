@@ -111,6 +111,9 @@ def _parse_v0_advertisement(packets: list[Packet], version: int) -> UpstreamFeat
                 if key == b"symref" and value.startswith(b"HEAD:"):
                     head_target = _head_target(value.removeprefix(b"HEAD:"))
                 capabilities[key] = value
+            if capabilities.get(b"object-format", b"sha1") != b"sha1":
+                # Ids of another hash: that the caller refuses it is better news than a bad id.
+                return UpstreamFeatures(version, capabilities, Listing((), None, None))
         oid, _, name = line.partition(b" ")
         if oid == b"shallow":
             shallow = True
@@ -330,4 +333,5 @@ def _raise_if_error(packet: Packet) -> None:
 
 
 def _message(raw: bytes) -> str:
-    return " ".join(raw[:REMOTE_MESSAGE_BYTES_MAX].decode("utf-8", "backslashreplace").split())
+    said = raw[:REMOTE_MESSAGE_BYTES_MAX].decode("utf-8", "backslashreplace")
+    return " ".join("".join(c if c.isprintable() else " " for c in said).split())

@@ -172,7 +172,7 @@ def _until_flush(packets: Iterable[Packet]) -> Iterator[bytes]:
         if packet is Special.FLUSH:
             return
         if isinstance(packet, Special):
-            raise ProtocolError(f"expected a line or a flush-pkt, got {packet}")
+            raise ProtocolError(f"expected a line or a flush-pkt, got a {packet.name} packet")
         yield text(packet)
     raise ProtocolError("the request ends before its flush-pkt")
 
@@ -305,8 +305,8 @@ def _number(value: bytes, key: str) -> int:
 def parse_upload_pack(body: bytes) -> UploadPackRequest | None:
     """Parse the body of a v0 or v1 POST; `None` when it wants nothing (the ``0000`` probe).
 
-    A request may end after the wants; if it goes on, the haves end at the first flush-pkt or at ``done``, as for git's own stateless server; what
-    follows is not looked at.
+    A request may end after the wants. If it goes on, the haves end at the first flush-pkt or at
+    ``done``, as for git's own stateless server; what follows is not looked at.
 
     Raises:
         ProtocolError: Malformed.
