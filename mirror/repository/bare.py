@@ -10,6 +10,7 @@ Tips that a force-push or a deletion took away are kept under `refs/git-mirror/k
 """
 
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator, Mapping
@@ -19,19 +20,20 @@ from pathlib import Path
 from typing import Final, Self
 
 from dulwich.config import ConfigFile, StackedConfig
-from dulwich.object_store import DiskObjectStore
-from dulwich.refs import read_packed_refs_with_peeled
 from dulwich.repo import Repo
 
-from mirror.errors import LocalError
+from mirror.errors import LocalError, ProtocolError
 from mirror.repository.graph import CommitGraph
 from mirror.repository.objects import ObjectSource
-from mirror.wire.names import ObjectId, Ref, RefName
+from mirror.wire.names import ObjectId, Ref, RefName, object_id, ref_name
 
 KEPT_PREFIX: Final = b"refs/git-mirror/kept/"
 """Ours alone: never taken from an upstream, never advertised."""
 
 _PACKED_REFS_HEADER: Final = b"# pack-refs with: peeled fully-peeled sorted \n"
+_PACKED_REF: Final = re.compile(
+    rb"([0-9a-f]{40}) (refs/[^\x00-\x20\x7f]+)\n(?:\^([0-9a-f]{40})\n)?"
+)
 _QUARANTINE_PREFIX: Final = "tmp_objdir-incoming-"  # git's own name for it: its gc knows it
 
 
@@ -61,32 +63,54 @@ class Quarantine:
         self.received = objects / "received.pack"
         """Where to write the pack as it comes from the upstream."""
 
-    def migrate(self) -> None:
-        """Move the indexed packs into the repository, durably.
+    def source(self) -> ObjectSource:
+        """Return what was received and indexed, with the repository's objects behind it.
 
-        An index goes last: it makes its pack visible.
+        Raises:
+            LocalError: A pack can't be read.
+        """
+        return ObjectSource(self.objects, behind=self.repository.source)
+
+    def migrate(self) -> None:
+        """Move the indexed packs into the repository, durably: all of them or none.
+
+        An index goes last: it makes its pack visible. A pack that is there already stays as it is,
+        for it may be read at this moment; dulwich names packs by the objects in them, not by their
+        bytes.
+
+        Raises:
+            LocalError: They could not be moved.
         """
         target = self.repository.objects / "pack"
-        order = {".idx": 1}
-        files = sorted(
-            (self.objects / "pack").iterdir(), key=lambda file: order.get(file.suffix, 0)
-        )
-        for file in files:
-            if file.name.startswith("pack-") and file.suffix in (".pack", ".rev", ".idx"):
-                file.rename(target / file.name)
-        fsync_directory(target)
+        moved: list[Path] = []
+        try:
+            for index in sorted((self.objects / "pack").glob("pack-*.idx")):
+                if all(
+                    (target / index.name).with_suffix(end).exists() for end in (".pack", ".idx")
+                ):
+                    continue
+                for end in (".pack", ".rev", ".idx"):
+                    file = index.with_suffix(end)
+                    if file.exists():
+                        file.rename(target / file.name)
+                        moved.append(target / file.name)
+            fsync_directory(target)
+        except OSError as error:
+            for file in reversed(moved):
+                file.unlink(missing_ok=True)
+            raise LocalError(f"can't add a pack to {target}: {error.strerror}") from error
+        self.repository.source.rescan()
 
 
 class BareRepository:
     """A bare repository on disk. Objects may be read from any thread; refs have one writer."""
 
-    def __init__(self, path: Path, store: DiskObjectStore, upstream_url: str) -> None:
+    def __init__(self, path: Path, source: ObjectSource, upstream_url: str) -> None:
         self.path = path
         self.objects = path / "objects"
         self.upstream_url = upstream_url
-        self.source = ObjectSource(store)
-        self.graph = CommitGraph(self.source)
-        self._store = store
+        self.source = source
+        self.graph = CommitGraph(source)
 
     @classmethod
     def create(cls, path: Path, *, upstream_url: str) -> Self:
@@ -122,16 +146,15 @@ class BareRepository:
             url = config.get((b"remote", b"origin"), b"url").decode()
         except (OSError, KeyError, ValueError) as error:
             raise LocalError(f"{path} is not a mirror: {error}") from error
-        for leftover in (path / "objects").glob(_QUARANTINE_PREFIX + "*"):
-            shutil.rmtree(leftover, ignore_errors=True)
-        for leftover in (*path.glob("*.tmp"), *path.glob("*.lock")):
-            leftover.unlink(missing_ok=True)
-        store = DiskObjectStore(path / "objects", fsync_object_files=True)
-        return cls(path, store, url)
+        try:
+            _clear_leftovers(path)
+        except OSError as error:
+            raise LocalError(f"{path} can't be tidied up: {error}") from error
+        return cls(path, ObjectSource(path / "objects"), url)
 
     def close(self) -> None:
         """Release the mapped packs."""
-        self._store.close()
+        self.source.close()
 
     # --- refs ----------------------------------------------------------------------------------
 
@@ -143,23 +166,18 @@ class BareRepository:
         """
         try:
             head = (self.path / "HEAD").read_bytes().strip()
-            with (self.path / "packed-refs").open("rb") as file:
-                stored = [
-                    Ref(RefName(name), ObjectId(oid), ObjectId(peeled) if peeled else None)
-                    for oid, name, peeled in read_packed_refs_with_peeled(file)
-                ]
-        except (OSError, ValueError) as error:
+            stored = _parse_packed_refs((self.path / "packed-refs").read_bytes())
+            kept = {
+                ref.oid: int(ref.name.removeprefix(KEPT_PREFIX).partition(b"/")[0])
+                for ref in stored
+                if ref.name.startswith(KEPT_PREFIX)
+            }
+            refs = {ref.name: ref for ref in stored if not ref.name.startswith(KEPT_PREFIX)}
+            if head.startswith(b"ref: "):
+                return StoredRefs(refs, ref_name(head.removeprefix(b"ref: ").strip()), None, kept)
+            return StoredRefs(refs, None, object_id(head), kept)
+        except (OSError, ValueError, ProtocolError) as error:
             raise LocalError(f"the refs of {self.path} can't be read: {error}") from error
-        kept = {}
-        refs = {}
-        for ref in stored:
-            if ref.name.startswith(KEPT_PREFIX):
-                kept[ref.oid] = int(ref.name.split(b"/")[3])
-            else:
-                refs[ref.name] = ref
-        if head.startswith(b"ref: "):
-            return StoredRefs(refs, RefName(head.removeprefix(b"ref: ")), None, kept)
-        return StoredRefs(refs, None, ObjectId(head), kept)
 
     def write_refs(self, stored: StoredRefs) -> None:
         """Replace all refs, durably and in one step; HEAD, which names one of them, follows.
@@ -181,10 +199,16 @@ class BareRepository:
             head = b"ref: %b\n" % stored.head_target
         else:
             head = (stored.head or b"ref: refs/heads/main") + b"\n"
+        contents = {"packed-refs": b"".join(lines)}
         try:
-            _replace(self.path / "packed-refs", b"".join(lines))
             if (self.path / "HEAD").read_bytes() != head:
-                _replace(self.path / "HEAD", head)
+                contents["HEAD"] = head
+            # All that a full disk can spoil comes before the first of them is replaced.
+            for name, content in contents.items():
+                _write_durably(self.path / f"{name}.tmp", content)
+            for name in contents:
+                (self.path / f"{name}.tmp").rename(self.path / name)
+                fsync_directory(self.path)
         except OSError as error:
             raise LocalError(f"can't write the refs of {self.path}: {error.strerror}") from error
 
@@ -232,15 +256,48 @@ class BareRepository:
             fsync_directory(Path(directory))
 
 
-def _replace(path: Path, content: bytes) -> None:
-    """Replace a file so that after a crash either the old or the new content is there, whole."""
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
+def _parse_packed_refs(content: bytes) -> list[Ref]:
+    """Parse the file that `write_refs` wrote; git's own are the same.
+
+    Raises:
+        ValueError: It is damaged.
+    """
+    refs = []
+    position = content.index(b"\n") + 1 if content.startswith(b"#") else 0
+    while position < len(content):
+        line = _PACKED_REF.match(content, position)
+        if line is None:
+            raise ValueError(f"no ref at byte {position} of packed-refs")
+        oid, name, peeled = line.groups()
+        refs.append(Ref(RefName(name), ObjectId(oid), ObjectId(peeled) if peeled else None))
+        position = line.end()
+    return refs
+
+
+def _clear_leftovers(path: Path) -> None:
+    """Remove what a crash, or a git that was killed, may have left."""
+    objects = path / "objects"
+    for directory in objects.glob(_QUARANTINE_PREFIX + "*"):
+        shutil.rmtree(directory, ignore_errors=True)
+    packs = objects / "pack"
+    halves = (pack for pack in packs.glob("pack-*.pack") if not pack.with_suffix(".idx").exists())
+    files = (
+        *path.glob("*.tmp"),
+        *path.glob("*.lock"),
+        *(objects / "info").rglob("*.lock"),
+        *packs.glob("tmp_*"),
+        *packs.glob(".tmp-*"),
+        *halves,
+    )
+    for file in files:
+        file.unlink(missing_ok=True)
+
+
+def _write_durably(path: Path, content: bytes) -> None:
+    with path.open("wb") as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
-    temporary.rename(path)
-    fsync_directory(path.parent)
 
 
 def _fsync(path: Path) -> None:
@@ -249,7 +306,6 @@ def _fsync(path: Path) -> None:
 
 
 def fsync_directory(path: Path) -> None:
-    """Make what was created, renamed or removed in a directory durable."""
     """Make what was created, renamed or removed in a directory durable."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:

@@ -12,6 +12,7 @@ from mirror.repository.packing.engine import PackRequest
 from mirror.repository.shallow import ShallowUpdate, update_shallow
 from mirror.repository.snapshot import RefSnapshot
 from mirror.wire.answers import encode_shallow_lines, encode_v2_sections
+from mirror.wire.filters import ObjectFilter
 from mirror.wire.names import ObjectId, RefName
 from mirror.wire.negotiation import negotiate_v0, negotiate_v2
 from mirror.wire.pktline import FLUSH_PKT
@@ -141,13 +142,18 @@ def _pack_request(
     common: tuple[ObjectId, ...],
     update: ShallowUpdate,
 ) -> PackRequest:
-    """Put the request in its canonical form, so that equal questions are equal."""
+    """Put the request in its canonical form, so that equal questions are equal.
+
+    A reader with a filter may lack the very object that a thin delta would build on. Without blobs
+    it does not matter: then deltas are of trees, and it has these.
+    """
+    has_bases = fetch.filter in (None, ObjectFilter(blob_limit_bytes=0))
     return PackRequest(
         wants=tuple(sorted({*fetch.wants, *update.wants})),
         haves=tuple(sorted({*common, *update.haves})),
         shallow=update.boundary,
         filter=fetch.filter,
-        thin=fetch.thin_pack,
+        thin=fetch.thin_pack and has_bases,
         ofs_delta=fetch.ofs_delta,
         tags=tuple(snapshot.tags()) if fetch.include_tag else (),
     )

@@ -5,20 +5,28 @@ starts afresh. Walks are blocking work on objects: callers run them in a thread.
 """
 
 import heapq
+import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
-from dulwich.objects import Commit, Tag
-
-from mirror.repository.objects import ObjectSource
+from mirror.errors import LocalError
+from mirror.repository.objects import COMMIT, TAG, ObjectSource
 from mirror.wire.names import ObjectId
 
 COMMITS_CACHED_MAX: Final = 500_000
 """About 150 MB at the very worst; a repository of that many commits is a rare one."""
 
-TAG_CHAIN_MAX: Final = 100
-"""Tags of tags of tags: nobody nests deeper in earnest."""
+# As lenient as git: old history has committers without an address or a date, and tags without a
+# tagger. What comes after these lines is not looked at.
+_COMMIT: Final = re.compile(
+    rb"tree ([0-9a-f]{40})\n"
+    rb"((?:parent [0-9a-f]{40}\n)*)"
+    rb"(?:author .*\n)?"
+    rb"(?:committer .*> *([0-9]{1,19})(?![0-9]))?"
+)
+_TAG: Final = re.compile(rb"object ([0-9a-f]{40})\n")
+_PARENT_BYTES: Final = len(b"parent \n") + 40
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,19 +49,15 @@ class CommitGraph:
         """Return the commit `oid`, or `None` when that is not a commit.
 
         Raises:
-            LocalError: The object is not here.
+            LocalError: The object is not here, or damaged.
         """
         known = self._nodes.get(oid)
         if known is not None:
             return known
-        commit = self._source.parsed(oid)
-        if not isinstance(commit, Commit):
+        kind, content = self._source.raw(oid)
+        if kind != COMMIT:
             return None
-        node = CommitNode(
-            ObjectId(commit.tree),
-            tuple(ObjectId(parent) for parent in commit.parents),
-            commit.commit_time,
-        )
+        node = _parse_commit(oid, content)
         if len(self._nodes) >= COMMITS_CACHED_MAX:
             self._nodes = {}
         self._nodes[oid] = node
@@ -68,14 +72,24 @@ class CommitGraph:
         return self.tag_chain(oid)[-1]
 
     def tag_chain(self, oid: ObjectId) -> list[ObjectId]:
-        """Return `oid` and, while these are tags, what each points to; the last is not a tag."""
-        chain = [oid]
-        while chain[-1] not in self._nodes and len(chain) < TAG_CHAIN_MAX:
-            tag = self._source.parsed(chain[-1])
-            if not isinstance(tag, Tag):
+        """Return `oid` and, while these are tags, what each points to; the last is not a tag.
+
+        Raises:
+            LocalError: An object on the way is not here, or damaged.
+        """
+        chain = {oid: None}
+        while oid not in self._nodes:
+            kind, content = self._source.raw(oid)
+            if kind != TAG:
                 break
-            chain.append(ObjectId(tag.object[1]))
-        return chain
+            tag = _TAG.match(content)
+            if tag is None:
+                raise LocalError(f"object {oid.decode()} is damaged: it is no tag")
+            oid = ObjectId(tag[1])
+            if oid in chain:
+                raise LocalError(f"tag {oid.decode()} points to itself")
+            chain[oid] = None
+        return list(chain)
 
     def all_reach(self, starts: Iterable[ObjectId], goals: Iterable[ObjectId]) -> bool:
         """Tell whether each of `starts` is or descends from one of `goals`.
@@ -124,7 +138,8 @@ class CommitGraph:
     def is_ancestor(self, ancestor: ObjectId, descendant: ObjectId, *, commits_max: int) -> bool:
         """Tell whether `ancestor` is reachable from `descendant`, looking at `commits_max` at most.
 
-        `False` may mean that the limit was reached first.
+        `False` may mean that the limit was reached first, or that a commit between the two claims
+        to be older than `ancestor`.
         """
         goal = self.node(ancestor)
         if goal is None:
@@ -162,3 +177,14 @@ class CommitGraph:
             yield oid
             for parent in parents(oid):
                 push(parent)
+
+
+def _parse_commit(oid: ObjectId, content: bytes) -> CommitNode:
+    commit = _COMMIT.match(content)
+    if commit is None:
+        raise LocalError(f"object {oid.decode()} is damaged: it is no commit")
+    tree, lines, time = commit.groups()
+    parents = tuple(
+        ObjectId(lines[start + 7 : start + 47]) for start in range(0, len(lines), _PARENT_BYTES)
+    )
+    return CommitNode(ObjectId(tree), parents, int(time or 0))

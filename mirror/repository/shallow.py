@@ -3,7 +3,8 @@
 The rules are those of git's own server (gitprotocol-pack(5), "shallow" and "deepen"):
 
 * A depth counts commits from the wants, the wants being the first; the commits at that depth are
-  the boundary. With `deepen-relative` it counts from the reader's own boundary.
+  the boundary. With `deepen-relative` it counts from the reader's own boundary. An infinite depth
+  unshallows all that the reader has, not only what its wants reach.
 * A date or an excluded ref selects commits; those with a parent that was not selected are the
   boundary.
 * A commit of the reader's old boundary that now lies inside is unshallowed: its parents are sent,
@@ -61,14 +62,12 @@ def update_shallow(
     if not deepen:
         return ShallowUpdate(boundary=client_shallow)
     heads = [peeled for peeled in map(graph.peel, wants) if graph.node(peeled)]
-    if deepen.depth is not None:
-        starts = sorted(client_shallow) if deepen.relative else heads
-        depth = deepen.depth
-        if deepen.relative and depth < INFINITE_DEPTH:
-            depth += 1
-        inside, edge = _by_depth(graph, starts, depth)
-    else:
+    inside, edge = client_shallow, frozenset[ObjectId]()
+    if deepen.depth is None:
         inside, edge = _by_selection(graph, heads, deepen.since, excluded)
+    elif deepen.depth < INFINITE_DEPTH:
+        starts = client_shallow if deepen.relative else heads
+        inside, edge = _by_depth(graph, starts, deepen.depth + deepen.relative)
     unshallow = tuple(sorted(client_shallow & inside))
     parents = {p for oid in unshallow if (node := graph.node(oid)) for p in node.parents}
     return ShallowUpdate(
@@ -82,7 +81,7 @@ def update_shallow(
 
 def _by_depth(
     graph: CommitGraph, starts: Iterable[ObjectId], depth: int
-) -> tuple[set[ObjectId], set[ObjectId]]:
+) -> tuple[frozenset[ObjectId], frozenset[ObjectId]]:
     """Return the commits nearer than `depth` and those exactly at it; a start is at 1."""
     inside: set[ObjectId] = set()
     level = set(starts)
@@ -97,12 +96,12 @@ def _by_depth(
             for parent in node.parents
             if parent not in inside
         }
-    return inside, level
+    return frozenset(inside), frozenset(level)
 
 
 def _by_selection(
     graph: CommitGraph, heads: list[ObjectId], since: int | None, excluded: Iterable[ObjectId]
-) -> tuple[set[ObjectId], set[ObjectId]]:
+) -> tuple[frozenset[ObjectId], frozenset[ObjectId]]:
     """Return the selected commits that are no boundary, and the boundary."""
 
     def parents(oid: ObjectId) -> tuple[ObjectId, ...]:
@@ -118,8 +117,8 @@ def _by_selection(
     def selected_parents(oid: ObjectId) -> tuple[ObjectId, ...]:
         return tuple(parent for parent in parents(oid) if selected(parent))
 
-    chosen = set(graph.by_date(filter(selected, heads), selected_parents))
+    chosen = frozenset(graph.by_date(filter(selected, heads), selected_parents))
     if not chosen:
         raise ProtocolError("no commits selected for shallow requests")
-    edge = {oid for oid in chosen if any(parent not in chosen for parent in parents(oid))}
+    edge = frozenset(oid for oid in chosen if any(parent not in chosen for parent in parents(oid)))
     return chosen - edge, edge

@@ -113,13 +113,17 @@ class RefSnapshot:
         """Return the refs whose names begin with one of `prefixes`, in order, each once."""
         if not prefixes:
             return self.refs
-        found: set[int] = set()
-        for prefix in set(prefixes):
+        found: list[Ref] = []
+        covered: bytes | None = None
+        for prefix in sorted(prefixes):
+            if covered is not None and prefix.startswith(covered):
+                continue
+            covered = prefix
             for index in range(bisect_left(self._names, prefix), len(self._names)):
                 if not self._names[index].startswith(prefix):
                     break
-                found.add(index)
-        return [self.refs[index] for index in sorted(found)]
+                found.append(self.refs[index])
+        return found
 
     def find(self, name: RefName) -> ObjectId | None:
         """Return what a ref, or HEAD, points to."""

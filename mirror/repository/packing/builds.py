@@ -11,7 +11,8 @@ import os
 import tempfile
 import time
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from contextlib import aclosing, suppress
+from functools import partial
 from pathlib import Path
 from typing import IO, Final
 
@@ -37,7 +38,7 @@ class PackSpool:
         self._directory = directory
         self._memory = bytearray()
         self._file: IO[bytes] | None = None
-        self._ended = False
+        self.ended = False
         self._error: MirrorError | None = None
         self._grown = asyncio.Event()
         self.size = 0
@@ -67,7 +68,7 @@ class PackSpool:
 
     def end(self, error: MirrorError | None = None) -> None:
         """Say that the pack is complete, or why it never will be."""
-        self._ended = True
+        self.ended = True
         self._error = error
         self._wake()
 
@@ -85,7 +86,7 @@ class PackSpool:
                 yield piece
             elif self._error is not None:
                 raise self._error
-            elif self._ended:
+            elif self.ended:
                 return
             else:
                 grown = self._grown
@@ -99,7 +100,8 @@ class PackSpool:
         """Give back the memory or the file."""
         self._memory = bytearray()
         if self._file is not None:
-            self._file.close()
+            with suppress(OSError):  # of a full disk, said already
+                self._file.close()
 
     def _read(self, position: int) -> bytes:
         if self._file is None:
@@ -157,7 +159,7 @@ class PackBuilds:
             build = self._running[key] = _Build(PackSpool(self._directory))
             build.task = asyncio.create_task(self._build(repository, request, build))
             self._tasks.add(build.task)
-            build.task.add_done_callback(self._tasks.discard)
+            build.task.add_done_callback(partial(self._finished, key, build))
         build.readers += 1
         try:
             pieces = build.spool.follow(idle_seconds=idle_seconds)
@@ -195,9 +197,6 @@ class PackBuilds:
                 outcome = error.label
                 logger.warning("pack_build_failed", path=str(repository.path), error=str(error))
                 spool.end(error)
-            except asyncio.CancelledError:
-                spool.end(PackError("the service is stopping"))
-                raise
             except Exception as error:
                 outcome = "internal"
                 logger.exception("pack_build_broke", path=str(repository.path))
@@ -205,9 +204,17 @@ class PackBuilds:
             finally:
                 seconds = time.monotonic() - began_at
                 self._metrics.record_build_ended(self._engine.name, outcome, seconds, spool.size)
-                # A finished pack is not handed to later readers: refs may have tags by then that a
-                # build from now would add.
-                self._forget((repository.path, request), build)
+
+    def _finished(
+        self, key: tuple[Path, PackRequest], build: _Build, task: "asyncio.Task[None]"
+    ) -> None:
+        """Clear up after a build, also one that was cancelled before it began."""
+        self._tasks.discard(task)
+        # A finished pack is not handed to later readers: refs may have tags by then that a build
+        # from now would add.
+        self._forget(key, build)
+        if not build.spool.ended:
+            build.spool.end(PackError("the service is stopping"))
 
     def _forget(self, key: tuple[Path, PackRequest], build: _Build) -> None:
         if self._running.get(key) is build:

@@ -6,7 +6,7 @@ All of it is blocking work and runs in a thread pool of its own, a step at a tim
 
 import asyncio
 import re
-import zlib
+import threading
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -14,14 +14,12 @@ from functools import partial
 from typing import Final, ParamSpec, TypeVar
 
 import dulwich
-from dulwich.errors import ApplyDeltaError, ChecksumMismatch, ObjectFormatException
 from dulwich.object_store import DiskObjectStore
-from dulwich.pack import UnresolvedDeltas
 
 from mirror.errors import LocalError, PackError
-from mirror.repository.bare import BareRepository, Quarantine
+from mirror.repository.bare import BareRepository, Quarantine, fsync_directory
 from mirror.repository.graph import CommitGraph
-from mirror.repository.objects import ObjectSource
+from mirror.repository.objects import PACK_DAMAGE
 from mirror.repository.packing.engine import IndexProgress, PackRequest
 from mirror.repository.packing.pack_writer import Form, write_pack
 from mirror.repository.packing.selection import Selection, select_objects
@@ -31,17 +29,6 @@ THREADS_MAX: Final = 4
 KNOWN_TIPS_MAX: Final = 1000
 """Branch tips from which the check of new objects learns what was there before."""
 
-_DAMAGE: Final = (
-    ApplyDeltaError,
-    AssertionError,  # dulwich's word for a pack that ends early
-    ChecksumMismatch,
-    EOFError,
-    KeyError,
-    ObjectFormatException,
-    UnresolvedDeltas,
-    ValueError,
-    zlib.error,
-)
 _PROGRESS: Final = re.compile(rb"(\d+)/(\d+)")
 
 P = ParamSpec("P")
@@ -75,9 +62,13 @@ class DulwichEngine:
         self, repository: BareRepository, request: PackRequest
     ) -> AsyncGenerator[bytes, None]:
         """See `PackEngine.build_pack`."""
-        chunks = _build_pack(repository, request)
-        while (chunk := await self._in_thread(next, chunks, b"")) != b"":
-            yield chunk
+        left = threading.Event()
+        chunks = _build_pack(repository, request, left.is_set)
+        try:
+            while (chunk := await self._in_thread(next, chunks, b"")) != b"":
+                yield chunk
+        finally:
+            left.set()  # a step that is under way in a thread ends early
 
     async def repack(self, repository: BareRepository) -> None:
         """See `PackEngine.repack`: all packs become one."""
@@ -88,51 +79,73 @@ class DulwichEngine:
         loop = asyncio.get_running_loop()
         try:
             return await loop.run_in_executor(self._threads, partial(function, *args, **kwargs))
-        except _DAMAGE as error:
+        except PackError:
+            raise
+        except LocalError as error:
+            raise PackError(str(error)) from error
+        except PACK_DAMAGE as error:
             raise PackError(f"the pack is damaged: {type(error).__name__}: {error}") from error
         except OSError as error:
             raise PackError(f"the pack could not be written: {error.strerror}") from error
 
 
 def _index_pack(quarantine: Quarantine, progress: IndexProgress | None) -> None:
-    def report(message: bytes) -> None:
-        if progress is not None and (counts := _PROGRESS.search(message)):
-            progress(int(counts[1]), int(counts[2]))
-
     with (
         closing(DiskObjectStore(quarantine.objects, fsync_object_files=True)) as store,
         quarantine.received.open("rb") as pack,
     ):
+        report = _Report(progress) if progress is not None else None
         store.add_thin_pack(pack.read, pack.read, progress=report)
+        if pack.read(1):
+            raise PackError("the pack is damaged: something follows its end")
+    fsync_directory(quarantine.objects / "pack")
+
+
+class _Report:
+    """Passes on dulwich's progress, which comes for each object, a hundred times in all."""
+
+    def __init__(self, progress: IndexProgress) -> None:
+        self._progress = progress
+        self._step = -1
+
+    def __call__(self, message: bytes) -> None:
+        if counts := _PROGRESS.search(message):
+            done, total = int(counts[1]), int(counts[2])
+            step = 100 * done // max(total, 1)
+            if step != self._step:
+                self._step = step
+                self._progress(done, total)
 
 
 def _check_connected(quarantine: Quarantine, tips: Sequence[ObjectId]) -> None:
     known = quarantine.repository.read_refs().refs.values()
     branches = [ref.oid for ref in known if ref.name.startswith(b"refs/heads/")]
-    with closing(DiskObjectStore(quarantine.objects)) as store:
-        source = ObjectSource(store)
-        request = PackRequest(wants=tuple(tips), haves=tuple(branches[:KNOWN_TIPS_MAX]))
-        try:
+    request = PackRequest(wants=tuple(tips), haves=tuple(branches[:KNOWN_TIPS_MAX]))
+    try:
+        with closing(quarantine.source()) as source:
             selection = select_objects(source, CommitGraph(source), request)
-        except LocalError as error:
-            raise PackError(f"what was received is not complete: {error}") from error
-        for oid in selection.oids:
-            if not source.contains(oid):
-                raise PackError(f"what was received is not complete: {oid.decode()} is missing")
+            missing = next((oid for oid in selection.oids if not source.contains(oid)), None)
+    except LocalError as error:
+        raise PackError(f"what was received is not complete: {error}") from error
+    if missing is not None:
+        raise PackError(f"what was received is not complete: {missing.decode()} is missing")
 
 
-def _build_pack(repository: BareRepository, request: PackRequest) -> Iterator[bytes]:
-    selection = select_objects(repository.source, repository.graph, request)
-    # A reader with a filter may lack the very object that a thin delta would build on.
-    form = Form(thin=request.thin and request.filter is None, ofs_delta=request.ofs_delta)
+def _build_pack(
+    repository: BareRepository, request: PackRequest, is_abandoned: Callable[[], bool]
+) -> Iterator[bytes]:
+    selection = select_objects(
+        repository.source, repository.graph, request, is_abandoned=is_abandoned
+    )
+    form = Form(thin=request.thin, ofs_delta=request.ofs_delta)
     yield from write_pack(repository.source, selection, form)
 
 
 def _repack(repository: BareRepository) -> None:
-    old = repository.pack_files()
+    old = repository.source.packs()
     if len(old) < 2:
         return
-    selection = Selection(oids=dict.fromkeys(repository.source.all_ids()))
+    selection = Selection(oids=dict.fromkeys(oid for pack in old for oid in pack.ids()))
     with repository.quarantine() as quarantine:
         with quarantine.received.open("wb") as file:
             file.writelines(
@@ -142,6 +155,7 @@ def _repack(repository: BareRepository) -> None:
         new = {file.name for file in (quarantine.objects / "pack").glob("pack-*.pack")}
         quarantine.migrate()
     for pack in old:
-        if pack.name not in new:
+        if pack.path.name not in new:
             for suffix in (".idx", ".rev", ".pack"):
-                pack.with_suffix(suffix).unlink(missing_ok=True)
+                pack.path.with_suffix(suffix).unlink(missing_ok=True)
+    repository.source.rescan()

@@ -4,7 +4,7 @@
 """
 
 from collections.abc import AsyncGenerator, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from mirror.repository.bare import BareRepository, Quarantine
@@ -36,6 +36,15 @@ class PackRequest:
     thin: bool = False
     ofs_delta: bool = False
     tags: tuple[Ref, ...] = ()
+    _hash: int = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        # Once, and where the request is made: a thread. There may be thousands of tags.
+        parts = (self.wants, self.haves, self.shallow, self.filter, self.tags)
+        object.__setattr__(self, "_hash", hash((parts, self.thin, self.ofs_delta)))
+
+    def __hash__(self) -> int:
+        return self._hash
 
 
 class PackEngine(Protocol):

@@ -5,6 +5,7 @@ no credential helper, no lazy fetch, and nothing of a request on its command lin
 that we wrote ourselves; object ids go through stdin.
 """
 
+import asyncio
 import re
 import shutil
 from collections.abc import AsyncGenerator, Mapping, Sequence
@@ -99,7 +100,8 @@ class GitEngine:
         if request.tags:
             arguments.append("--include-tag")
         if request.filter is not None:
-            arguments += [f"--filter={spec.decode()}" for spec in request.filter.specs()]
+            # In one: of several filters, git 2.39 obeys the last.
+            arguments.append(f"--filter={request.filter.spec().decode()}")
         shallow_file = []
         if request.shallow:
             shallow_file = ["--shallow-file", ""]  # the boundary comes on stdin instead
@@ -119,11 +121,14 @@ class GitEngine:
     async def repack(self, repository: BareRepository) -> None:
         """See `PackEngine.repack`: small packs are merged so that sizes grow geometrically."""
         env = _environment(GIT_DIR=str(repository.path))
+        # Left by a git that was killed; there is one repack at a time.
+        (repository.objects / "info" / "commit-graph.lock").unlink(missing_ok=True)
         await self._run(
             ["repack", "-d", "-q", "--geometric=2", "--no-write-bitmap-index"],
             env=env,
             timeout_seconds=REPACK_SECONDS_MAX,
         )
+        await asyncio.to_thread(repository.source.rescan)
         await self._run(
             ["commit-graph", "write", "--reachable", "--no-progress"],
             env=env,

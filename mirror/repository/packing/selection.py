@@ -2,52 +2,136 @@
 
 Each commit to send is compared with its parents' trees, so that an increment costs what it changed,
 not what the repository holds. An object that the reader has by another path may be sent again; one
-that it lacks never stays out. Blocking work on objects: callers run it in a thread.
+that it lacks never stays out: parents come before their children, so that whatever lies in a
+parent's tree is, at that moment, in the pack already or with the reader.
+
+Filters leave out what git's own server leaves out (list-objects-filter.c). Blocking work on
+objects: callers run it in a thread.
 """
 
-from collections.abc import Iterable
+import enum
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Final
+from functools import cached_property
+from typing import Final, NamedTuple
 
-from dulwich.objects import Tree
+from dulwich.objects import parse_tree
 
-from mirror.errors import PackError
+from mirror.errors import LocalError, PackError
 from mirror.repository.graph import CommitGraph
-from mirror.repository.objects import ObjectSource
+from mirror.repository.objects import PACK_DAMAGE, TREE, ObjectSource
 from mirror.repository.packing.engine import PackRequest
 from mirror.wire.filters import ObjectFilter
 from mirror.wire.names import ObjectId
 
-_GITLINK: Final = 0o160000
-_DIRECTORY: Final = 0o040000
-_KIND: Final = 0o170000
+_ID_BYTES: Final = 20
 
-TREE_DEPTH_MAX: Final = 800
-"""Deeper directories are an attack on those who walk them."""
+TREE_DEPTH_MAX: Final = 2048
+"""Deeper directories are an attack on those who walk them; git's own limit (core.maxTreeDepth)."""
 
-Entries = dict[bytes, ObjectId]
+TREE_ENTRIES_KEPT_MAX: Final = 100_000
+"""Of the trees read last, about 25 MB: the next commit is compared with them."""
+
+HAD_TREES_MAX: Final = 4
+"""Trees of the reader's with which a commit without parents to follow is compared."""
 
 
 @dataclass(slots=True)
 class Selection:
-    """The objects to send, in an order in which they can be written.
+    """The objects to send.
 
     Attributes:
         oids: Each object once.
-        bases: For an object that replaces another at the same path, that other: a good delta base.
+        bases: For an object that replaces another at the same path, that other: a good delta base,
+            which is in the pack too or with the reader.
     """
 
     oids: dict[ObjectId, None] = field(default_factory=dict)
     bases: dict[ObjectId, ObjectId] = field(default_factory=dict)
 
 
-def select_objects(source: ObjectSource, graph: CommitGraph, request: PackRequest) -> Selection:
+def select_objects(
+    source: ObjectSource,
+    graph: CommitGraph,
+    request: PackRequest,
+    *,
+    is_abandoned: Callable[[], bool] = lambda: False,
+) -> Selection:
     """Select the objects for `request`.
 
+    Args:
+        source: Where the objects are.
+        graph: The commits among them.
+        request: What the pack is for.
+        is_abandoned: Asked now and then; the work ends when nobody waits for it any longer.
+
     Raises:
-        PackError: An object that should be there is not.
+        LocalError: An object that should be there is not, or the work was abandoned.
     """
-    return _Selector(source, graph, request).run()
+    return _Selector(source, graph, request).run(is_abandoned)
+
+
+class _Kind(enum.Enum):
+    """What an entry of a tree names."""
+
+    TREE = enum.auto()
+    BLOB = enum.auto()
+    GITLINK = enum.auto()  # a commit of another repository
+
+
+_KINDS: Final = {0o040000: _Kind.TREE, 0o160000: _Kind.GITLINK}
+
+
+def _kind(mode: int) -> _Kind:
+    return _KINDS.get(mode & 0o170000, _Kind.BLOB)
+
+
+class _Tree:
+    """A parsed tree. Damaged ones can have a name twice: nothing of `entries` may be lost."""
+
+    def __init__(self, entries: list[tuple[bytes, int, bytes]]) -> None:
+        self.entries = entries
+
+    @cached_property
+    def by_name(self) -> dict[bytes, tuple[bytes, int, bytes]]:
+        return {entry[0]: entry for entry in self.entries}
+
+
+class _Visit(NamedTuple):
+    """A tree to be added: what lay at its path before, and how deep that is."""
+
+    oid: ObjectId
+    bases: list[ObjectId]
+    depth: int
+
+
+class _TreeReader:
+    """Reads trees, and remembers the last ones."""
+
+    def __init__(self, source: ObjectSource) -> None:
+        self._source = source
+        self._kept: dict[ObjectId, _Tree] = {}
+        self._entries = 0
+
+    def read(self, oid: ObjectId) -> _Tree:
+        tree = self._kept.pop(oid, None)
+        if tree is None:
+            tree = self._parse(oid)
+            self._entries += len(tree.entries)
+        self._kept[oid] = tree  # the last used is last
+        while self._entries > TREE_ENTRIES_KEPT_MAX and len(self._kept) > 1:
+            oldest = self._kept.pop(next(iter(self._kept)))
+            self._entries -= len(oldest.entries)
+        return tree
+
+    def _parse(self, oid: ObjectId) -> _Tree:
+        kind, content = self._source.raw(oid)
+        if kind != TREE:
+            raise PackError(f"object {oid.decode()} should be a tree")
+        try:
+            return _Tree(list(parse_tree(content, _ID_BYTES)))
+        except PACK_DAMAGE as error:
+            raise LocalError(f"tree {oid.decode()} is damaged: {error}") from error
 
 
 class _Selector:
@@ -58,40 +142,50 @@ class _Selector:
         self._graph = graph
         self._request = request
         self._filter = request.filter or ObjectFilter()
+        self._trees = _TreeReader(source)
         self._selection = Selection()
         self._depths: dict[ObjectId, int] = {}  # trees walked, and how near to the root
-        self._types = self._filter.object_types
 
-    def run(self) -> Selection:
-        request = self._request
-        commits: list[ObjectId] = []
-        others: list[ObjectId] = []
-        for want in request.wants:
-            *tags, target = self._graph.tag_chain(want)
-            self._selection.oids.update(dict.fromkeys(tags))
-            (commits if self._graph.node(target) else others).append(target)
+    def run(self, is_abandoned: Callable[[], bool]) -> Selection:
+        commits, others = self._split_wants()
         had = self._had_commits(commits)
-        new = [
+        new = dict.fromkeys(
             oid
-            for oid in self._graph.by_date(commits, lambda oid: self._parents(oid, had))
+            for oid in self._graph.by_date(
+                commits, lambda oid: () if oid in had else self._followed(oid)
+            )
             if oid not in had
-        ]
-        explicit = set(request.wants)
-        for oid in new:
-            if self._wants_type(b"commit") or oid in explicit:
-                self._selection.oids[oid] = None
-        for oid in reversed(new):  # parents first: what they hold need not be compared again
-            self._add_commit_tree(oid)
+        )
+        if self._is_wanted_type(b"commit"):
+            self._selection.oids.update(new)
+        else:
+            self._selection.oids.update((oid, None) for oid in commits if oid in new)
+        if self._walks_trees():
+            for oid in self._parents_first(new):
+                if is_abandoned():
+                    raise PackError("nobody waits for this pack any longer")
+                self._add_commit_tree(oid)
         for oid in others:
             self._add_explicit(oid)
         self._add_tags()
         return self._selection
 
-    def _parents(self, oid: ObjectId, had: set[ObjectId]) -> tuple[ObjectId, ...]:
+    def _split_wants(self) -> tuple[list[ObjectId], list[ObjectId]]:
+        """Select the tags among the wants; return the commits and what else they point to."""
+        commits: list[ObjectId] = []
+        others: list[ObjectId] = []
+        for want in self._request.wants:
+            *tags, target = self._graph.tag_chain(want)
+            self._selection.oids.update(dict.fromkeys(tags))
+            (commits if self._graph.node(target) else others).append(target)
+        return commits, others
+
+    # --- commits -------------------------------------------------------------------------------
+
+    def _followed(self, oid: ObjectId) -> tuple[ObjectId, ...]:
+        """Return the parents that a reader will follow."""
         node = self._graph.node(oid)
-        if node is None or oid in had or oid in self._request.shallow:
-            return ()
-        return node.parents
+        return node.parents if node is not None and oid not in self._request.shallow else ()
 
     def _had_commits(self, wanted: Iterable[ObjectId]) -> set[ObjectId]:
         """Return the reader's commits, as far as the walk from `wanted` can meet them.
@@ -100,15 +194,13 @@ class _Selector:
         walk: then no wanted commit can lie below.
         """
         graph = self._graph
-        shallow = self._request.shallow
         had = {peeled for have in self._request.haves if graph.node(peeled := graph.peel(have))}
         if not had:
             return had
         wanting = {oid for oid in wanted if oid not in had}
 
         def parents(oid: ObjectId) -> tuple[ObjectId, ...]:
-            node = graph.node(oid)
-            above = node.parents if node is not None and oid not in shallow else ()
+            above = self._followed(oid)
             if oid in had:
                 had.update(above)
                 wanting.difference_update(above)
@@ -122,92 +214,125 @@ class _Selector:
                 break
         return had
 
+    def _parents_first(self, new: dict[ObjectId, None]) -> Iterable[ObjectId]:
+        """Sort commits so that each comes after those of its parents that are sent too.
+
+        Dates won't do: a commit may claim to be older than its parents.
+        """
+        children = dict.fromkeys(new, 0)
+        for oid in new:
+            for parent in self._followed(oid):
+                if parent in children:
+                    children[parent] += 1
+        ready = [oid for oid in new if not children[oid]]
+        children_first = []
+        while ready:
+            oid = ready.pop()
+            children_first.append(oid)
+            for parent in self._followed(oid):
+                if parent in children:
+                    children[parent] -= 1
+                    if not children[parent]:
+                        ready.append(parent)
+        return reversed(children_first)
+
+    # --- trees and blobs -----------------------------------------------------------------------
+
+    @cached_property
+    def _had_trees(self) -> list[ObjectId]:
+        """Some trees that the reader has, with all that is in them."""
+        peeled = map(self._graph.peel, self._request.haves[:HAD_TREES_MAX])
+        return [node.tree for oid in peeled if (node := self._graph.node(oid))]
+
     def _add_commit_tree(self, oid: ObjectId) -> None:
         node = self._graph.node(oid)
-        if node is None or not self._wants_trees():
+        if node is None:
             return
-        above = node.parents if oid not in self._request.shallow else ()
-        known = [self._graph.node(parent) for parent in above]
-        bases = [
-            self._entries(parent.tree) for parent in known if parent and parent.tree != node.tree
-        ]
-        if any(parent and parent.tree == node.tree for parent in known):
-            return
-        hint = next((parent.tree for parent in known if parent), None)
-        self._add_tree(node.tree, bases, hint, depth=0)
+        parents = [known.tree for one in self._followed(oid) if (known := self._graph.node(one))]
+        self._add_tree(node.tree, parents or self._had_trees, depth=0)
 
-    def _wants_trees(self) -> bool:
-        """Tell whether trees have to be walked at all."""
-        if self._filter.tree_depth == 0:
-            return False
-        return self._types is None or bool(self._types & {b"tree", b"blob"})
+    def _walks_trees(self) -> bool:
+        """Tell whether the trees of commits have to be walked at all."""
+        types = self._filter.object_types
+        return self._filter.tree_depth != 0 and (types is None or bool(types & {b"tree", b"blob"}))
 
-    def _wants_type(self, name: bytes) -> bool:
-        return self._types is None or name in self._types
+    def _is_wanted_type(self, name: bytes) -> bool:
+        types = self._filter.object_types
+        return types is None or name in types
 
-    def _add_tree(
-        self, oid: ObjectId, bases: list[Entries], hint: ObjectId | None, *, depth: int
-    ) -> None:
-        """Add a tree and what of it is in none of `bases`, the trees at the same path before."""
+    def _add_tree(self, oid: ObjectId, bases: list[ObjectId], *, depth: int) -> None:
+        """Add a tree that lies `depth` directories deep, unless it is one of `bases`.
+
+        These are the trees at the same path that the reader has, or will have by this pack.
+        """
+        todo = [_Visit(oid, bases, depth)]
+        while todo:
+            visit = todo.pop()
+            limit = self._filter.tree_depth
+            if visit.oid in visit.bases or (limit is not None and visit.depth >= limit):
+                continue
+            if visit.depth > TREE_DEPTH_MAX:
+                raise PackError(f"a tree lies more than {TREE_DEPTH_MAX} directories deep")
+            if self._is_wanted_type(b"tree"):
+                self._add(visit.oid, visit.bases)
+            todo += self._add_entries(visit.oid, visit.bases, depth=visit.depth + 1)
+
+    def _add_entries(self, oid: ObjectId, bases: list[ObjectId], *, depth: int) -> list[_Visit]:
+        """Add the blobs of a tree that are in none of `bases`; return the trees to be added.
+
+        Its entries are at `depth`.
+        """
         limit = self._filter.tree_depth
-        if limit is not None and depth >= limit:
-            return
         walked = self._depths.get(oid)
         if walked is not None and (limit is None or walked <= depth):
-            return
-        if depth > TREE_DEPTH_MAX:
-            raise PackError(f"tree {oid.decode()} lies more than {TREE_DEPTH_MAX} directories deep")
+            return []
         self._depths[oid] = depth
-        if self._wants_type(b"tree"):
-            self._add(oid, hint)
-        for name, (kind, entry) in self._tree(oid).items():
-            if kind == _GITLINK or any(base.get(name) == entry for base in bases):
+        if limit is not None and depth >= limit:
+            return []
+        entries = self._trees.read(oid).entries
+        before = [self._trees.read(base).by_name for base in bases]
+        for base in before:
+            entries = [entry for entry in entries if base.get(entry[0]) != entry]
+        trees = []
+        for name, mode, target in entries:
+            kind = _kind(mode)
+            if kind is _Kind.GITLINK:
                 continue
-            before = next((old for base in bases if (old := base.get(name))), None)
-            if kind == _DIRECTORY:
-                below = [
-                    self._entries(old)
-                    for base in bases
-                    if (old := base.get(name)) and self._source.is_tree(old)
-                ]
-                self._add_tree(entry, below, before, depth=depth + 1)
-            elif limit is None or depth + 1 < limit:
-                self._add_blob(entry, before)
+            olds = (old for base in before if (old := base.get(name)) is not None)
+            alike = [ObjectId(old[2]) for old in olds if _kind(old[1]) is kind]
+            if kind is _Kind.TREE:
+                trees.append(_Visit(ObjectId(target), alike, depth))
+            else:
+                self._add_blob(ObjectId(target), alike)
+        return trees
 
-    def _add_blob(self, oid: ObjectId, hint: ObjectId | None) -> None:
-        if oid in self._selection.oids or not self._wants_type(b"blob"):
+    def _add_blob(self, oid: ObjectId, bases: list[ObjectId]) -> None:
+        if oid in bases or oid in self._selection.oids or not self._is_wanted_type(b"blob"):
             return
         limit = self._filter.blob_limit_bytes
         if limit == 0 or (limit is not None and self._source.size(oid) >= limit):
             return
-        self._add(oid, hint)
+        self._add(oid, bases)
 
-    def _add(self, oid: ObjectId, hint: ObjectId | None) -> None:
+    def _add(self, oid: ObjectId, bases: list[ObjectId]) -> None:
         if oid in self._selection.oids:
             return
         self._selection.oids[oid] = None
-        if hint is not None and hint != oid:
-            self._selection.bases[oid] = hint
+        if bases:
+            self._selection.bases[oid] = bases[0]
+
+    # --- what is sent besides -------------------------------------------------------------------
 
     def _add_explicit(self, oid: ObjectId) -> None:
         """Add a tree or blob that was asked for by its id: no filter keeps that one out."""
         self._selection.oids[oid] = None
-        if self._source.is_tree(oid):
-            saved, self._types = self._types, None
-            self._add_tree(oid, [], None, depth=0)
-            self._types = saved
+        if self._source.raw(oid)[0] == TREE:
+            for tree in self._add_entries(oid, [], depth=0):
+                self._add_tree(tree.oid, tree.bases, depth=tree.depth)
 
     def _add_tags(self) -> None:
+        selected = self._selection.oids
         for ref in self._request.tags:
-            if ref.peeled in self._selection.oids and self._wants_type(b"tag"):
-                for oid in self._graph.tag_chain(ref.oid):
-                    self._selection.oids.setdefault(oid)
-
-    def _tree(self, oid: ObjectId) -> dict[bytes, tuple[int, ObjectId]]:
-        tree = self._source.parsed(oid)
-        if not isinstance(tree, Tree):
-            raise PackError(f"object {oid.decode()} should be a tree")
-        return {entry.path: (entry.mode & _KIND, ObjectId(entry.sha)) for entry in tree.iteritems()}
-
-    def _entries(self, oid: ObjectId) -> Entries:
-        return {name: entry for name, (_, entry) in self._tree(oid).items()}
+            if ref.peeled in selected and ref.oid not in selected:
+                *tags, _ = self._graph.tag_chain(ref.oid)
+                selected.update(dict.fromkeys(tags))

@@ -13,7 +13,7 @@ import subprocess
 import tempfile
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack, aclosing, suppress
+from contextlib import AsyncExitStack, ExitStack, aclosing, suppress
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -37,6 +37,8 @@ class Spawner:
 
     def __init__(self) -> None:
         self._pool = ThreadPoolExecutor(max_workers=4, thread_name_prefix="spawn")
+        # One for each child: however many won't end, there is a thread left to kill them.
+        self._waits = ThreadPoolExecutor(max_workers=CHILDREN_MAX, thread_name_prefix="wait")
         self._places = asyncio.Semaphore(CHILDREN_MAX)
         self._running: set[subprocess.Popen[bytes]] = set()
 
@@ -93,14 +95,14 @@ class Spawner:
         stderr = _Tail(on_stderr)
         reader = asyncio.StreamReader(limit=READ_BYTES)
         async with self._places, AsyncExitStack() as stack:
-            output = await _receiver(stack, lambda: asyncio.StreamReaderProtocol(reader))
-            errors = await _receiver(stack, lambda: stderr)
-            process = await self._start(argv, env, stdin, output, errors)
+            process = await self._start(
+                stack, argv, env, stdin, lambda: asyncio.StreamReaderProtocol(reader), stderr
+            )
             stack.push_async_callback(self._end_in_thread, process)
             while chunk := await _before(deadline, reader.read(READ_BYTES), argv):
                 yield chunk
             await _before(deadline, stderr.ended.wait(), argv)
-            code = await _before(deadline, loop.run_in_executor(self._pool, process.wait), argv)
+            code = await _before(deadline, loop.run_in_executor(self._waits, process.wait), argv)
             if code != 0:
                 raise PackError(f"{_name(argv)} failed ({code}): {stderr.last_words()}")
 
@@ -110,16 +112,24 @@ class Spawner:
 
     async def _start(
         self,
+        stack: AsyncExitStack,
         argv: Sequence[str | Path],
         env: Mapping[str, str],
         stdin: bytes | Path,
-        output: socket.socket,
-        errors: socket.socket,
+        output: Callable[[], asyncio.BaseProtocol],
+        errors: asyncio.BaseProtocol,
     ) -> subprocess.Popen[bytes]:
+        """Start the child; `stack` gets what is to be closed on our side."""
         loop = asyncio.get_running_loop()
-        starting = loop.run_in_executor(
-            self._pool, self._spawn, list(argv), dict(env), stdin, output, errors
-        )
+        with ExitStack() as unstarted:
+            to_output = await _receiver(stack, unstarted, output)
+            to_errors = await _receiver(stack, unstarted, lambda: errors)
+            starting = loop.run_in_executor(
+                self._pool, self._spawn, list(argv), dict(env), stdin, to_output, to_errors
+            )
+            # From here on the child's ends belong to the thread that starts it: closed under its
+            # hands, their numbers could by then be another connection's.
+            unstarted.pop_all()
         try:
             return await asyncio.shield(starting)
         except asyncio.CancelledError:
@@ -129,8 +139,11 @@ class Spawner:
             raise PackError(f"can't start {argv[0]}: {error.strerror}") from error
 
     def _end_unwanted(self, starting: "asyncio.Future[subprocess.Popen[bytes]]") -> None:
-        if not starting.cancelled() and starting.exception() is None:
-            self._pool.submit(self._end, starting.result())
+        if starting.cancelled() or starting.exception() is not None:
+            return
+        process = starting.result()
+        if process in self._running:  # not after `close`
+            self._pool.submit(self._end, process)
 
     def _spawn(
         self,
@@ -163,17 +176,23 @@ class Spawner:
 
     def _end(self, process: subprocess.Popen[bytes]) -> None:
         """Kill the child and its own children if need be, and reap it; in a thread."""
-        if process.poll() is None:
+        if process.returncode is None:
+            # Its group may live on without it; until it is reaped, the number is still its own.
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait(KILL_WAIT_SECONDS)
         self._running.discard(process)
 
-    def close(self) -> None:
-        """Kill what still runs and stop the threads."""
+    def _end_all(self) -> None:
         for process in list(self._running):
             self._end(process)
+
+    def close(self) -> None:
+        """Kill what still runs and stop the threads."""
+        self._end_all()
         self._pool.shutdown()
+        self._end_all()  # what was being started meanwhile
+        self._waits.shutdown()
 
 
 class _Tail(asyncio.Protocol):
@@ -200,7 +219,7 @@ class _Tail(asyncio.Protocol):
 
 
 async def _receiver(
-    stack: AsyncExitStack, protocol: Callable[[], asyncio.BaseProtocol]
+    stack: AsyncExitStack, unstarted: ExitStack, protocol: Callable[[], asyncio.BaseProtocol]
 ) -> socket.socket:
     """Return the end that a child writes into; what it writes goes to `protocol`.
 
@@ -208,11 +227,15 @@ async def _receiver(
     second time it may be another thread's.
     """
     near, far = socket.socketpair()
+    unstarted.callback(far.close)
     near.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, READ_BYTES)
     far.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, READ_BYTES)
-    stack.callback(far.close)  # where the child was never started
     loop = asyncio.get_running_loop()
-    transport, _ = await loop.create_unix_connection(protocol, sock=near)
+    try:
+        transport, _ = await loop.create_unix_connection(protocol, sock=near)
+    except BaseException:
+        near.close()
+        raise
     stack.callback(transport.close)
     return far
 
