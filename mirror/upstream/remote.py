@@ -8,6 +8,7 @@ a place that the configuration does not name.
 """
 
 import gzip
+import io
 from collections.abc import (
     AsyncGenerator,
     AsyncIterator,
@@ -43,6 +44,10 @@ ANSWER_BYTES_MAX: Final = 256 << 20
 """A listing of two million refs; more is refused rather than held in memory."""
 
 REDIRECTS_MAX: Final = 3
+RETRY_AFTER_SECONDS_MAX: Final = 3600.0
+"""Longer than forges ask for: a slip of a proxy must not silence us for days."""
+
+CONNECT_SECONDS_MAX: Final = 15.0
 GZIP_BYTES_MIN: Final = 1024
 READ_BYTES: Final = 128 * 1024
 ERROR_BODY_BYTES_MAX: Final = 500
@@ -69,6 +74,23 @@ class RemoteLimits:
     pack_bytes_max: int
 
 
+class _BrokenOff(UpstreamUnavailable):
+    """The connection ended too early; a kept-alive one may have been dead before."""
+
+
+_HINTS: Final = {
+    (401, True): "the credentials are wrong or expired; put new ones into the password file",
+    (401, False): "it wants credentials; set `credentials`",
+    (403, True): "these credentials may not read the repository",
+    (403, False): "not everybody may read the repository; set `credentials`",
+    (404, True): "there is no such repository, or these credentials may not see it",
+    (404, False): "there is no such repository, or it can't be seen without `credentials`",
+    (410, True): "the repository is gone",
+    (410, False): "the repository is gone",
+}
+"""What to do about a status, with credentials and without."""
+
+
 class Remote:
     """One upstream repository."""
 
@@ -90,6 +112,9 @@ class Remote:
         self.moved_to: str | None = None
         """Where the upstream says it is now, when that is not where the configuration says."""
 
+    def __repr__(self) -> str:
+        return f"Remote({str(self._configured)!r})"
+
     def forget(self) -> None:
         """Forget what the upstream can do, so that the next look starts from the beginning."""
         self._features = None
@@ -106,10 +131,13 @@ class Remote:
         if known is not None and known.version == 2:
             try:
                 return await self._ls_refs(known, prefixes)
-            except UpstreamError:
+            except (_BrokenOff, UpstreamRefused):
                 # A kept-alive connection that had died, a renamed repository, another server behind
                 # the same name: start over once, and let that error stand if there is one.
                 self._features = None
+            except UpstreamError:
+                self._features = None
+                raise
         features = self._features = await self._first_answer()
         if features.listing is None:
             return await self._ls_refs(features, prefixes)
@@ -178,19 +206,29 @@ class Remote:
 
     def _follow(self, response: aiohttp.ClientResponse) -> None:
         """Take over the place a redirect names, or refuse to go there."""
-        target = response.url.join(URL(response.headers.get("Location", "")))
-        suffix = "/info/refs"
-        upgraded = self._base.scheme == "http" and target.scheme == "https"
-        same_place = target.host == self._base.host and (
-            upgraded or (target.scheme, target.port) == (self._base.scheme, self._base.port)
+        try:
+            target = response.url.join(URL(response.headers.get("Location", "")))
+            place = target.with_user(None).with_query(None).with_fragment(None)
+        except ValueError as error:
+            raise UpstreamRefused(
+                f"{self._base} redirects to something that is no URL: {error}"
+            ) from error
+        upgraded = self._base.scheme == "http" and place.scheme == "https"
+        same_place = place.host == self._base.host and (
+            upgraded or (place.scheme, place.port) == (self._base.scheme, self._base.port)
         )
-        if not same_place or not target.path.endswith(suffix):
-            place = target.with_user(None).with_query(None)
+        if not same_place:
             raise UpstreamRefused(
                 f"the upstream redirects to {place}, which is another place;"
                 " if that is right, put it into the configuration"
             )
-        self._base = target.with_path(target.path.removesuffix(suffix), encoded=False)
+        suffix = "/info/refs"
+        if not place.raw_path.endswith(suffix):
+            raise UpstreamRefused(
+                f"the upstream redirects to {place}, which is no repository:"
+                " is the URL right, and does it want credentials?"
+            )
+        self._base = place.with_path(place.raw_path.removesuffix(suffix), encoded=True)
         self.moved_to = str(self._base)
 
     @asynccontextmanager
@@ -218,53 +256,47 @@ class Remote:
             headers["Authorization"] = self._credentials.authorization()
         silence = self._limits.silence_seconds_max
         timeout = aiohttp.ClientTimeout(
-            total=None, sock_connect=min(silence, 15.0), sock_read=silence
+            total=None, sock_connect=min(silence, CONNECT_SECONDS_MAX), sock_read=silence
         )
         try:
             async with self._session.request(
-                method, url, headers=headers, data=body, allow_redirects=False, timeout=timeout
+                method,
+                url,
+                headers=headers,
+                data=io.BytesIO(body) if body is not None else None,  # sent in pieces
+                allow_redirects=False,
+                timeout=timeout,
             ) as response:
                 yield response
         except aiohttp.ClientConnectorCertificateError as error:
             raise UpstreamRefused(
                 f"the certificate of {url.host} is not accepted: {error.certificate_error}"
             ) from error
+        except (aiohttp.ConnectionTimeoutError, aiohttp.ClientConnectorError) as error:
+            raise UpstreamUnavailable(f"{url.host} can't be reached: {_reason(error)}") from error
+        except TimeoutError as error:
+            raise UpstreamUnavailable(f"{url.host} was silent for {silence:g} seconds") from error
         except (aiohttp.ClientError, OSError) as error:
-            if isinstance(error, TimeoutError):
-                message = f"{url.host} was silent for {silence:.0f} seconds"
-            else:
-                reason = str(error).strip() or type(error).__name__
-                message = f"{url.host} can't be reached or broke off: {reason}"
-            raise UpstreamUnavailable(message) from error
+            raise _BrokenOff(f"{url.host} broke off: {_reason(error)}") from error
 
     async def _raise_for_status(self, response: aiohttp.ClientResponse) -> None:
+        """Say what an error status means, and what to do about it."""
         status = response.status
         if status == 200:
             return
         where = f"{self._base} answered {status}"
-        match status:
-            case 401:
-                hint = (
-                    "the credentials are wrong or expired; put new ones into the password file"
-                    if self._credentials
-                    else "it wants credentials; set `credentials`"
-                )
-                raise UpstreamRefused(f"{where}: {hint}")
-            case 403:
-                raise UpstreamRefused(f"{where}: these credentials may not read the repository")
-            case 404 | 410:
-                raise UpstreamRefused(
-                    f"{where}: there is no such repository, or these credentials may not see it"
-                )
-            case 429 | 503:
-                after = _retry_after_seconds(response)
-                raise UpstreamUnavailable(
-                    f"{where}: it asks us to slow down", retry_after_seconds=after
-                )
-            case _ if status >= 500:
-                raise UpstreamUnavailable(f"{where}: {await _beginning(response)}")
-            case _:
-                raise UpstreamRefused(f"{where}: {await _beginning(response)}")
+        retry_after = _retry_after_seconds(response)
+        if status == 429 or (status in (403, 503) and retry_after is not None):
+            raise UpstreamUnavailable(
+                f"{where}: it asks us to slow down", retry_after_seconds=retry_after
+            )
+        hint = _HINTS.get((status, self._credentials is not None))
+        if hint is not None:
+            raise UpstreamRefused(f"{where}: {hint}")
+        page = await _beginning(response) or response.reason
+        if status >= 500:
+            raise UpstreamUnavailable(f"{where}: {page}")
+        raise UpstreamRefused(f"{where}: {page}")
 
     async def _whole_body(self, response: aiohttp.ClientResponse) -> bytes:
         body = bytearray()
@@ -300,17 +332,21 @@ def _retry_after_seconds(response: aiohttp.ClientResponse) -> float | None:
     """Read Retry-After (RFC 9110, 10.2.3): seconds or a date."""
     value = response.headers.get("Retry-After", "").strip()
     if value.isdecimal():
-        return float(value[:6])
+        return min(float(value), RETRY_AFTER_SECONDS_MAX)
     try:
         at = parsedate_to_datetime(value)
         now = parsedate_to_datetime(response.headers["Date"])
-        return max(0.0, (at - now).total_seconds())
+        return min(max(0.0, (at - now).total_seconds()), RETRY_AFTER_SECONDS_MAX)
     except (ValueError, TypeError, KeyError):
         return None
 
 
+def _reason(error: BaseException) -> str:
+    return str(error).strip() or type(error).__name__
+
+
 async def _beginning(response: aiohttp.ClientResponse) -> str:
-    """Return the first words of an error page."""
+    """Return the first words of an error page, as far as there are any."""
     try:
         raw = await response.content.read(ERROR_BODY_BYTES_MAX)
     except (TimeoutError, aiohttp.ClientError):

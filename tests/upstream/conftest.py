@@ -1,0 +1,45 @@
+"""What tests of the upstream's client share."""
+
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import aiohttp
+import pytest
+
+from mirror.upstream.connect import open_session
+from mirror.upstream.credentials import BasicCredentials
+from mirror.upstream.remote import Remote, RemoteLimits
+
+AGENT = b"git-mirror/test"
+SECRET = "s3cret-t0ken"
+
+MakeRemote = Callable[..., Remote]
+
+
+@pytest.fixture
+async def session() -> AsyncIterator[aiohttp.ClientSession]:
+    async with open_session() as opened:
+        yield opened
+
+
+@pytest.fixture
+def credentials(tmp_path: Path) -> BasicCredentials:
+    """The account ci with a password in a file."""
+    file = tmp_path / "password"
+    file.write_text(f"{SECRET}\n", encoding="utf-8")
+    return BasicCredentials("ci", file)
+
+
+@pytest.fixture
+def make_remote(session: aiohttp.ClientSession) -> MakeRemote:
+    def make(
+        url: str,
+        *,
+        credentials: BasicCredentials | None = None,
+        silence_seconds_max: float = 20.0,
+        pack_bytes_max: int = 1 << 20,
+    ) -> Remote:
+        limits = RemoteLimits(silence_seconds_max, pack_bytes_max)
+        return Remote(session, url, credentials=credentials, limits=limits, agent=AGENT)
+
+    return make
