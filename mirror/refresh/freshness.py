@@ -9,19 +9,22 @@ as an announcement, for what was accepted before it is not known any more.
 """
 
 import enum
-from dataclasses import dataclass
+from collections import deque
+from dataclasses import dataclass, field
 from typing import Final
 
 ASK_AGAIN_SECONDS: Final = 1.0
 """While the upstream is down, readers are not each to wait for yet another attempt."""
+
+ANNOUNCEMENTS_TIMED_MAX: Final = 1000
+"""Announcements not covered yet whose times are kept: an upstream may be down for days."""
 
 
 class Verdict(enum.Enum):
     """What a reader that asks now is to do."""
 
     FRESH = "fresh"
-    WAIT = "wait"  # for the refresh under way
-    ASK = "ask"  # for a refresh, and wait for that
+    WAIT = "wait"  # a refresh under way, or about to begin, may help
     STALE = "stale"  # there is nothing to wait for
 
 
@@ -45,25 +48,26 @@ class Freshness:
     """What is known about the age of one repository's refs.
 
     Times are seconds of a monotonic clock. Announcements are numbered; a refresh satisfies all that
-    came before it began.
+    came before it began, but for those whose tips the upstream does not show yet.
 
     Attributes:
         announced: The number of the latest announcement.
         satisfied: All announcements up to this number are covered by what is served.
         failed: The latest announcement for which a refresh failed: nobody waits for that again.
-        announced_at: When the oldest announcement that is not satisfied came.
         confirmed_at: When the refresh began that last confirmed the refs; `None` for never.
         failures: How many refreshes failed in a row.
         ask_again_at: After a failure, readers don't make us ask the upstream before that.
+        not_before: The upstream wants no request before that: its Retry-After.
     """
 
     announced: int = 1  # the start itself
     satisfied: int = 0
     failed: int = 0
-    announced_at: float | None = None
     confirmed_at: float | None = None
     failures: int = 0
     ask_again_at: float = 0.0
+    not_before: float = 0.0
+    _uncovered: deque[tuple[int, float]] = field(default_factory=deque)
 
     @property
     def is_pending(self) -> bool:
@@ -72,39 +76,58 @@ class Freshness:
 
     def announce(self, now: float) -> int:
         """Note that the upstream has changed; returns the announcement's number."""
-        if not self.is_pending:
-            self.announced_at = now
         self.announced += 1
+        if len(self._uncovered) < ANNOUNCEMENTS_TIMED_MAX:
+            self._uncovered.append((self.announced, now))
         return self.announced
 
-    def confirm(self, *, began_at: float, covers: int) -> None:
-        """Note that a refresh succeeded, which began at `began_at` and covers announcements."""
+    def confirm(self, *, began_at: float, covers: int) -> list[float]:
+        """Note that a refresh succeeded, which began at `began_at` and covers announcements.
+
+        Returns when each of the announcements came that are covered only now.
+        """
         self.confirmed_at = began_at
         self.failures = 0
+        self.ask_again_at = self.not_before = 0.0
         self.satisfied = max(self.satisfied, covers)
-        if not self.is_pending:
-            self.announced_at = None
+        came_at = []
+        while self._uncovered and self._uncovered[0][0] <= self.satisfied:
+            came_at.append(self._uncovered.popleft()[1])
+        return came_at
 
     def fail(self, now: float, *, covers: int, retry_after_seconds: float | None) -> None:
         """Note that the refresh that would have covered announcements up to `covers` failed."""
         self.failures += 1
         self.failed = max(self.failed, covers)
-        self.ask_again_at = now + max(ASK_AGAIN_SECONDS, retry_after_seconds or 0.0)
+        pause = retry_after_seconds or 0.0
+        self.not_before = max(self.not_before, now + pause)
+        self.ask_again_at = max(self.not_before, now + ASK_AGAIN_SECONDS)
 
     def age_seconds(self, now: float) -> float | None:
         """Return how long ago the refs were confirmed, or `None` when they never were."""
         return None if self.confirmed_at is None else max(0.0, now - self.confirmed_at)
 
+    def is_overdue(self, now: float, asked_at: float, policy: Policy) -> bool:
+        """Tell whether a reader that came at `asked_at` makes us ask the upstream."""
+        if self.is_pending or now < self.ask_again_at:
+            return False
+        return not self._is_young_enough(asked_at, policy)
+
     def judge(self, now: float, asked_at: float, policy: Policy) -> Verdict:
         """Say what a reader is to do that came at `asked_at`."""
-        held_out = now - asked_at >= policy.hold_seconds
+        give_up_at = asked_at + policy.hold_seconds
         if self.is_pending:
-            waits = self.failed < self.announced and not held_out
-            return Verdict.WAIT if waits else Verdict.STALE
-        if policy.max_age_seconds is None or self._young_enough(asked_at, policy.max_age_seconds):
+            in_vain = self.failed >= self.announced or self.not_before >= give_up_at
+        elif self._is_young_enough(asked_at, policy):
             return Verdict.FRESH
-        return Verdict.STALE if held_out or now < self.ask_again_at else Verdict.ASK
+        else:
+            in_vain = now < self.ask_again_at
+        return Verdict.STALE if in_vain or now >= give_up_at else Verdict.WAIT
 
-    def _young_enough(self, asked_at: float, max_age_seconds: float) -> bool:
+    def _is_young_enough(self, asked_at: float, policy: Policy) -> bool:
         """A reader's answer must have been confirmed at most `max_age_seconds` before it asked."""
-        return self.confirmed_at is not None and asked_at - self.confirmed_at <= max_age_seconds
+        if policy.max_age_seconds is None:
+            return True
+        return self.confirmed_at is not None and (
+            asked_at - self.confirmed_at <= policy.max_age_seconds
+        )

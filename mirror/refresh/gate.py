@@ -72,19 +72,22 @@ class Gate:
         self.current()
         mirror = self._mirror
         policy = mirror.policy
+        freshness = mirror.freshness
         asked_at = now = self._clock()
+        has_asked = False
         while True:
-            verdict = mirror.freshness.judge(now, asked_at, policy)
-            if verdict in (Verdict.FRESH, Verdict.STALE):
-                break
-            if verdict is Verdict.ASK:
+            if not has_asked and freshness.is_overdue(now, asked_at, policy):
                 self._refresher.request(Trigger.MAX_AGE)
+                has_asked = True
+            verdict = freshness.judge(now, asked_at, policy)
+            if verdict is not Verdict.WAIT:
+                break
             await mirror.changed.wait(asked_at + policy.hold_seconds - now)
             now = self._clock()
         there = self.current()
         stale_seconds = None
         if verdict is Verdict.STALE:
-            age = mirror.freshness.age_seconds(now)
+            age = freshness.age_seconds(now)
             stale_seconds = AGE_UNKNOWN_SECONDS if age is None else round(age)
             if policy.refuse_stale:
                 raise StaleRefused(

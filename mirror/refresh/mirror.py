@@ -75,7 +75,7 @@ class Mirror:
         freshness: How old that is.
         last: For people who ask how it went.
         progress: How far the refresh under way has come; `None` when none is.
-        changed: Given whenever `snapshot`, `freshness` or `progress` changed.
+        changed: Given whenever `snapshot` or `freshness` changed.
         moved_to: Where the upstream says that it is now.
         watch: Called with each step of a refresh, for who shows it to people.
     """
@@ -108,7 +108,6 @@ class Mirror:
     def report(self, progress: Progress | None) -> None:
         """Take note of the progress of the refresh under way."""
         self.progress = progress
-        self.changed.give()
         if self.watch is not None:
             self.watch(self)
 

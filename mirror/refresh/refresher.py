@@ -22,14 +22,17 @@ from mirror.refresh.mirror import Mirror
 from mirror.refresh.schedule import Schedule
 from mirror.refresh.update import Updated, Updater
 from mirror.repository.packing.engine import PackEngine
-from mirror.upstream.forges import RefChange
+from mirror.upstream.forges import UNKNOWN, RefChange
 from mirror.upstream.remote import Remote
 
 PACKS_MAX: Final = 24
-"""With more packs in a repository each look-up gets dearer: time to merge some."""
+"""With more packs in a repository each look-up gets dearer: time to merge some. Where that did not
+help, it is tried again only with twice as many."""
 
 EXPECTATIONS_MAX: Final = 1000
 """Announced tips remembered per repository; what is over that is left to the upstream's listing."""
+
+REFS_LOGGED_MAX: Final = 10
 
 logger = structlog.stdlib.get_logger()
 
@@ -70,6 +73,15 @@ class _Pending:
     triggers: list[Trigger] = field(default_factory=list)
 
 
+@dataclass(frozen=True, slots=True)
+class _Expected:
+    """What a webhook announced, and when; `number` is the announcement's."""
+
+    change: RefChange
+    number: int
+    announced_at: float
+
+
 class Refresher:
     """Keeps one repository fresh."""
 
@@ -98,15 +110,15 @@ class Refresher:
         self._schedule = Schedule(mirror.settings.poll_interval_seconds)
         self._pending = _Pending(_future())
         self._wake = asyncio.Event()
-        self._expected: list[RefChange] = []
-        self._lag_tries = 0
-        self._not_before = 0.0  # what the upstream's Retry-After asked for
+        self._expected: list[_Expected] = []
+        self._repack_at = PACKS_MAX + 1
         self._log = logger.bind(repository=mirror.name)
 
     def request(self, trigger: Trigger) -> "asyncio.Future[None]":
         """Ask for a refresh that begins after now; the future ends when it has.
 
-        It raises what the refresh raised. Wait for it with `asyncio.shield` or `asyncio.wait`.
+        It raises what the refresh raised, and is cancelled when the refresher ends before. Wait for
+        it with `asyncio.shield` or `asyncio.wait`.
         """
         if trigger not in self._pending.triggers:
             self._pending.triggers.append(trigger)
@@ -114,11 +126,17 @@ class Refresher:
         return self._pending.outcome
 
     def announce(self, changes: Sequence[RefChange]) -> None:
-        """Take note of an accepted webhook: from now on what we have is stale."""
-        self.mirror.freshness.announce(self._clock())
+        """Take note of an accepted webhook: from now on what we have is stale.
+
+        No changes at all means that any ref may have changed.
+        """
+        ours = [change for change in changes if self._updater.mirrors(self.mirror, change.ref)]
+        if changes and not ours:
+            return
+        now = self._clock()
+        number = self.mirror.freshness.announce(now)
         room = EXPECTATIONS_MAX - len(self._expected)
-        self._expected += [change for change in changes if isinstance(change.after, bytes)][:room]
-        self._lag_tries = 0
+        self._expected += [_Expected(change, number, now) for change in ours][:room]
         self.request(Trigger.WEBHOOK)
         self.mirror.changed.give()
 
@@ -126,22 +144,34 @@ class Refresher:
         """Refresh whenever asked to, and on schedule, until cancelled."""
         self.request(Trigger.START)
         delay: float | None = None
-        async with asyncio.TaskGroup() as tasks:
-            repacking: asyncio.Task[None] | None = None
-            while True:
-                await self._until_wanted(delay)
-                delay = await self._refresh_once()
-                if self._wants_repack() and (repacking is None or repacking.done()):
-                    repacking = tasks.create_task(self._repack())
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                repacking: asyncio.Task[None] | None = None
+                while True:
+                    await self._until_wanted(delay)
+                    delay = await self._refresh_once()
+                    if self._wants_repack() and (repacking is None or repacking.done()):
+                        repacking = tasks.create_task(self._repack())
+        finally:
+            self._pending.outcome.cancel()
 
     async def _until_wanted(self, delay: float | None) -> None:
+        if not await self._is_woken(delay):
+            self._pending.triggers.append(Trigger.LAG if self._expected else Trigger.POLL)
+        freshness = self.mirror.freshness
+        while (pause := freshness.not_before - self._clock()) > 0:
+            if Trigger.MANUAL in self._pending.triggers:
+                return  # a person insists
+            self._wake.clear()
+            await self._is_woken(pause)
+
+    async def _is_woken(self, timeout_seconds: float | None) -> bool:
+        """Wait until somebody asks for a refresh; `False` when the time ran out first."""
         try:
-            async with asyncio.timeout(delay):
-                await self._wake.wait()
+            async with asyncio.timeout(timeout_seconds):
+                return await self._wake.wait()
         except TimeoutError:
-            self._pending.triggers.append(Trigger.LAG if self._lag_tries else Trigger.POLL)
-        if (pause := self._not_before - self._clock()) > 0:
-            await asyncio.sleep(pause)
+            return False
 
     async def _refresh_once(self) -> float | None:
         """Refresh now; returns the seconds to the next time, `None` for not of ourselves."""
@@ -155,25 +185,26 @@ class Refresher:
         pending, self._pending = self._pending, _Pending(_future())
         self._wake.clear()
         trigger = pending.triggers[0]
-        freshness = self.mirror.freshness
-        covers = freshness.announced
+        covers = self.mirror.freshness.announced
         began_at = self._clock()
         error: MirrorError | None = None
         delay: float | None = None
         try:
             async with asyncio.timeout(self._refresh_seconds_max):
                 updated = await self._updater.update(self.mirror, self._remote)
+            delay = self._succeeded(updated, trigger, began_at=began_at, covers=covers)
         except TimeoutError:
             error = UpstreamUnavailable(
                 f"not done after {self._refresh_seconds_max:.0f} seconds (limits.refresh_timeout)"
             )
         except MirrorError as raised:
             error = raised
+        except asyncio.CancelledError:
+            pending.outcome.cancel()
+            raise
         except Exception as raised:  # noqa: BLE001 - one repository's bug must not stop the others
             self._log.exception("refresh_broke")
             error = LocalError(f"unexpected {type(raised).__name__}: {raised}")
-        else:
-            delay = self._succeeded(updated, trigger, began_at=began_at, covers=covers)
         if error is not None:
             delay = self._failed(error, trigger, began_at=began_at, covers=covers)
         self.mirror.changed.give()
@@ -188,69 +219,59 @@ class Refresher:
     def _succeeded(
         self, updated: Updated, trigger: Trigger, *, began_at: float, covers: int
     ) -> float | None:
-        mirror, freshness = self.mirror, self.mirror.freshness
-        before = mirror.snapshot
-        announced_at = freshness.announced_at
+        mirror, before = self.mirror, self.mirror.snapshot
         mirror.repository = updated.repository
         mirror.snapshot = updated.snapshot  # published: the next reader sees it
-        now = time.time()
-        mirror.last.succeeded_at = now
+        mirror.last.succeeded_at = time.time()
         mirror.last.error = None
-        self._expected = [change for change in self._expected if not self._is_met(change)]
-        delay = self._lag_delay()
-        if delay is None:
-            freshness.confirm(began_at=began_at, covers=covers)
-            delay = self._schedule.after_success(self._chance())
-        else:
-            freshness.confirm(began_at=began_at, covers=0)
-        seconds = self._clock() - began_at
-        self._metrics.record_refresh(
-            trigger, "changed" if updated.snapshot is not before else "same", seconds
-        )
-        if updated.snapshot is not before:
-            mirror.last.changed_at = now
-            changes = updated.snapshot.changes_since(before)
+        is_changed = updated.snapshot is not before
+        unmet = [one for one in self._expected if not _is_met(one.change, updated)]
+        self._expected, given_up = self._sort_out(unmet, began_at)
+        lagging = [one for one in self._expected if one.number <= covers]
+        # What is lagging leaves its announcement, and those after it, uncovered.
+        covers = min([covers, *(one.number - 1 for one in lagging)])
+        came_at = mirror.freshness.confirm(began_at=began_at, covers=covers)
+        now = self._clock()
+        outcome = "changed" if is_changed else "unchanged"
+        self._metrics.record_refresh(trigger, outcome, now - began_at)
+        if not given_up:
+            for at in came_at:
+                self._metrics.record_webhook_to_fetchable(now - at)
+        if is_changed:
+            mirror.last.changed_at = mirror.last.succeeded_at
             self._log.info(
                 "published",
                 trigger=trigger.value,
                 snapshot=updated.snapshot.number,
                 refs=len(updated.snapshot.refs),
-                changed=len(changes),
+                changed=len(updated.snapshot.changes_since(before)),
                 received_bytes=updated.received_bytes,
-                milliseconds=round(seconds * 1000, 1),
+                milliseconds=round((now - began_at) * 1000, 1),
             )
-        if announced_at is not None and not freshness.is_pending:
-            self._metrics.record_webhook_to_fetchable(self._clock() - announced_at)
-        return delay
+        looks = [self._look_again_at(one, began_at) for one in lagging]
+        due = min((look for look in looks if look is not None), default=None)
+        return self._schedule.after_success(self._chance()) if due is None else max(0.0, due - now)
 
-    def _lag_delay(self) -> float | None:
-        """Return when to look again for what was announced; forget it when that was enough."""
-        if not self._expected:
-            self._lag_tries = 0
-            return None
-        self._lag_tries += 1
-        delay = self._schedule.after_lag(self._lag_tries)
-        if delay is None:
-            names = [change.ref.decode("utf-8", "replace") for change in self._expected[:10]]
-            self._log.warning("announced_but_not_listed", refs=names, tries=self._lag_tries)
-            self._expected = []
-            self._lag_tries = 0
-        return delay
+    def _sort_out(
+        self, unmet: Sequence[_Expected], began_at: float
+    ) -> tuple[list[_Expected], list[_Expected]]:
+        """Tell what is worth another look from what the forge had its chance to show."""
+        waited_for: list[_Expected] = []
+        given_up: list[_Expected] = []
+        for one in unmet:
+            is_over = self._look_again_at(one, began_at) is None
+            (given_up if is_over else waited_for).append(one)
+        if given_up:
+            names = [one.change.ref.decode("utf-8", "replace") for one in given_up]
+            self._log.warning(
+                "announced_but_not_listed", refs=names[:REFS_LOGGED_MAX], count=len(names)
+            )
+        return waited_for, given_up
 
-    def _is_met(self, change: RefChange) -> bool:
-        """Tell whether the upstream shows what it announced, or something later.
-
-        It does when the ref has that tip, when we hold that commit already (the ref went on or back
-        since), when the ref is not what it was before, or when the ref is not mirrored at all.
-        """
-        mirror = self.mirror
-        if mirror.snapshot is None or mirror.repository is None:
-            return True
-        if not self._updater.mirrors(mirror, change.ref) or not isinstance(change.after, bytes):
-            return True
-        if mirror.repository.source.contains(change.after):
-            return True
-        return mirror.snapshot.find(change.ref) != change.before
+    def _look_again_at(self, expected: _Expected, began_at: float) -> float | None:
+        """Return when to look again for what the look that began then did not find."""
+        age = self._schedule.next_look(began_at - expected.announced_at)
+        return None if age is None else expected.announced_at + age
 
     def _failed(
         self, error: MirrorError, trigger: Trigger, *, began_at: float, covers: int
@@ -259,7 +280,6 @@ class Refresher:
         now = self._clock()
         asked = error.retry_after_seconds if isinstance(error, UpstreamUnavailable) else None
         freshness.fail(now, covers=covers, retry_after_seconds=asked)
-        self._not_before = now + asked if asked is not None else 0.0
         delay = self._schedule.after_failure(freshness.failures, self._chance(), asked)
         mirror.last.failed_at = time.time()
         mirror.last.error = str(error)
@@ -276,7 +296,7 @@ class Refresher:
 
     def _wants_repack(self) -> bool:
         repository = self.mirror.repository
-        return repository is not None and len(repository.pack_files()) > PACKS_MAX
+        return repository is not None and len(repository.pack_files()) >= self._repack_at
 
     async def _repack(self) -> None:
         repository = self.mirror.repository
@@ -287,8 +307,29 @@ class Refresher:
             await self._engine.repack(repository)
         except LocalError as error:
             self._log.warning("repack_failed", error=str(error))
+        except Exception:  # noqa: BLE001 - nor must it stop this repository's refreshes
+            self._log.exception("repack_broke")
         else:
             self._log.info("repacked", packs_before=before, packs=len(repository.pack_files()))
+        self._repack_at = max(PACKS_MAX + 1, 2 * len(repository.pack_files()))
+
+
+def _is_met(change: RefChange, updated: Updated) -> bool:
+    """Tell whether the upstream shows what it announced, or something later.
+
+    Deliveries are late, lost and out of order, and the forge's own copies lag behind one another.
+    What the ref is now tells them apart: what it was before the push means that the forge lags; any
+    other tip is later when we hold what was announced, or what was before that, and else earlier.
+    """
+    if change.after is UNKNOWN or (change.after is None and change.before is UNKNOWN):
+        return True
+    tip = updated.snapshot.find(change.ref)
+    if tip == change.after:
+        return True
+    if tip == change.before:
+        return False
+    known = (oid for oid in (change.after, change.before) if oid is not UNKNOWN)
+    return any(oid is None or updated.repository.source.contains(oid) for oid in known)
 
 
 def _future() -> "asyncio.Future[None]":

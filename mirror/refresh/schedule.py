@@ -4,7 +4,7 @@
 * Failing: 1 s, doubled with each failure, up to the longer of the poll interval and a minute, each
   shortened by up to half at random. What the upstream's Retry-After says is the least.
 * The upstream does not show yet what its webhook announced (forges replicate): soon again, a few
-  times.
+  times. What counts is the age of the announcement, so that others that follow prolong nothing.
 """
 
 from dataclasses import dataclass
@@ -13,8 +13,12 @@ from typing import Final
 POLL_JITTER: Final = 0.1
 BACKOFF_SECONDS_MIN: Final = 1.0
 BACKOFF_SECONDS_MAX: Final = 60.0
-LAG_DELAYS_SECONDS: Final = (0.1, 0.25, 0.5, 1.0, 2.0)
-"""After that the forge has had its chance: what it lists is true."""
+LAG_LOOKS_SECONDS: Final = (0.1, 0.35, 0.85, 1.85, 3.85)
+"""Ages of an announcement at which to look for it again. A look later than the last settles it: the
+forge has had its chance, and what it lists is true."""
+
+LAG_LOOKS_APART_SECONDS_MIN: Final = 0.05
+"""A timer may be a little early, and a look that just was says as much."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,10 +55,11 @@ class Schedule:
         delay = min(BACKOFF_SECONDS_MIN * 2.0 ** min(failures - 1, 30), longest)
         return max(delay * (1 - chance / 2), retry_after_seconds or 0.0)
 
-    def after_lag(self, tries: int) -> float | None:
-        """Return the seconds to the next look for an announced tip, or `None`: no more of them.
+    def next_look(self, age_seconds: float) -> float | None:
+        """Return the age of an announcement at which to look for it again; `None`: no more.
 
         Args:
-            tries: How many looks did not find it, at least 1.
+            age_seconds: Its age when the look began that did not find it.
         """
-        return LAG_DELAYS_SECONDS[tries - 1] if tries <= len(LAG_DELAYS_SECONDS) else None
+        earliest = age_seconds + LAG_LOOKS_APART_SECONDS_MIN
+        return next((age for age in LAG_LOOKS_SECONDS if age >= earliest), None)

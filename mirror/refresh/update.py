@@ -14,14 +14,14 @@ import time
 from collections.abc import Callable, Iterable
 from contextlib import aclosing, closing
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Final
+from typing import Final, ParamSpec, TypeVar
 from urllib.parse import quote
 
 from mirror.errors import LocalError, UpstreamUnavailable
 from mirror.refresh.mirror import Mirror, Progress
 from mirror.repository.bare import (
-    KEPT_PREFIX,
     BareRepository,
     Quarantine,
     StoredRefs,
@@ -37,10 +37,13 @@ KEPT_SECONDS: Final = 24 * 3600
 """Old tips stay fetchable that long after a force-push or a deletion."""
 
 HAVES_MAX: Final = 256
-"""The tips we tell the upstream of; those of the refs that changed come first."""
+"""The tips we tell the upstream of; those of the refs that change come first."""
 
 ANCESTORS_LOOKED_AT_MAX: Final = 5_000
 """To tell a fast-forward from a force-push; when in doubt the old tip is kept."""
+
+OWN_NAMESPACE: Final = b"refs/git-mirror/"
+"""The mirror's own: never taken from an upstream, which may be a mirror itself."""
 
 HIDDEN_NAMESPACES: Final = (
     b"refs/pull/",
@@ -54,6 +57,8 @@ HIDDEN_NAMESPACES: Final = (
 """What forges keep for themselves: mirrored only where a pattern names the namespace."""
 
 WallClock = Callable[[], float]
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class RefPatterns:
@@ -72,7 +77,7 @@ class RefPatterns:
 
     def matches(self, name: RefName) -> bool:
         """Tell whether a ref is mirrored."""
-        if name.startswith(KEPT_PREFIX):
+        if name.startswith(OWN_NAMESPACE):
             return False
         hidden = next((space for space in HIDDEN_NAMESPACES if name.startswith(space)), None)
         return any(
@@ -126,7 +131,7 @@ class Updater:
                 return await self._clone(mirror, remote, listing)
             return await self._refresh(mirror, mirror.repository, remote, listing)
         except OSError as error:
-            raise LocalError(f"{error.strerror}: {error.filename}") from error
+            raise LocalError(str(error)) from error
         finally:
             mirror.report(None)
 
@@ -149,12 +154,13 @@ class Updater:
         return self._snapshot(1, stored).prepare()
 
     async def _list(self, mirror: Mirror, remote: Remote) -> Listing:
-        """Ask for the refs. An empty answer where there were some is asked for once more."""
-        prefixes = RefPatterns(mirror.settings.refs).prefixes()
-        listing = await remote.list_refs(prefixes)
-        if not listing.refs and mirror.snapshot is not None and not mirror.snapshot.is_empty:
+        """Ask for the refs. An empty answer that is news is asked for once more."""
+        patterns = RefPatterns(mirror.settings.refs)
+        listing = await remote.list_refs(patterns.prefixes())
+        is_empty = not any(patterns.matches(ref.name) for ref in listing.refs)
+        if is_empty and (mirror.snapshot is None or not mirror.snapshot.is_empty):
             remote.forget()
-            listing = await remote.list_refs(prefixes)
+            listing = await remote.list_refs(patterns.prefixes())
         mirror.moved_to = remote.moved_to
         return listing
 
@@ -163,11 +169,11 @@ class Updater:
         place = self._staging / f"{quote(mirror.name, safe='')}.{secrets.token_hex(4)}.git"
         url = mirror.settings.upstream
         try:
-            with closing(await asyncio.to_thread(_create, place, url)) as staged:
+            with closing(await _in_thread(_create, place, url)) as staged:
                 updated = await self._refresh(mirror, staged, remote, listing)
-            await asyncio.to_thread(_put_in_place, staged, mirror.path)
+            await _in_thread(_put_in_place, staged, mirror.path)
         finally:
-            await asyncio.to_thread(shutil.rmtree, place, True)  # noqa: FBT003 - its ignore_errors
+            await _in_thread(shutil.rmtree, place, ignore_errors=True)
         repository = await asyncio.to_thread(BareRepository.open, mirror.path)
         return Updated(repository, updated.snapshot, updated.received_bytes)
 
@@ -184,14 +190,14 @@ class Updater:
         missing = await asyncio.to_thread(_missing, repository, tips)
         received = 0
         if missing:
-            haves = _choose_haves(before, listed)
+            haves = _choose_haves(before, listed) if before is not None else []
             with repository.quarantine() as quarantine:
                 received = await self._receive(mirror, remote, quarantine, missing, haves)
                 mirror.report(Progress("checking"))
                 await self._engine.check_connected(quarantine, missing)
-                await asyncio.to_thread(quarantine.migrate)
+                await _in_thread(quarantine.migrate)
         number = before.number + 1 if before is not None else 1
-        snapshot = await asyncio.to_thread(
+        snapshot = await _in_thread(
             self._replace_refs, repository, listed, listing.head_target, detached, number
         )
         return Updated(repository, snapshot, received)
@@ -212,9 +218,12 @@ class Updater:
 
         loop = asyncio.get_running_loop()
 
+        def show(progress: Progress) -> None:
+            if mirror.progress is not None:  # a thread may be behind a refresh that was cut short
+                mirror.report(progress)
+
         def indexing(done: int, total: int) -> None:
-            report = Progress("indexing", done, total)
-            loop.call_soon_threadsafe(mirror.report, report)
+            loop.call_soon_threadsafe(show, Progress("indexing", done, total))
 
         size = 0
         chunks = remote.fetch_pack(wants, haves, progress=receiving)
@@ -284,15 +293,18 @@ def _missing(repository: BareRepository, tips: Iterable[ObjectId]) -> list[Objec
     return [tip for tip in sorted(tips) if not repository.source.contains(tip)]
 
 
-def _choose_haves(before: RefSnapshot | None, listed: dict[RefName, ObjectId]) -> list[ObjectId]:
-    """Choose the tips that say most: those of refs that move now, then branches, then the rest."""
-    if before is None:
-        return []
-    ranked = sorted(
-        before.refs,
-        key=lambda ref: (listed.get(ref.name) == ref.oid, not ref.name.startswith(b"refs/heads/")),
-    )
-    return list(dict.fromkeys(ref.oid for ref in ranked[:HAVES_MAX]))
+def _choose_haves(before: RefSnapshot, listed: dict[RefName, ObjectId]) -> list[ObjectId]:
+    """Choose the tips that say most: those of refs that change now, HEAD, branches, the rest."""
+
+    def rank(ref: Ref) -> tuple[bool, bool, bool]:
+        return (
+            listed.get(ref.name) == ref.oid,
+            ref.name != before.head_target,
+            not ref.name.startswith(b"refs/heads/"),
+        )
+
+    tips = (ref.oid for ref in sorted(before.refs, key=rank))
+    return list(islice(dict.fromkeys(tips), HAVES_MAX))
 
 
 def _is_fast_forward(repository: BareRepository, old: ObjectId, new: ObjectId) -> bool:
@@ -305,8 +317,20 @@ def _create(place: Path, url: str) -> BareRepository:
     return BareRepository.create(place, upstream_url=url)
 
 
+async def _in_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Run a blocking step. A cancelled caller waits for its end: nobody is to work behind it."""
+    step = asyncio.create_task(asyncio.to_thread(function, *args, **kwargs))
+    try:
+        return await asyncio.shield(step)
+    except asyncio.CancelledError:
+        await asyncio.wait((step,))
+        step.exception()  # seen: the cancellation says enough
+        raise
+
+
 def _put_in_place(staged: BareRepository, path: Path) -> None:
     staged.make_durable()
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o750)
+    shutil.rmtree(path, ignore_errors=True)  # of a clone that was given up at this very moment
     staged.path.rename(path)
     fsync_directory(path.parent)

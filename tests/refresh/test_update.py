@@ -1,0 +1,519 @@
+"""What an upstream has becomes what the mirror has: each kind of change, with both engines."""
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from mirror.demo.forge import Faults, ForgeRequest, HttpBackend
+from mirror.errors import LocalError, UpstreamError
+from mirror.repository.bare import BareRepository
+from mirror.repository.packing.engine import PackEngine
+from mirror.wire.names import ObjectId
+from tests.git_client import Upstream
+from tests.refresh.bench import Bench, shown_by_git
+from tests.refresh.conftest import MakeBench
+
+Change = Callable[[Upstream], object]
+
+
+def _merge(upstream: Upstream) -> None:
+    upstream.commit("feature/a", {"a.txt": "a"})
+    upstream.commit("main", {"b.txt": "b"}, parents=["main", "feature/a"])
+
+
+def _detach(upstream: Upstream) -> None:
+    tip = upstream.commit("side", {"c.txt": "c"})
+    upstream.delete_ref("side")
+    upstream.git("update-ref", "--no-deref", "HEAD", tip)
+
+
+def _replace_all(upstream: Upstream) -> None:
+    upstream.commit("trunk", {"new.txt": "new"}, parents=[])
+    for name in upstream.refs():
+        if name != "refs/heads/trunk":
+            upstream.delete_ref(name)
+    upstream.set_head("trunk")
+
+
+CHANGES: dict[str, Change] = {
+    "new branch": lambda upstream: upstream.commit("feature/new"),
+    "new branch at a known commit": lambda upstream: upstream.force("copy", "main"),
+    "moved branch": lambda upstream: upstream.history(3),
+    "force-moved branch": lambda upstream: upstream.commit("develop", parents=["develop~2"]),
+    "branch moved back": lambda upstream: upstream.force("develop", "develop~2"),
+    "unrelated history": lambda upstream: upstream.commit("main", {"x": "y"}, parents=[]),
+    "merge": _merge,
+    "deleted branch": lambda upstream: upstream.delete_ref("develop"),
+    "new annotated tag": lambda upstream: upstream.tag("v2"),
+    "new lightweight tag": lambda upstream: upstream.tag("here", annotated=False),
+    "nested tag": lambda upstream: upstream.tag("again", "v1"),
+    "tag of a tree": lambda upstream: upstream.tag("tree", "main^{tree}"),
+    "tag of a blob": lambda upstream: upstream.tag("blob", "main:README.md"),
+    "bare tag of a blob": lambda upstream: upstream.tag("raw", "main:README.md", annotated=False),
+    "moved tag": lambda upstream: upstream.tag("v1", "develop", message="Moved"),
+    "deleted tag": lambda upstream: upstream.delete_ref("refs/tags/v1"),
+    "changed default branch": lambda upstream: upstream.set_head("develop"),
+    "unborn default branch": lambda upstream: upstream.set_head("not-yet"),
+    "detached HEAD": lambda upstream: upstream.git("update-ref", "--no-deref", "HEAD", "main"),
+    "HEAD detached where no ref is": _detach,
+    "everything anew": _replace_all,
+}
+
+
+@pytest.fixture
+def rich(upstream: Upstream) -> Upstream:
+    """An upstream with two branches and a tag."""
+    upstream.history(5, "develop")
+    upstream.tag("v1")
+    return upstream
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES.keys())
+async def test_every_kind_of_change_is_mirrored(
+    rich: Upstream, make_bench: MakeBench, engine: PackEngine, change: Change
+) -> None:
+    bench = make_bench(rich, engine=engine)
+    first = await bench.update()
+    bench.mirrors()
+    change(rich)
+    second = await bench.update()
+    bench.mirrors()
+    assert second.snapshot.number == first.snapshot.number + 1
+    shown = await shown_by_git(bench, str(bench.path))
+    assert shown == await shown_by_git(bench, bench.settings.upstream)
+    again = await bench.update()
+    assert again.snapshot is second.snapshot, "nothing changed, nothing is published"
+
+
+@pytest.mark.parametrize("is_v0", [False, True])
+async def test_a_clone_and_a_fetch_take_few_round_trips(
+    rich: Upstream, make_bench: MakeBench, forge: HttpBackend, engine: PackEngine, is_v0: bool
+) -> None:
+    forge.faults = Faults(force_protocol_v0=is_v0)
+    bench = make_bench(rich, engine=engine)
+    listing = ["info/refs"] if is_v0 else ["info/refs", "ls-refs"]
+    await bench.update()
+    assert forge.operations == [*listing, "fetch"]
+    rich.commit()
+    await bench.update()
+    await bench.update()
+    assert forge.operations[len(listing) + 1 :] == [listing[-1], "fetch", listing[-1]]
+    bench.mirrors()
+
+
+async def test_a_tip_that_is_here_already_is_not_fetched(
+    rich: Upstream, make_bench: MakeBench, forge: HttpBackend
+) -> None:
+    bench = make_bench(rich)
+    await bench.update()
+    forge.requests.clear()
+    rich.force("copy", "main~0")
+    updated = await bench.update()
+    assert forge.operations == ["ls-refs"]
+    assert updated.received_bytes == 0
+    bench.mirrors()
+
+
+async def test_what_is_published_knows_heads_and_peeled_tags(
+    rich: Upstream, make_bench: MakeBench, engine: PackEngine
+) -> None:
+    rich.tag("nested", "v1")
+    rich.tag("of-tree", "main^{tree}")
+    bench = make_bench(rich, engine=engine)
+    snapshot = (await bench.update()).snapshot
+    assert snapshot.head_target == b"refs/heads/main"
+    assert snapshot.head == rich.oid().encode()
+    peeled = {ref.name.decode(): ref.peeled.decode() for ref in snapshot.refs if ref.peeled}
+    assert peeled == {
+        "refs/tags/v1": rich.oid("v1^{}"),
+        "refs/tags/nested": rich.oid("v1^{}"),
+        "refs/tags/of-tree": rich.oid("main^{tree}"),
+    }
+
+
+async def test_a_mirror_opened_again_shows_what_it_showed(
+    rich: Upstream, make_bench: MakeBench, engine: PackEngine
+) -> None:
+    bench = make_bench(rich, engine=engine)
+    snapshot = (await bench.update()).snapshot
+    repository = BareRepository.open(bench.path)
+    try:
+        opened = bench.updater.open(repository)
+    finally:
+        repository.close()
+    assert opened.refs == snapshot.refs
+    assert (opened.head, opened.head_target) == (snapshot.head, snapshot.head_target)
+
+
+# --- empty upstreams ---------------------------------------------------------------------------
+
+
+async def test_an_empty_upstream_is_an_empty_mirror_until_its_first_push(
+    upstream_root: Path, forge: HttpBackend, make_bench: MakeBench, engine: PackEngine
+) -> None:
+    empty = Upstream(upstream_root, "acme/empty", branch="trunk")
+    bench = make_bench(empty, engine=engine)
+    snapshot = (await bench.update()).snapshot
+    assert snapshot.is_empty
+    assert snapshot.head_target == b"refs/heads/trunk", "clients of an empty repository want it"
+    bench.mirrors({})
+    assert forge.operations == ["info/refs", "ls-refs"] * 2, "asked twice before it is believed"
+    await bench.update()
+    assert forge.operations[4:] == ["ls-refs"], "which is no news any more"
+    empty.commit("trunk")
+    await bench.update()
+    bench.mirrors()
+
+
+async def test_an_upstream_that_is_suddenly_empty_is_asked_twice(
+    rich: Upstream, make_bench: MakeBench, forge: HttpBackend
+) -> None:
+    bench = make_bench(rich)
+    await bench.update()
+    tips = set(rich.refs().values())
+    for name in rich.refs():
+        rich.delete_ref(name)
+    forge.requests.clear()
+    snapshot = (await bench.update()).snapshot
+    assert forge.operations == ["ls-refs", "info/refs", "ls-refs"]
+    assert snapshot.is_empty
+    bench.mirrors({})
+    assert bench.kept() == tips
+
+
+async def test_an_upstream_that_is_empty_for_a_moment_only_is_not_believed(
+    rich: Upstream, make_bench: MakeBench, forge: HttpBackend
+) -> None:
+    bench = make_bench(rich)
+    before = (await bench.update()).snapshot
+    refs = rich.refs()
+    forge.requests.clear()
+
+    async def blink(request: ForgeRequest) -> None:
+        if len(forge.requests) == 1:
+            for name in refs:
+                rich.delete_ref(name)
+        elif request.operation == "info/refs":
+            rich.branches(refs)
+
+    forge.on_request = blink
+    assert (await bench.update()).snapshot is before
+    assert forge.operations == ["ls-refs", "info/refs", "ls-refs"]
+
+
+async def test_an_outage_never_looks_like_a_deletion(
+    rich: Upstream, make_bench: MakeBench, forge: HttpBackend
+) -> None:
+    bench = make_bench(rich)
+    before = (await bench.update()).snapshot
+    for faults in (
+        Faults(status=500),
+        Faults(status=404),
+        Faults(cut_after_bytes=0),
+        Faults(cut_after_bytes=4),
+        Faults(content_type="text/html"),
+    ):
+        forge.faults = faults
+        with pytest.raises(UpstreamError):
+            await bench.update()
+    forge.faults = Faults()
+    assert bench.mirror.snapshot is before
+    bench.mirrors()
+
+
+# --- old tips ----------------------------------------------------------------------------------
+
+
+def fetchable(bench: Bench, oid: str) -> bool:
+    """Ask git to fetch an object by its id from the mirror's directory."""
+    reader = Upstream(bench.staging.parent / f"reader-{oid[:8]}")
+    serving = "git -c uploadpack.allowReachableSHA1InWant=true upload-pack"
+    reader.git("fetch", "--quiet", f"--upload-pack={serving}", str(bench.path), oid)
+    return reader.git("cat-file", "-t", oid) == "commit"
+
+
+async def test_old_tips_stay_fetchable_for_a_day(
+    rich: Upstream, make_bench: MakeBench, engine: PackEngine
+) -> None:
+    bench = make_bench(rich, engine=engine)
+    await bench.update()
+    forced, deleted, tag = rich.oid("develop"), rich.oid("main"), rich.oid("v1")
+    rich.commit("develop", parents=["develop~1"])
+    await bench.update()
+    assert bench.kept() == {forced}
+    bench.now += 3600
+    rich.set_head("develop")
+    rich.delete_ref("main")
+    rich.tag("v1", "develop", message="Moved")
+    await bench.update()
+    bench.mirrors()
+    assert bench.kept() == {forced, deleted, tag}
+    assert fetchable(bench, forced)
+    assert fetchable(bench, deleted)
+    bench.now += 23 * 3600  # a day after the force-push
+    rich.commit("develop")
+    await bench.update()
+    bench.mirrors()
+    assert bench.kept() == {deleted, tag}
+    bench.now += 3600
+    rich.commit("develop")
+    await bench.update()
+    bench.mirrors()
+    assert bench.kept() == set()
+
+
+async def test_a_fast_forward_leaves_nothing_to_keep(
+    rich: Upstream, make_bench: MakeBench, engine: PackEngine
+) -> None:
+    bench = make_bench(rich, engine=engine)
+    await bench.update()
+    rich.history(30)
+    _merge(rich)
+    await bench.update()
+    assert bench.kept() == set()
+
+
+async def test_a_tip_forced_away_twice_is_kept_from_the_last_time(
+    rich: Upstream, make_bench: MakeBench
+) -> None:
+    bench = make_bench(rich)
+    await bench.update()
+    old, other = rich.oid("develop"), rich.oid("develop~1")
+    for target in (other, old, other):
+        bench.now += 1000
+        rich.force("develop", target)
+        await bench.update()
+    assert bench.kept() == {old}
+    until = int(bench.now) + 24 * 3600
+    assert f"refs/git-mirror/kept/{until}/{old}" in bench.stored_refs()
+
+
+async def test_a_mirror_of_a_mirror_does_not_take_its_kept_tips(
+    rich: Upstream, make_bench: MakeBench
+) -> None:
+    rich.force("refs/git-mirror/kept/1/x", "main")
+    rich.force("refs/git-mirror/other", "main")
+    bench = make_bench(rich, refs=("refs/*",))
+    await bench.update()
+    assert not any("git-mirror" in name for name in bench.stored_refs())
+
+
+# --- which refs --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("is_v0", [False, True])
+@pytest.mark.parametrize(
+    ("patterns", "expected"),
+    [
+        (("refs/heads/*", "refs/tags/*"), {"heads/main", "heads/release/1", "tags/v1"}),
+        (("refs/heads/release/*",), {"heads/release/1"}),
+        (("refs/heads/main",), {"heads/main"}),
+        (("refs/heads/mai",), set()),
+        (("refs/*",), {"heads/main", "heads/release/1", "tags/v1", "notes/commits"}),
+        (("refs/*/main",), {"heads/main"}),
+        (("refs/pull/*/head", "refs/tags/*"), {"pull/1/head", "tags/v1"}),
+        (("refs/pull*",), set()),
+        (("refs/merge-requests/*",), {"merge-requests/2/head"}),
+    ],
+)
+async def test_only_the_refs_of_the_patterns_are_mirrored(
+    upstream: Upstream,
+    make_bench: MakeBench,
+    forge: HttpBackend,
+    patterns: tuple[str, ...],
+    expected: set[str],
+    is_v0: bool,
+) -> None:
+    upstream.tag("v1")
+    upstream.branches(
+        {
+            "release/1": upstream.oid(),
+            "refs/notes/commits": upstream.oid(),
+            "refs/pull/1/head": upstream.oid(),
+            "refs/pull/1/merge": upstream.oid(),
+            "refs/merge-requests/2/head": upstream.oid(),
+        }
+    )
+    forge.faults = Faults(force_protocol_v0=is_v0)
+    bench = make_bench(upstream, refs=patterns)
+    await bench.update()
+    names = {f"refs/{name}" for name in expected}
+    bench.mirrors({name: oid for name, oid in upstream.refs().items() if name in names})
+    assert set(bench.refs()) == names
+
+
+async def test_commits_of_refs_that_are_not_mirrored_stay_away(
+    upstream: Upstream, make_bench: MakeBench
+) -> None:
+    secret = upstream.commit("wip")
+    bench = make_bench(upstream, refs=("refs/heads/main",))
+    await bench.update()
+    assert bench.holds(upstream.oid("main"))
+    assert not bench.holds(secret)
+
+
+# --- many refs, and what is sent ---------------------------------------------------------------
+
+
+async def test_one_change_among_hundreds_of_refs_is_a_small_pack(
+    upstream: Upstream, make_bench: MakeBench, forge: HttpBackend, engine: PackEngine
+) -> None:
+    tips = upstream.history(350, "zz-last")
+    upstream.branches({f"b{number:03}": tip for number, tip in enumerate(tips)})
+    bench = make_bench(upstream, engine=engine)
+    await bench.update()
+    bench.mirrors()
+    upstream.commit("zz-last")
+    updated = await bench.update()
+    bench.mirrors()
+    assert updated.received_bytes < 1000
+    body = forge.requests[-1].body
+    assert body.count(b"want ") == 1
+    assert body.count(b"have ") == 256
+    assert f"have {tips[-1]}".encode() in body, "what the ref was is the best of all"
+
+
+async def test_a_new_branch_among_hundreds_is_told_of_the_default_branch(
+    upstream: Upstream, make_bench: MakeBench, forge: HttpBackend
+) -> None:
+    """New branches come from there; its name may be the last of all."""
+    old = upstream.history(300, "aa")
+    upstream.branches({f"b{number:03}": tip for number, tip in enumerate(old)})
+    upstream.history(50, "zz-trunk")
+    upstream.set_head("zz-trunk")
+    bench = make_bench(upstream)
+    await bench.update()
+    upstream.force("feature", "zz-trunk")
+    upstream.commit("feature")
+    updated = await bench.update()
+    assert updated.received_bytes < 1000
+    bench.mirrors()
+
+
+async def test_many_refs_of_one_commit_leave_room_for_other_haves(
+    upstream: Upstream, make_bench: MakeBench, forge: HttpBackend
+) -> None:
+    upstream.branches({f"a{number:03}": upstream.oid() for number in range(400)})
+    upstream.history(40, "zz-other")
+    bench = make_bench(upstream)
+    await bench.update()
+    upstream.force("new", "zz-other")
+    upstream.commit("new")
+    updated = await bench.update()
+    assert updated.received_bytes < 1000
+    assert f"have {upstream.oid('zz-other')}".encode() in forge.requests[-1].body
+
+
+async def test_a_clone_sends_no_haves(
+    rich: Upstream, make_bench: MakeBench, forge: HttpBackend
+) -> None:
+    await make_bench(rich).update()
+    assert b"have " not in forge.requests[-1].body
+
+
+# --- races -------------------------------------------------------------------------------------
+
+
+async def test_a_force_push_between_the_listing_and_the_fetch_is_caught_up_with(
+    rich: Upstream, make_bench: MakeBench, forge: HttpBackend, engine: PackEngine
+) -> None:
+    bench = make_bench(rich, engine=engine)
+    await bench.update()
+    before = bench.fingerprint()
+    for key in ("allowAnySHA1InWant", "allowReachableSHA1InWant", "allowTipSHA1InWant"):
+        rich.config(f"uploadpack.{key}", "false")
+    lost = rich.commit("develop")
+
+    async def force(request: ForgeRequest) -> None:
+        if request.is_fetch():
+            forge.on_request = None
+            rich.commit("develop", {"forced.txt": "1"}, parents=["develop~3"])
+            rich.git("reflog", "expire", "--expire=now", "--all")
+            rich.git("gc", "--prune=now", "--quiet")
+
+    forge.on_request = force
+    with pytest.raises(UpstreamError, match="not our ref"):
+        await bench.update()
+    assert bench.fingerprint() == before
+    await bench.update()
+    bench.mirrors()
+    assert not bench.holds(lost)
+
+
+async def test_a_push_between_the_listing_and_the_fetch_comes_with_the_next_refresh(
+    rich: Upstream, make_bench: MakeBench, forge: HttpBackend
+) -> None:
+    bench = make_bench(rich)
+    await bench.update()
+    listed = rich.commit()
+
+    async def push(request: ForgeRequest) -> None:
+        if request.is_fetch():
+            forge.on_request = None
+            rich.commit()
+
+    forge.on_request = push
+    await bench.update()
+    assert bench.refs()["refs/heads/main"] == listed
+    await bench.update()
+    bench.mirrors()
+
+
+# --- what people see ---------------------------------------------------------------------------
+
+
+async def test_progress_is_told_phase_by_phase(
+    rich: Upstream, make_bench: MakeBench, engine: PackEngine
+) -> None:
+    rich.history(300)
+    bench = make_bench(rich, engine=engine)
+    phases: list[str | None] = []
+    bench.mirror.watch = lambda mirror: phases.append(
+        mirror.progress.phase if mirror.progress else None
+    )
+    await bench.update()
+    order = list(dict.fromkeys(phases))
+    assert order == ["asking", "receiving", "indexing", "checking", None]
+    assert bench.mirror.progress is None
+
+
+async def test_a_refresh_cut_short_leaves_no_progress_behind(
+    rich: Upstream, make_bench: MakeBench, forge: HttpBackend
+) -> None:
+    bench = make_bench(rich)
+    forge.faults = Faults(stall=asyncio.Event(), only=ForgeRequest.is_fetch)
+    updating = asyncio.create_task(bench.update())
+    await forge.wait_for_requests(1, "fetch")
+    updating.cancel()
+    await asyncio.wait((updating,))
+    assert bench.mirror.progress is None
+    assert not bench.path.exists()
+    assert not list(bench.staging.iterdir())
+
+
+async def test_a_renamed_upstream_is_noted(
+    rich: Upstream, make_bench: MakeBench, forge: HttpBackend
+) -> None:
+    forge.faults = Faults(redirect=("acme/old", rich.name))
+    bench = make_bench(rich, url=forge.repository_url("acme/old"))
+    await bench.update()
+    assert bench.mirror.moved_to == forge.repository_url(rich.name)
+    bench.mirrors()
+
+
+async def test_a_mirror_whose_refs_name_what_is_not_there_is_not_opened(
+    rich: Upstream, make_bench: MakeBench
+) -> None:
+    bench = make_bench(rich)
+    await bench.update()
+    with (bench.path / "packed-refs").open("ab") as file:
+        file.write(b"%b refs/tags/zzz\n" % (b"e" * 40))
+    repository = BareRepository.open(bench.path)
+    try:
+        with pytest.raises(LocalError, match="refs/tags/zzz names an object that is missing"):
+            bench.updater.open(repository)
+    finally:
+        repository.close()
+    assert not bench.holds(ObjectId(b"e" * 40).decode())
