@@ -1,5 +1,6 @@
 """The HTTP application: every route in one table, and the boundary where errors become answers."""
 
+import asyncio
 import secrets
 import time
 from collections.abc import Awaitable, Callable
@@ -13,13 +14,19 @@ from aiohttp.typedefs import Middleware
 from mirror.errors import ClientError, MirrorError, NotYetMirrored, Overloaded, StaleRefused
 from mirror.metrics import Metrics
 from mirror.web.monitoring import Monitoring
-from mirror.web.protocol import OPERATION, Operation
+from mirror.web.protocol import OPERATION, OUTCOME, Operation, end
 from mirror.web.smart_http import SmartHttp
 from mirror.web.webhooks import Webhooks
 
 RETRY_AFTER_SECONDS: Final = 5
 CLIENT_GONE_STATUS: Final = 499
 """Seen by nobody; what nginx calls it."""
+
+OK: Final = "ok"
+
+REQUEST_ID: Final = web.RequestKey("request_id", str)
+ANSWER: Final = web.RequestKey("answer", web.StreamResponse)
+"""The answer whose headers are on their way: there can't be another."""
 
 logger = structlog.stdlib.get_logger()
 
@@ -32,6 +39,7 @@ def build_app(
     """Build the application that readers, forges and operators talk to."""
     # Bodies are read through `protocol.read_body`, which keeps the limits.
     app = web.Application(middlewares=[_observed(metrics)], client_max_size=0)
+    app.on_response_prepare.append(_begin)
     app.add_routes(
         [
             web.get("/healthz", monitoring.healthz),
@@ -47,6 +55,13 @@ def build_app(
     return app
 
 
+async def _begin(request: web.Request, response: web.StreamResponse) -> None:
+    """Note that an answer begins, and give it the request's id; aiohttp calls this."""
+    request[ANSWER] = response
+    if REQUEST_ID in request:  # not where aiohttp refuses an Expect header by itself
+        response.headers["X-Request-Id"] = request[REQUEST_ID]
+
+
 def _observed(metrics: Metrics) -> Middleware:
     """Give each request an id, a place in the metrics, and an answer whatever happens."""
 
@@ -54,38 +69,76 @@ def _observed(metrics: Metrics) -> Middleware:
     async def observe(request: web.Request, handler: Handler) -> web.StreamResponse:
         began_at = time.perf_counter()
         request[OPERATION] = Operation.OTHER
-        request_id = secrets.token_hex(8)
-        outcome = "ok"
+        request[OUTCOME] = OK
+        request[REQUEST_ID] = secrets.token_hex(8)
         with structlog.contextvars.bound_contextvars(
-            request_id=request_id,
-            repository=request.match_info.get("repository"),
+            request_id=request[REQUEST_ID],
+            repository=request.match_info.get("repository", "")[:200] or None,
             remote=request.remote,
         ):
             try:
-                response = await handler(request)
-                outcome = request.get("outcome", "ok")
-            except MirrorError as error:
-                outcome = error.label
-                response = _answer(error)
-                _log(request, error)
-            except web.HTTPException as error:
-                outcome = "client_error" if error.status < 500 else "internal"
-                response = _explained(error)
-            except (ConnectionError, TimeoutError):
-                outcome = "client_gone"
-                response = _text(CLIENT_GONE_STATUS, "the client went away")
-            except Exception:
-                outcome = "internal"
-                logger.exception("request_broke", method=request.method, path=request.path)
-                response = _text(500, "something broke here; the log has it under this request id")
+                return await _answered(request, handler)
+            except asyncio.CancelledError:
+                request[OUTCOME] = "cancelled"
+                raise
             finally:
                 seconds = time.perf_counter() - began_at
-                metrics.record_request(request[OPERATION], outcome, seconds)
-        if not response.prepared:
-            response.headers["X-Request-Id"] = request_id
-        return response
+                metrics.record_request(request[OPERATION], request[OUTCOME], seconds)
 
     return observe
+
+
+async def _answered(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Return the handler's answer, or what stands in its place.
+
+    One that was begun is ended here; aiohttp sends the others, which are short.
+    """
+    try:
+        response = await _handled(request, handler)
+        if not request.content.is_eof():
+            # Nobody reads the rest of the body: it is neither kept nor inflated.
+            response.force_close()
+            request.protocol.close()
+        if response.prepared:
+            await end(response)
+    except ConnectionError:
+        if request[OUTCOME] == OK:
+            request[OUTCOME] = "client_gone"
+        return _broken_off(request)
+    return response
+
+
+async def _handled(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Turn errors into answers.
+
+    Raises:
+        ConnectionError: The client is gone, or an answer had begun when the error came.
+    """
+    try:
+        return await handler(request)
+    except MirrorError as error:
+        request[OUTCOME] = error.label
+        response = _answer(error)
+        _log(request, error)
+    except web.HTTPException as error:
+        request[OUTCOME] = "client_error" if error.status < 500 else "internal"
+        response = _explained(error)
+    except ConnectionError:
+        raise
+    except Exception:
+        request[OUTCOME] = "internal"
+        logger.exception("request_broke", method=request.method, path=request.path[:500])
+        response = _text(500, "something broke here; the log has it under this request id")
+    if ANSWER in request:
+        raise ConnectionAbortedError("half an answer can't be followed by another")
+    return response
+
+
+def _broken_off(request: web.Request) -> web.StreamResponse:
+    """End the connection at once: what was sent of an answer can't be taken for the whole."""
+    if request.transport is not None:
+        request.transport.abort()
+    return request.get(ANSWER) or web.Response(status=CLIENT_GONE_STATUS)
 
 
 def _answer(error: MirrorError) -> web.Response:

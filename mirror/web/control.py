@@ -5,13 +5,13 @@ A Unix socket that only the service's own user may open; the network does not re
 
 import asyncio
 import json
-from typing import Final
+from typing import Any, Final
 
 from aiohttp import web
 
-from mirror.errors import MirrorError
+from mirror.errors import LocalError, MirrorError
 from mirror.refresh.refresher import Trigger
-from mirror.refresh.registry import Registry
+from mirror.refresh.registry import Hosted, Registry
 from mirror.web.monitoring import describe
 
 REPORT_SECONDS: Final = 0.25
@@ -44,11 +44,18 @@ class _Control:
             progress = describe(hosted)["progress"]
             if progress is not None:
                 await response.write(_line({"progress": progress}))
-        failure = refreshed.exception()
-        ended = {"outcome": "ok", "repository": describe(hosted)}
-        await response.write(_line(ended if failure is None else _failed(failure)))
+        await response.write(_line(_ending(hosted, refreshed)))
         await response.write_eof()
         return response
+
+
+def _ending(hosted: Hosted, refreshed: "asyncio.Future[None]") -> dict[str, Any]:
+    if refreshed.cancelled():
+        return _failed(LocalError("the service stopped before the refresh had ended"))
+    failure = refreshed.exception()
+    if failure is not None:
+        return _failed(failure)
+    return {"outcome": "ok", "repository": describe(hosted)}
 
 
 def _failed(error: BaseException) -> dict[str, str]:

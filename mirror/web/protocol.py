@@ -2,11 +2,12 @@
 
 import asyncio
 import enum
+from collections.abc import Awaitable, Mapping
 from typing import Final
 
 from aiohttp import web
 
-from mirror.errors import ProtocolError, TooLarge
+from mirror.errors import ClientError, ProtocolError, TooLarge
 
 ADVERTISEMENT_TYPE: Final = "application/x-git-upload-pack-advertisement"
 REQUEST_TYPE: Final = "application/x-git-upload-pack-request"
@@ -21,6 +22,19 @@ NO_CACHE: Final = {
 
 BODY_SECONDS_MAX: Final = 300.0
 """A request body that takes longer is not a slow line but an attack."""
+
+BODY_SLICE_BYTES: Final = 256 * 1024
+"""After so much of a body the event loop gets a turn: a gzipped one comes at memory's speed."""
+
+CONTENT_ENCODINGS: Final = frozenset({"", "identity", "gzip", "deflate"})
+"""What aiohttp undoes as it reads, whatever else is installed."""
+
+ANSWER_SLICE_BYTES: Final = 64 * 1024
+"""A longer answer goes out in slices, so that slow readers don't each hold a copy of it. A shorter
+one fits into what a connection buffers: whoever sends it does not wait."""
+
+CLIENT_SILENCE_SECONDS_MAX: Final = 120.0
+"""A client that takes nothing for that long is gone."""
 
 
 class Operation(enum.StrEnum):
@@ -40,6 +54,8 @@ class Operation(enum.StrEnum):
 
 
 OPERATION: Final = web.RequestKey("operation", Operation)
+OUTCOME: Final = web.RequestKey("outcome", str)
+"""What came of a request: the other label. A handler sets it where it answers an error itself."""
 
 
 def protocol_version(request: web.Request) -> int:
@@ -60,13 +76,22 @@ def accepts_gzip(request: web.Request) -> bool:
     return False
 
 
-async def read_body(request: web.Request, *, bytes_max: int) -> bytes:
+async def read_body(request: web.Request, *, bytes_max: int, hint: str) -> bytes:
     """Read a request body, decoded (aiohttp undoes gzip and deflate as it reads).
 
+    Args:
+        request: Whose body.
+        bytes_max: The most it may be, once decoded.
+        hint: What to do about one that is longer, for its sender.
+
     Raises:
-        TooLarge: It is over `bytes_max` once decoded.
+        TooLarge: It is over `bytes_max`.
+        UnsupportedType: It is encoded in a way that is not undone here.
         ProtocolError: It is broken or does not end.
     """
+    encoding = request.headers.get("Content-Encoding", "").strip().lower()
+    if encoding not in CONTENT_ENCODINGS:
+        raise UnsupportedType(f"expected Content-Encoding gzip or none, got {encoding[:100]!r}")
     body = bytearray()
     try:
         async with asyncio.timeout(BODY_SECONDS_MAX):
@@ -74,9 +99,10 @@ async def read_body(request: web.Request, *, bytes_max: int) -> bytes:
                 body += chunk
                 if len(body) > bytes_max:
                     raise TooLarge(
-                        f"the request body is over {bytes_max} bytes once decoded; fetch fewer refs"
-                        " at a time, or raise limits.request_bytes_max"
+                        f"the request body is over {bytes_max} bytes once decoded; {hint}"
                     )
+                if len(body) > BODY_SLICE_BYTES:
+                    await asyncio.sleep(0)
     except TimeoutError:
         raise ProtocolError(
             f"the request body took more than {BODY_SECONDS_MAX:.0f} seconds"
@@ -84,3 +110,54 @@ async def read_body(request: web.Request, *, bytes_max: int) -> bytes:
     except (web.RequestPayloadError, ValueError) as error:
         raise ProtocolError(f"the request body can't be decoded: {error}") from error
     return bytes(body)
+
+
+async def whole_answer(
+    request: web.Request, body: bytes, headers: Mapping[str, str]
+) -> web.StreamResponse:
+    """Return an answer whose body is at hand; a long one is sent on the way."""
+    if len(body) <= ANSWER_SLICE_BYTES or request.method == "HEAD":
+        return web.Response(body=body, headers=headers)
+    response = web.StreamResponse(headers=headers)
+    response.content_length = len(body)
+    await response.prepare(request)
+    view = memoryview(body)
+    for start in range(0, len(body), ANSWER_SLICE_BYTES):
+        await send(response, view[start : start + ANSWER_SLICE_BYTES])
+    return response
+
+
+async def send(response: web.StreamResponse, data: bytes | memoryview) -> None:
+    """Send a part of a body and wait until the client has room for more.
+
+    Raises:
+        ConnectionError: It is gone, or takes nothing any more.
+    """
+    if data:
+        await _taken(response.write(data))
+
+
+async def end(response: web.StreamResponse) -> None:
+    """Send what ends the body.
+
+    Raises:
+        ConnectionError: The client is gone, or takes nothing any more.
+    """
+    await _taken(response.write_eof())
+
+
+async def _taken(sending: Awaitable[None]) -> None:
+    try:
+        async with asyncio.timeout(CLIENT_SILENCE_SECONDS_MAX):
+            await sending
+    except TimeoutError:
+        raise ConnectionAbortedError(
+            f"the client took nothing for {CLIENT_SILENCE_SECONDS_MAX:.0f} seconds"
+        ) from None
+
+
+class UnsupportedType(ClientError):
+    """The wrong Content-Type or Content-Encoding."""
+
+    status = 415
+    label = "unsupported_type"

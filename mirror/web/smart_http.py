@@ -6,29 +6,35 @@ side-band 3 once the pack began. Never a redirect: Argo CD takes one for an erro
 """
 
 import asyncio
+from collections.abc import Callable
 from contextlib import aclosing
-from typing import Final, Never, TypeVar, assert_never
+from typing import Final, Never, assert_never
 
 import structlog
 from aiohttp import web
 
-from mirror.errors import ClientError, MirrorError, NotOurRef, ProtocolError, ReadOnly
+from mirror.errors import LocalError, MirrorError, NotOurRef, ProtocolError, ReadOnly, TooLarge
 from mirror.metrics import Metrics
 from mirror.refresh.gate import Admitted
 from mirror.refresh.refresher import Trigger
 from mirror.refresh.registry import Hosted, Registry
 from mirror.repository.fetching import FetchPlan, UnknownRef, missing_objects, plan_v0, plan_v2
 from mirror.repository.packing.builds import PackBuilds
+from mirror.repository.packing.engine import PackRequest
 from mirror.web.protocol import (
     ADVERTISEMENT_TYPE,
     NO_CACHE,
     OPERATION,
+    OUTCOME,
     REQUEST_TYPE,
     RESULT_TYPE,
     Operation,
+    UnsupportedType,
     accepts_gzip,
     protocol_version,
     read_body,
+    send,
+    whole_answer,
 )
 from mirror.wire.advertise import encode_v2_capabilities
 from mirror.wire.answers import (
@@ -42,9 +48,11 @@ from mirror.wire.answers import (
 )
 from mirror.wire.names import ObjectId
 from mirror.wire.requests import (
+    CommandRequest,
     FetchRequest,
     LsRefsRequest,
     ObjectInfoRequest,
+    SideBand,
     UploadPackRequest,
     parse_command,
     parse_upload_pack,
@@ -54,15 +62,14 @@ STALE_HEADER: Final = "Git-Mirror-Stale"
 KEEPALIVE_SECONDS: Final = 5.0
 """As git's own server: clients and proxies take longer silence for a dead line."""
 
-CLIENT_SILENCE_SECONDS_MAX: Final = 120.0
-"""A client that takes nothing for that long is gone."""
-
 WANT_REFRESH_SECONDS_MAX: Final = 10.0
 """How long a want that we lack may wait for the upstream. Argo CD gives up at 15 s."""
 
 OBJECT_INFO_MAX: Final = 10_000
+WANTS_LOGGED_MAX: Final = 5
 
-R = TypeVar("R", bound=web.StreamResponse)
+PARSE_INLINE_BYTES_MAX: Final = 64 * 1024
+"""Parsing a longer body takes milliseconds: not on the event loop."""
 
 logger = structlog.stdlib.get_logger()
 
@@ -87,7 +94,7 @@ class SmartHttp:
 
     # --- info/refs -----------------------------------------------------------------------------
 
-    async def info_refs(self, request: web.Request) -> web.Response:
+    async def info_refs(self, request: web.Request) -> web.StreamResponse:
         """GET /{repository}/info/refs?service=git-upload-pack."""
         hosted = self._registry.find(request.match_info["repository"])
         service = request.query.get("service")
@@ -106,13 +113,14 @@ class SmartHttp:
         request[OPERATION] = Operation.ADVERTISE
         admitted = await self._admit(hosted)
         encoded = admitted.snapshot.advertisement(version)
-        if encoded.gzip is not None and accepts_gzip(request):
-            response = _whole(encoded.gzip, ADVERTISEMENT_TYPE)
-            response.headers["Content-Encoding"] = "gzip"
-            response.headers["Vary"] = "Accept-Encoding"
-        else:
-            response = _whole(encoded.plain, ADVERTISEMENT_TYPE)
-        return _marked(response, admitted)
+        headers = _headers(ADVERTISEMENT_TYPE, admitted)
+        if encoded.gzip is None:
+            return await whole_answer(request, encoded.plain, headers)
+        headers["Vary"] = "Accept-Encoding"
+        if not accepts_gzip(request):
+            return await whole_answer(request, encoded.plain, headers)
+        headers["Content-Encoding"] = "gzip"
+        return await whole_answer(request, encoded.gzip, headers)
 
     async def receive_pack(self, request: web.Request) -> web.Response:
         """POST /{repository}/git-receive-pack: refused."""
@@ -128,12 +136,11 @@ class SmartHttp:
         """POST /{repository}/git-upload-pack."""
         hosted = self._registry.find(request.match_info["repository"])
         if request.content_type != REQUEST_TYPE:
-            raise _UnsupportedType(
+            raise UnsupportedType(
                 f"expected Content-Type {REQUEST_TYPE}, got {request.content_type[:100]!r}"
             )
         hosted.gate.current()
-        body = await read_body(request, bytes_max=self._request_bytes_max)
-        command = parse_command(body) if protocol_version(request) == 2 else parse_upload_pack(body)
+        command = await self._command(request)
         match command:
             case None:
                 request[OPERATION] = Operation.PROBE
@@ -141,19 +148,37 @@ class SmartHttp:
             case LsRefsRequest():
                 request[OPERATION] = Operation.LS_REFS
                 admitted = await self._admit(hosted)
-                return _marked(_whole(admitted.snapshot.ls_refs(command), RESULT_TYPE), admitted)
+                answer = admitted.snapshot.ls_refs(command)
+                return await whole_answer(request, answer, _headers(RESULT_TYPE, admitted))
             case ObjectInfoRequest():
                 request[OPERATION] = Operation.OBJECT_INFO
-                return await self._object_info(hosted, command)
+                return await self._object_info(request, hosted, command)
             case FetchRequest() | UploadPackRequest():
                 request[OPERATION] = Operation.FETCH
                 return await self._fetch(request, hosted, command)
             case _:
                 assert_never(command)
 
-    async def _object_info(self, hosted: Hosted, command: ObjectInfoRequest) -> web.Response:
+    async def _command(self, request: web.Request) -> CommandRequest | UploadPackRequest | None:
+        """Read and parse the body."""
+        body = await read_body(
+            request,
+            bytes_max=self._request_bytes_max,
+            hint="fetch fewer refs at a time, or raise limits.request_bytes_max",
+        )
+        parse: Callable[[bytes], CommandRequest | UploadPackRequest | None]
+        parse = parse_command if protocol_version(request) == 2 else parse_upload_pack
+        if len(body) <= PARSE_INLINE_BYTES_MAX:
+            return parse(body)
+        return await asyncio.to_thread(parse, body)
+
+    async def _object_info(
+        self, request: web.Request, hosted: Hosted, command: ObjectInfoRequest
+    ) -> web.Response:
         if len(command.oids) > OBJECT_INFO_MAX:
-            return _error(f"object-info for more than {OBJECT_INFO_MAX} objects at once")
+            request[OUTCOME] = TooLarge.label
+            message = f"object-info for more than {OBJECT_INFO_MAX} objects at once"
+            return _whole(encode_error(message), RESULT_TYPE)
         source = hosted.gate.current().repository.source
 
         def sizes() -> list[tuple[ObjectId, int | None]]:
@@ -172,74 +197,63 @@ class SmartHttp:
         by_name = bool(fetch.want_refs or fetch.deepen.exclude)
         admitted = await self._admit(hosted) if by_name else hosted.gate.current()
         try:
-            await self._bring_missing(hosted, admitted, fetch)
-            admitted = admitted if by_name else hosted.gate.current()
-            plan = await asyncio.to_thread(_plan, admitted, command)
-        except (NotOurRef, UnknownRef, ProtocolError) as error:
-            request["outcome"] = error.label
-            return _marked(_error(f"upload-pack: {error}"), admitted)
-        if plan.pack is None:
-            return _marked(_whole(plan.head, RESULT_TYPE), admitted)
-        return await self._send_pack(request, admitted, plan, fetch)
-
-    async def _bring_missing(self, hosted: Hosted, admitted: Admitted, fetch: FetchRequest) -> None:
-        """Ask the upstream once for wants that we lack: a reader may know a push before we do.
-
-        Raises:
-            NotOurRef: They are not to be had.
-        """
-        repository = admitted.repository
-        missing = missing_objects(repository, fetch.wants)
-        if not missing:
-            return
-        refreshed = hosted.refresher.request(Trigger.WANT)
-        await asyncio.wait((refreshed,), timeout=WANT_REFRESH_SECONDS_MAX)
-        missing = missing_objects(repository, missing)
-        if missing:
-            raise NotOurRef(f"not our ref {missing[0].decode()}")
+            try:
+                plan = await asyncio.to_thread(_plan, admitted, command)
+            except NotOurRef:
+                # A reader may know of a push before we do: the upstream is asked, once.
+                refreshed = hosted.refresher.request(Trigger.WANT)
+                await asyncio.wait((refreshed,), timeout=WANT_REFRESH_SECONDS_MAX)
+                admitted = admitted if by_name else hosted.gate.current()
+                plan = await asyncio.to_thread(_plan, admitted, command)
+            if plan.pack is not None:
+                return await self._send_pack(request, admitted, plan, plan.pack)
+            answer = plan.head
+        except (NotOurRef, UnknownRef, ProtocolError, LocalError) as error:
+            request[OUTCOME] = error.label
+            log = logger.warning if isinstance(error, LocalError) else logger.info
+            log("refused", kind=error.label, error=str(error))
+            answer = encode_error(f"upload-pack: {error}")
+        return await whole_answer(request, answer, _headers(RESULT_TYPE, admitted))
 
     async def _send_pack(
-        self, request: web.Request, admitted: Admitted, plan: FetchPlan, fetch: FetchRequest
+        self, request: web.Request, admitted: Admitted, plan: FetchPlan, pack: PackRequest
     ) -> web.StreamResponse:
-        if plan.pack is None:
-            raise AssertionError("a plan without a pack is answered before")
-        response = web.StreamResponse(headers={**NO_CACHE, "Content-Type": RESULT_TYPE})
-        _marked(response, admitted)
+        response = web.StreamResponse(headers=_headers(RESULT_TYPE, admitted))
         band = plan.side_band
         sent = 0
-        pieces = self._builds.read(admitted.repository, plan.pack, idle_seconds=KEEPALIVE_SECONDS)
+        pieces = self._builds.read(admitted.repository, pack, idle_seconds=KEEPALIVE_SECONDS)
         async with aclosing(pieces):
             try:
-                # The first piece decides: an error before it can still be told by its status.
-                first = await anext(pieces, b"")
+                # The first piece decides: an error before it can still be told as an ERR.
+                piece: bytes | None = await anext(pieces, None)
                 await response.prepare(request)
-                await _write(response, plan.head)
-                await _write(response, encode_band(Band.PACK, first, band))
-                sent += len(first)
-                async for piece in pieces:
+                await send(response, plan.head)
+                while piece is not None:
+                    _check_connected(request)
                     framed = encode_band(Band.PACK, piece, band) or encode_keepalive(band)
-                    await _write(response, framed)
+                    await send(response, framed)
                     sent += len(piece)
-                await _write(response, encode_end(band))
+                    piece = await anext(pieces, None)
+                await send(response, encode_end(band))
             except MirrorError as error:
                 if not response.prepared:
                     raise
-                request["outcome"] = error.label
-                await _write(response, encode_band_error(str(error), band))
+                request[OUTCOME] = error.label
+                logger.warning("pack_broke_off", kind=error.label, error=str(error))
+                if band is SideBand.NONE:
+                    raise ConnectionAbortedError("no side-band to tell an error by") from error
+                await send(response, encode_band_error(str(error), band))
                 response.force_close()
-                if request.transport is not None and not band.value:
-                    request.transport.abort()  # no side-band: a broken connection is the only sign
                 return response
         logger.info(
             "served",
-            wants=[oid.decode() for oid in fetch.wants[:5]],
-            want_count=len(fetch.wants),
-            have_count=len(fetch.haves),
-            depth=fetch.deepen.depth,
-            filter=fetch.filter.spec().decode() if fetch.filter else None,
+            wants=[oid.decode() for oid in pack.wants[:WANTS_LOGGED_MAX]],
+            want_count=len(pack.wants),
+            have_count=len(pack.haves),
+            shallow_count=len(pack.shallow),
+            filter=pack.filter.spec().decode() if pack.filter else None,
             pack_bytes=sent,
         )
-        await response.write_eof()
         return response
 
     async def _admit(self, hosted: Hosted) -> Admitted:
@@ -256,36 +270,37 @@ class SmartHttp:
         return admitted
 
 
-class _UnsupportedType(ClientError):
-    """The wrong Content-Type."""
-
-    status = 415
-    label = "unsupported_type"
-
-
 def _plan(admitted: Admitted, command: FetchRequest | UploadPackRequest) -> FetchPlan:
+    """Plan the answer; blocking.
+
+    Raises:
+        NotOurRef: A want is not here.
+    """
+    fetch = command.fetch if isinstance(command, UploadPackRequest) else command
+    if missing := missing_objects(admitted.repository, fetch.wants):
+        raise NotOurRef(f"not our ref {missing[0].decode()}")
     if isinstance(command, UploadPackRequest):
         return plan_v0(admitted.repository, admitted.snapshot, command)
     return plan_v2(admitted.repository, admitted.snapshot, command)
 
 
+def _headers(content_type: str, admitted: Admitted | None = None) -> dict[str, str]:
+    """Return an answer's headers: those of git http-backend, and whether it may be stale."""
+    headers = {**NO_CACHE, "Content-Type": content_type}
+    if admitted is not None and admitted.stale_seconds is not None:
+        headers[STALE_HEADER] = str(admitted.stale_seconds)
+    return headers
+
+
 def _whole(body: bytes, content_type: str) -> web.Response:
-    return web.Response(body=body, headers={**NO_CACHE, "Content-Type": content_type})
+    return web.Response(body=body, headers=_headers(content_type))
 
 
-def _error(message: str) -> web.Response:
-    return _whole(encode_error(message), RESULT_TYPE)
+def _check_connected(request: web.Request) -> None:
+    """Notice a client that left while nothing was sent to it.
 
-
-def _marked(response: R, admitted: Admitted) -> R:
-    if admitted.stale_seconds is not None:
-        response.headers[STALE_HEADER] = str(admitted.stale_seconds)
-    return response
-
-
-async def _write(response: web.StreamResponse, data: bytes) -> None:
-    """Send `data` and wait until the client has room for more."""
-    if not data:
-        return
-    async with asyncio.timeout(CLIENT_SILENCE_SECONDS_MAX):
-        await response.write(data)
+    Raises:
+        ConnectionError: It did.
+    """
+    if request.transport is None or request.transport.is_closing():
+        raise ConnectionResetError("the client went away")

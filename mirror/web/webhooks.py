@@ -26,8 +26,9 @@ BODY_BYTES_MAX: Final = 25 << 20
 DELIVERIES_REMEMBERED_MAX: Final = 10_000
 """Ids of deliveries, to recognise one that comes again."""
 
-HASH_INLINE_BYTES_MAX: Final = 256 * 1024
-"""Checking a longer body takes a millisecond and more: not on the event loop."""
+INLINE_BYTES_MAX: Final = 256 * 1024
+"""Hashing a longer body takes a millisecond and more: not on the event loop. Nor is it parsed
+before it is known to be genuine: JSON of a few megabytes may become gigabytes of objects."""
 
 logger = structlog.stdlib.get_logger()
 
@@ -47,32 +48,46 @@ class Webhooks:
         receiver = RECEIVERS.get(forge)
         if receiver is None:
             raise UnknownRepository(f"no webhooks of {forge[:50]!r} here; {_known_forges()}")
-        body = await read_body(request, bytes_max=BODY_BYTES_MAX)
-        event: WebhookEvent | None = None
-        malformed: ProtocolError | None = None
+        body = await read_body(
+            request, bytes_max=BODY_BYTES_MAX, hint="no forge sends as much in one webhook"
+        )
         try:
-            event = receiver.parse(request.headers, body)
-        except ProtocolError as error:
-            malformed = error
-        named = self._named(event)
-        try:
-            genuine = await self._verified(receiver, forge, request, body, named)
+            event, hosted = await self._read(receiver, forge, request, body)
         except Unauthenticated as error:
             self._metrics.record_webhook(forge, "unauthenticated")
             logger.warning("webhook_refused", forge=forge, error=str(error), remote=request.remote)
             raise
-        if event is None:
+        if isinstance(event, ProtocolError):
             self._metrics.record_webhook(forge, "malformed")
-            raise malformed or ProtocolError("the webhook can't be read")
-        outcome, status, names = self._act(forge, event, [one for one in named if one in genuine])
+            raise event
+        outcome, status, names = self._act(forge, event, hosted)
         self._metrics.record_webhook(forge, outcome)
         logger.info(
             "webhook", forge=forge, outcome=outcome, delivery=event.delivery, refreshing=names
         )
         return web.json_response({"outcome": outcome, "repositories": names}, status=status)
 
-    def _named(self, event: WebhookEvent | None) -> list[Hosted]:
-        if event is None or isinstance(event, Ignored):
+    async def _read(
+        self, receiver: Receiver, forge: str, request: web.Request, body: bytes
+    ) -> tuple[WebhookEvent | ProtocolError, list[Hosted]]:
+        """Return what a genuine delivery says, or what is wrong with it, and whom it is about.
+
+        Raises:
+            Unauthenticated: It is not genuine.
+        """
+        if len(body) > INLINE_BYTES_MAX:
+            await self._verified(receiver, forge, request, body, list(self._registry))
+        event: WebhookEvent | ProtocolError
+        try:
+            event = receiver.parse(request.headers, body)
+        except ProtocolError as error:
+            event = error
+        named = self._named(event)
+        genuine = await self._verified(receiver, forge, request, body, named)
+        return event, [one for one in named if one in genuine]
+
+    def _named(self, event: WebhookEvent | ProtocolError) -> list[Hosted]:
+        if isinstance(event, Ignored | ProtocolError):
             return []
         return self._registry.find_by_urls(event.repository_urls)
 
@@ -98,7 +113,7 @@ class Webhooks:
             )
         secrets = list(owners)
         now = time.time()
-        if len(body) * len(secrets) <= HASH_INLINE_BYTES_MAX:
+        if len(body) * len(secrets) <= INLINE_BYTES_MAX:
             position = receiver.verify(request.headers, body, secrets=secrets, now=now)
         else:
             position = await asyncio.to_thread(

@@ -1,0 +1,182 @@
+"""HTTP as no Git client speaks it, or only some do: nothing breaks, hangs, or is given away."""
+
+import asyncio
+
+import pytest
+
+from mirror.web import protocol
+from tests.git_client import Upstream
+from tests.mirror_service import WAIT_SECONDS_MAX, MirrorService
+from tests.web.asking import connected, fetch_v0, raw_request
+
+QUERY = "service=git-upload-pack"
+HOST = "Host: mirror.example\r\n"
+
+
+async def first_line(mirror: MirrorService, request: str) -> str:
+    """Return the first line of the answer to a raw request."""
+    async with connected(mirror, request.encode("latin-1")) as (reader, _):
+        return (await reader.readline()).decode().strip()
+
+
+def get(path: str, *, headers: str = HOST, version: str = "1.1") -> str:
+    return f"GET {path} HTTP/{version}\r\n{headers}\r\n"
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/acme/gitops-repo",
+        "/acme/gitops-repo.git",
+        "/acme/gitops-repo/",  # go-git joins paths with a slash, whatever there is
+        "/acme/gitops-repo.git/",
+        "//acme/gitops-repo",
+        "/acme/gitops%2Drepo",
+        "/acme%2fgitops-repo",
+        "http://mirror.example/acme/gitops-repo",
+    ],
+)
+async def test_the_same_repository_is_found_by_equal_paths(
+    mirror: MirrorService, path: str
+) -> None:
+    assert await first_line(mirror, get(f"{path}/info/refs?{QUERY}")) == "HTTP/1.1 200 OK"
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/acme//gitops-repo",
+        "/./acme/gitops-repo",
+        "/acme/../acme/gitops-repo",
+        "/acme/%2e%2e/acme/gitops-repo",
+        "/../../../../etc/passwd",
+        "/%2e%2e/%2e%2e/etc/passwd",
+        "/..%2f..%2fetc/passwd",
+        "/acme/gitops-repo%00",
+        "/%ff%fe",
+        "/%0d%0aX-Injected:%20yes",
+        "//evil.example/acme/gitops-repo",
+        "/webhooks/github",
+        "/status.json",
+        "/" + "x" * 8000,
+        "/" + "x/" * 2000 + "x",
+    ],
+)
+async def test_other_paths_are_404_whatever_they_hold(mirror: MirrorService, path: str) -> None:
+    request = get(f"{path}/info/refs?{QUERY}").encode()
+    async with connected(mirror, request) as (reader, writer):
+        head = await reader.readuntil(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 404")
+        assert b"X-Injected" not in head
+        assert b"Location" not in head
+        body = await reader.readuntil(b"\n")
+        assert str(mirror.service.settings.data_dir).encode() not in body
+        writer.write(get("/healthz").encode())  # the connection lives on
+        assert (await reader.readline()).startswith(b"HTTP/1.1 200")
+
+
+@pytest.mark.parametrize(
+    "request_text",
+    [
+        get(f"/{'x' * 9000}/info/refs?{QUERY}"),
+        get("/healthz", headers=f"{HOST}Authorization: Basic {'x' * 9000}\r\n"),
+        get("/healthz", headers=HOST + "X: 1\r\n" * 1000),
+        get("/healthz", headers=""),
+        get("/\xe6\xf8\xe5"),
+        "nonsense\r\n\r\n",
+        "\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
+        "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+        f"POST /x/git-upload-pack HTTP/1.1\r\n{HOST}Content-Length: x\r\n\r\n",
+        f"POST /x HTTP/1.1\r\n{HOST}Content-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n",
+    ],
+    ids=lambda text: text[:30],
+)
+async def test_what_is_not_http_as_we_know_it_is_400(
+    mirror: MirrorService, request_text: str
+) -> None:
+    assert (await first_line(mirror, request_text)).startswith("HTTP/1.0 400")
+    assert (await mirror.get("/healthz")).status == 200
+
+
+@pytest.mark.parametrize("request_text", [f"OPTIONS * HTTP/1.1\r\n{HOST}\r\n", get("/")])
+async def test_what_is_nowhere_is_404(mirror: MirrorService, request_text: str) -> None:
+    assert await first_line(mirror, request_text) == "HTTP/1.1 404 Not Found"
+
+
+async def test_http_1_0_is_spoken(mirror: MirrorService, upstream: Upstream) -> None:
+    path = f"/acme/gitops-repo/info/refs?{QUERY}"
+    assert await first_line(mirror, get(path, headers="", version="1.0")) == "HTTP/1.0 200 OK"
+    request = raw_request(fetch_v0(upstream.oid())).replace(b"HTTP/1.1", b"HTTP/1.0")
+    async with connected(mirror, request) as (reader, _):
+        answer = await reader.read()
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert b"chunked" not in head
+    assert body.startswith(b"0008NAK\n")
+    assert body.endswith(b"0000")
+
+
+async def test_a_body_may_wait_for_100_continue(mirror: MirrorService, upstream: Upstream) -> None:
+    request = raw_request(fetch_v0(upstream.oid()))
+    head, _, body = request.partition(b"\r\n\r\n")
+    async with connected(mirror, head + b"\r\nExpect: 100-continue\r\n\r\n") as (reader, writer):
+        assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
+        writer.write(body)
+        assert (await reader.readline()) == b"HTTP/1.1 200 OK\r\n"
+        await reader.readuntil(b"\r\n0\r\n\r\n")
+    async with connected(mirror, head + b"\r\nExpect: miracles\r\n\r\n") as (reader, _):
+        assert (await reader.readline()).startswith(b"HTTP/1.1 417")
+
+
+async def test_requests_in_a_row_are_answered_in_order(
+    mirror: MirrorService, upstream: Upstream
+) -> None:
+    requests = [
+        raw_request(fetch_v0(upstream.oid())),
+        get("/healthz").encode(),
+        raw_request(b"nonsense"),
+        get(f"/acme/gitops-repo/info/refs?{QUERY}").encode(),
+    ]
+    async with connected(mirror, b"".join(requests)) as (reader, _):
+        statuses: list[bytes] = []
+        while len(statuses) < len(requests):
+            line = await reader.readline()
+            if b"HTTP/1.1 " in line:
+                statuses.append(line.partition(b"HTTP/1.1 ")[2][:3])
+    assert statuses == [b"200", b"200", b"400", b"200"]
+
+
+async def test_a_body_in_single_bytes_is_read(mirror: MirrorService, upstream: Upstream) -> None:
+    head, _, body = raw_request(fetch_v0(upstream.oid())).partition(b"\r\n\r\n")
+    head = head.partition(b"Content-Length")[0] + b"Transfer-Encoding: chunked\r\n\r\n"
+    async with connected(mirror, head) as (reader, writer):
+        for byte in body:
+            writer.write(b"1\r\n%c\r\n" % byte)
+            await writer.drain()
+        writer.write(b"0\r\n\r\n")
+        assert await reader.readline() == b"HTTP/1.1 200 OK\r\n"
+        await reader.readuntil(b"\r\n0\r\n\r\n")
+
+
+async def test_a_body_that_does_not_end_is_given_up(
+    mirror: MirrorService, upstream: Upstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(protocol, "BODY_SECONDS_MAX", 0.01)
+    request = raw_request(fetch_v0(upstream.oid()))
+    async with connected(mirror, request[:-10]) as (reader, _):
+        head = await reader.readuntil(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 400")
+        assert b"Connection: close" in head
+        assert b"took more than" in await reader.readline()
+
+
+async def test_a_client_that_leaves_in_its_body_is_no_error(
+    mirror: MirrorService, upstream: Upstream, caplog: pytest.LogCaptureFixture
+) -> None:
+    request = raw_request(fetch_v0(upstream.oid()))
+    async with connected(mirror, request[:-10]):
+        pass
+    gone = {"operation": "other", "outcome": "client_gone"}
+    async with asyncio.timeout(WAIT_SECONDS_MAX):
+        while not await mirror.metric("git_mirror_request_seconds_count", **gone):
+            pass
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
