@@ -141,7 +141,8 @@ class ObjectSource:
                 except OSError as error:
                     message = f"the packs in {self._directory} can't be read: {error.strerror}"
                     raise LocalError(message) from error
-                self._packs, self._changed_at = packs, changed_at
+                self._packs = packs
+                self._changed_at = changed_at  # last: who sees it sees the packs too
                 return
         raise LocalError(f"the packs in {self._directory} change faster than they can be read")
 
@@ -199,12 +200,14 @@ class ObjectSource:
         return self._packs
 
     def _pack_with(self, sha: bytes) -> OpenPack | None:
-        for pack in self._packs:
-            if pack.offset(sha) is not None:
-                return pack
-        if self._is_outdated():
-            self.rescan()
-            return self._pack_with(sha)
+        packs: tuple[OpenPack, ...] | None = None
+        while packs is not self._packs:  # as often as another thread, or we, found new ones
+            packs = self._packs
+            for pack in packs:
+                if pack.offset(sha) is not None:
+                    return pack
+            if self._is_outdated():
+                self.rescan()
         return self._behind._pack_with(sha) if self._behind is not None else None  # noqa: SLF001
 
     def _is_outdated(self) -> bool:

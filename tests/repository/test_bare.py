@@ -226,7 +226,7 @@ def test_a_full_disk_leaves_the_refs_as_they_were(
 def test_a_disk_that_is_really_full_leaves_the_refs_as_they_were(tmp_path: Path) -> None:
     place = tmp_path / "small"
     place.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", place]
+    mount = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", os.fspath(place)]
     if subprocess.run(mount, capture_output=True, check=False).returncode != 0:
         pytest.skip("no file systems can be mounted here")
     try:
