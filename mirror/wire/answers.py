@@ -61,9 +61,12 @@ def encode_end(side_band: SideBand) -> bytes:
 
 
 def encode_shallow_lines(shallow: Iterable[ObjectId], unshallow: Iterable[ObjectId]) -> bytes:
-    """Encode the lines of a shallow update; the caller ends the section."""
+    """Encode the lines of a shallow update; the caller ends the section.
+
+    Without newlines, as git sends them: libgit2 can't read them otherwise.
+    """
     lines = [b"shallow " + oid for oid in shallow]
-    return encode_lines(lines + [b"unshallow " + oid for oid in unshallow])
+    return b"".join(map(encode, lines + [b"unshallow " + oid for oid in unshallow]))
 
 
 def encode_v2_sections(

@@ -221,6 +221,9 @@ class Running:
         await asyncio.wait((self._task,))
         assert self._task.cancelled()
         self._task = None
+        # The forge is to notice the hang-up before it closes: it must not cancel a handler twice.
+        if handlers := set(self.forge._handlers):
+            await asyncio.wait(handlers, timeout=WAIT_SECONDS_MAX)
 
     async def refreshed(self, trigger: Trigger = Trigger.MANUAL) -> None:
         """Ask for a refresh and wait for it; raises what it raised."""

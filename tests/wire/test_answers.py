@@ -100,9 +100,9 @@ def test_side_bands_end_with_a_flush(side_band: SideBand) -> None:
 
 def test_shallow_lines_come_before_unshallow_lines() -> None:
     assert decode_all(encode_shallow_lines([oid(1), oid(2)], [oid(3)])) == [
-        b"shallow " + oid(1) + b"\n",
-        b"shallow " + oid(2) + b"\n",
-        b"unshallow " + oid(3) + b"\n",
+        b"shallow " + oid(1),
+        b"shallow " + oid(2),
+        b"unshallow " + oid(3),
     ]
     assert encode_shallow_lines([], []) == b""
 
@@ -118,7 +118,7 @@ def test_sections_come_in_the_order_of_the_specification() -> None:
     )
     assert decode_all(sections) == [
         b"shallow-info\n",
-        b"shallow " + oid(1) + b"\n",
+        b"shallow " + oid(1),
         Special.DELIM,
         b"wanted-refs\n",
         oid(1) + b" refs/heads/main\n",

@@ -33,7 +33,7 @@ _OPTIONS: Final = (
     "-c", "core.fsync=all,-loose-object",
 )  # fmt: skip
 
-_PROGRESS: Final = re.compile(rb"\((\d+)/(\d+)\)")
+_PROGRESS: Final = re.compile(rb"(?:Receiving|Indexing) objects: [^\r\n]*\((\d+)/(\d+)\)")
 
 
 class GitEngine:
@@ -178,7 +178,7 @@ def _quarantined(quarantine: Quarantine) -> dict[str, str]:
 
 def _progress_reader(progress: IndexProgress) -> OnStderr:
     def read(data: bytes) -> None:
-        if b"Resolving" not in data and (counts := _PROGRESS.findall(data)):
+        if counts := _PROGRESS.findall(data):
             done, total = counts[-1]
             progress(int(done), int(total))
 
