@@ -22,6 +22,22 @@ class _StderrHandler(logging.StreamHandler[TextIO]):
         return sys.stderr
 
 
+class _MalformedRequests(logging.Filter):
+    """Says in one line that a request was no HTTP.
+
+    aiohttp logs it as an error with a traceback, and with the beginning of the header that was too
+    long: that can be a password.
+    """
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        error = record.exc_info[1] if record.exc_info else None
+        if type(error).__module__ == "aiohttp.http_exceptions":
+            record.msg, record.args = "malformed_http", ()
+            record.exc_info = record.exc_text = None
+            record.levelno, record.levelname = logging.INFO, "INFO"
+        return True
+
+
 def configure(*, json: bool, level: str) -> None:
     """Set up logging for the process, on stderr.
 
@@ -63,5 +79,6 @@ def configure(*, json: bool, level: str) -> None:
         root.removeHandler(old)
     root.addHandler(handler)
     root.setLevel(level.upper())
+    logging.getLogger("aiohttp.server").addFilter(_MalformedRequests())
     for noisy in ("asyncio", "aiohttp.access"):
         logging.getLogger(noisy).setLevel(max(logging.WARNING, root.level))

@@ -100,7 +100,12 @@ class Metrics:
         )
 
     def create_series(
-        self, *, operations: Iterable[str], triggers: Iterable[str], forges: Iterable[str]
+        self,
+        *,
+        operations: Iterable[str],
+        triggers: Iterable[str],
+        forges: Iterable[str],
+        engines: Iterable[str],
     ) -> None:
         """Make the series that matter exist at 0, so that a rate over them is never "no data"."""
         for operation in operations:
@@ -108,6 +113,10 @@ class Metrics:
         for trigger in triggers:
             for outcome in ("changed", "unchanged", "upstream_unavailable", "upstream_refused"):
                 self._refreshes.labels(trigger, outcome)
+        for engine in engines:
+            for outcome in ("ok", "abandoned", "pack_error"):
+                self._pack_builds.labels(engine, outcome)
+            self._pack_bytes.labels(engine)
         for forge in forges:
             for outcome in WEBHOOK_OUTCOMES:
                 self._webhooks.labels(forge, outcome)

@@ -13,11 +13,11 @@ import asyncio
 import fcntl
 import shutil
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Final
+from typing import Final
 
 import structlog
 from aiohttp import web
@@ -48,7 +48,12 @@ from mirror.web.smart_http import SmartHttp
 from mirror.web.webhooks import Webhooks
 
 AGENT: Final = f"git-mirror/{__version__}".encode()
-SHUTDOWN_SECONDS_MAX: Final = 20.0
+SHUTDOWN_SECONDS_MAX: Final = 10.0
+"""aiohttp waits that long twice: for handlers to end, and again once they are cancelled."""
+
+HEADER_BYTES_MAX: Final = 32 * 1024
+"""Tokens in an Authorization header can be long."""
+
 KEEPALIVE_SECONDS: Final = 75.0
 BACKLOG: Final = 1024
 
@@ -87,8 +92,9 @@ class DataDirectory:
         """The mirror of one repository."""
         return self.root / "repositories" / f"{name}.git"
 
-    def prepare(self) -> IO[bytes]:
-        """Make the places, take the lock, clear what a crash left; returns the lock.
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Make the places, hold the lock, clear what a crash left.
 
         Raises:
             LocalError: They can't be made, or another process has the lock.
@@ -99,16 +105,21 @@ class DataDirectory:
             lock = (self.root / "lock").open("ab")
         except OSError as error:
             raise LocalError(f"can't use data_dir {self.root}: {error.strerror}") from error
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            lock.close()
-            raise DataDirectoryInUse(
-                f"{self.root} is in use by another git-mirror; stop that one first"
-            ) from None
-        shutil.rmtree(self.staging, ignore_errors=True)
-        self.staging.mkdir(exist_ok=True, mode=0o750)
-        return lock
+        with lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise DataDirectoryInUse(
+                    f"{self.root} is in use by another git-mirror; stop that one first"
+                ) from None
+            try:
+                shutil.rmtree(self.staging, ignore_errors=True)
+                self.staging.mkdir(exist_ok=True, mode=0o750)
+                yield
+            finally:
+                # Not by closing alone: a child that a thread is starting at this very moment has
+                # the file open too, until it has become another program.
+                fcntl.flock(lock, fcntl.LOCK_UN)
 
 
 class DataDirectoryInUse(LocalError):
@@ -178,11 +189,13 @@ class Service:
     async def _start(self) -> None:
         """Start from the bottom up; what is entered here is left in the opposite order."""
         stack, settings = self._stack, self.settings
-        stack.enter_context(self._places.prepare())
+        stack.enter_context(self._places.held())
         engine = await stack.enter_async_context(open_engine(settings.engine))
         session = await stack.enter_async_context(open_session())
         metrics = Metrics(__version__)
-        metrics.create_series(operations=Operation, triggers=Trigger, forges=RECEIVERS)
+        metrics.create_series(
+            operations=Operation, triggers=Trigger, forges=RECEIVERS, engines=[engine.name]
+        )
         builds = PackBuilds(
             engine,
             directory=self._places.spool,
@@ -256,6 +269,7 @@ class Service:
             app,
             access_log=None,
             handle_signals=False,
+            max_field_size=HEADER_BYTES_MAX,
             keepalive_timeout=KEEPALIVE_SECONDS,
             shutdown_timeout=SHUTDOWN_SECONDS_MAX,
         )
@@ -322,7 +336,7 @@ async def sync_once(settings: Settings, name: str, *, watch: Watch | None) -> Mi
     """
     places = DataDirectory(settings.data_dir)
     async with AsyncExitStack() as stack:
-        stack.enter_context(places.prepare())
+        stack.enter_context(places.held())
         engine = await stack.enter_async_context(open_engine(settings.engine))
         session = await stack.enter_async_context(open_session())
         updater = Updater(engine, staging=places.staging, agent=AGENT)

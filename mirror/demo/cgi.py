@@ -33,6 +33,7 @@ class HttpBackendProgram:
         self._root = root
         self._program = ""
         self._running: set[int] = set()
+        self._endings: set[asyncio.Task[None]] = set()
         # Its own threads: the default executor may be full of clients that wait for our answers.
         self._threads = ThreadPoolExecutor(max_workers=8, thread_name_prefix="cgi")
 
@@ -52,6 +53,7 @@ class HttpBackendProgram:
 
     async def close(self) -> None:
         """Wait until every child was reaped. Whoever runs one must have left `run` before."""
+        await asyncio.gather(*self._endings, return_exceptions=True)
         await asyncio.to_thread(self._threads.shutdown)
 
     @contextlib.asynccontextmanager
@@ -76,11 +78,22 @@ class HttpBackendProgram:
             await asyncio.shield(starting)
             yield output
         finally:
-            child = await starting  # cancelled while it was starting: it must be ended all the same
             writer.close()
-            if not output.at_eof():
-                _signal(child, signal.SIGTERM)
-            await asyncio.shield(loop.run_in_executor(self._threads, self._reap, child))
+            # A task of its own: whoever is cancelled twice leaves no child behind.
+            ending = asyncio.create_task(self._end(starting, is_done=output.at_eof()))
+            self._endings.add(ending)
+            ending.add_done_callback(self._endings.discard)
+            await asyncio.shield(ending)
+
+    async def _end(
+        self, starting: "asyncio.Future[subprocess.Popen[bytes]]", *, is_done: bool
+    ) -> None:
+        """End and reap a child, also one that is only just being started."""
+        child = await starting
+        if not is_done:
+            _signal(child, signal.SIGTERM)
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(self._threads, self._reap, child)
 
     def _environment(self) -> dict[str, str]:
         """Return what is the same for every request: nothing of the user's or system's settings."""

@@ -113,11 +113,23 @@ class Freshness:
             return False
         return not self._is_young_enough(asked_at, policy)
 
-    def judge(self, now: float, asked_at: float, policy: Policy) -> Verdict:
-        """Say what a reader is to do that came at `asked_at`."""
+    def judge(
+        self, now: float, asked_at: float, policy: Policy, *, needs: int | None = None
+    ) -> Verdict:
+        """Say what a reader is to do that came at `asked_at`.
+
+        Args:
+            now: The time.
+            asked_at: When the reader came.
+            policy: The repository's rules.
+            needs: The latest announcement when the reader came; by default, the latest there is.
+                What is announced while a reader waits is not its concern: under steady pushes it
+                would wait for ever.
+        """
         give_up_at = asked_at + policy.hold_seconds
-        if self.is_pending:
-            in_vain = self.failed >= self.announced or self.not_before >= give_up_at
+        needed = self.announced if needs is None else needs
+        if self.satisfied < needed:
+            in_vain = self.failed >= needed or self.not_before >= give_up_at
         elif self._is_young_enough(asked_at, policy):
             return Verdict.FRESH
         else:

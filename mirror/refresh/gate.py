@@ -3,6 +3,7 @@
 The decision is `freshness`'s; here is the waiting.
 """
 
+import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -62,6 +63,16 @@ class Gate:
             raise NotYetMirrored(f"{mirror.name} is not mirrored yet{reason}; try again soon")
         return Admitted(mirror.repository, mirror.snapshot, None, 0.0)
 
+    async def look_again(self, timeout_seconds: float) -> None:
+        """Ask the upstream for what a reader wants and we lack, and wait for its answer.
+
+        Many readers share one look; while the upstream is failing there is none.
+        """
+        if self._clock() < self._mirror.freshness.ask_again_at:
+            return
+        refreshed = self._refresher.request(Trigger.WANT)
+        await asyncio.wait((refreshed,), timeout=timeout_seconds)
+
     async def admit(self) -> Admitted:
         """Return what may be served now, after a wait where the rules want one.
 
@@ -74,12 +85,13 @@ class Gate:
         policy = mirror.policy
         freshness = mirror.freshness
         asked_at = now = self._clock()
+        needs = freshness.announced
         has_asked = False
         while True:
             if not has_asked and freshness.is_overdue(now, asked_at, policy):
                 self._refresher.request(Trigger.MAX_AGE)
                 has_asked = True
-            verdict = freshness.judge(now, asked_at, policy)
+            verdict = freshness.judge(now, asked_at, policy, needs=needs)
             if verdict is not Verdict.WAIT:
                 break
             await mirror.changed.wait(asked_at + policy.hold_seconds - now)

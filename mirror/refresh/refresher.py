@@ -21,6 +21,7 @@ from mirror.metrics import Metrics
 from mirror.refresh.mirror import Mirror
 from mirror.refresh.schedule import Schedule
 from mirror.refresh.update import Updated, Updater
+from mirror.repository.bare import BareRepository
 from mirror.repository.packing.engine import PackEngine
 from mirror.upstream.forges import UNKNOWN, RefChange
 from mirror.upstream.remote import Remote
@@ -150,8 +151,9 @@ class Refresher:
                 while True:
                     await self._until_wanted(delay)
                     delay = await self._refresh_once()
-                    if self._wants_repack() and (repacking is None or repacking.done()):
-                        repacking = tasks.create_task(self._repack())
+                    crowded = self._crowded()
+                    if crowded is not None and (repacking is None or repacking.done()):
+                        repacking = tasks.create_task(self._repack(crowded))
         finally:
             self._pending.outcome.cancel()
 
@@ -294,14 +296,14 @@ class Refresher:
         )
         return delay
 
-    def _wants_repack(self) -> bool:
+    def _crowded(self) -> BareRepository | None:
+        """Return the repository when it has so many packs that some should be merged."""
         repository = self.mirror.repository
-        return repository is not None and len(repository.pack_files()) >= self._repack_at
+        if repository is None or len(repository.pack_files()) < self._repack_at:
+            return None
+        return repository
 
-    async def _repack(self) -> None:
-        repository = self.mirror.repository
-        if repository is None:
-            return
+    async def _repack(self, repository: BareRepository) -> None:
         before = len(repository.pack_files())
         try:
             await self._engine.repack(repository)

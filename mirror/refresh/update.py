@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterable
 from contextlib import aclosing, closing
 from dataclasses import dataclass
+from functools import cache
 from itertools import islice
 from pathlib import Path
 from typing import Final, ParamSpec, TypeVar
@@ -86,6 +87,12 @@ class RefPatterns:
         )
 
 
+@cache
+def _patterns(refs: tuple[str, ...]) -> RefPatterns:
+    """Compile a repository's patterns once."""
+    return RefPatterns(refs)
+
+
 @dataclass(frozen=True, slots=True)
 class Updated:
     """What a refresh came to.
@@ -137,7 +144,7 @@ class Updater:
 
     def mirrors(self, mirror: Mirror, name: RefName) -> bool:
         """Tell whether a ref of the upstream is one that this repository mirrors."""
-        return RefPatterns(mirror.settings.refs).matches(name)
+        return _patterns(mirror.settings.refs).matches(name)
 
     def open(self, repository: BareRepository) -> RefSnapshot:
         """Make the first snapshot of a repository that is on disk already.
@@ -155,7 +162,7 @@ class Updater:
 
     async def _list(self, mirror: Mirror, remote: Remote) -> Listing:
         """Ask for the refs. An empty answer that is news is asked for once more."""
-        patterns = RefPatterns(mirror.settings.refs)
+        patterns = _patterns(mirror.settings.refs)
         listing = await remote.list_refs(patterns.prefixes())
         is_empty = not any(patterns.matches(ref.name) for ref in listing.refs)
         if is_empty and (mirror.snapshot is None or not mirror.snapshot.is_empty):
@@ -180,7 +187,7 @@ class Updater:
     async def _refresh(
         self, mirror: Mirror, repository: BareRepository, remote: Remote, listing: Listing
     ) -> Updated:
-        patterns = RefPatterns(mirror.settings.refs)
+        patterns = _patterns(mirror.settings.refs)
         listed = {ref.name: ref.oid for ref in listing.refs if patterns.matches(ref.name)}
         detached = listing.head if listing.head_target is None else None
         before = mirror.snapshot

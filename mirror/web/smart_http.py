@@ -16,7 +16,6 @@ from aiohttp import web
 from mirror.errors import LocalError, MirrorError, NotOurRef, ProtocolError, ReadOnly, TooLarge
 from mirror.metrics import Metrics
 from mirror.refresh.gate import Admitted
-from mirror.refresh.refresher import Trigger
 from mirror.refresh.registry import Hosted, Registry
 from mirror.repository.fetching import FetchPlan, UnknownRef, missing_objects, plan_v0, plan_v2
 from mirror.repository.packing.builds import PackBuilds
@@ -201,8 +200,7 @@ class SmartHttp:
                 plan = await asyncio.to_thread(_plan, admitted, command)
             except NotOurRef:
                 # A reader may know of a push before we do: the upstream is asked, once.
-                refreshed = hosted.refresher.request(Trigger.WANT)
-                await asyncio.wait((refreshed,), timeout=WANT_REFRESH_SECONDS_MAX)
+                await hosted.gate.look_again(WANT_REFRESH_SECONDS_MAX)
                 admitted = admitted if by_name else hosted.gate.current()
                 plan = await asyncio.to_thread(_plan, admitted, command)
             if plan.pack is not None:

@@ -29,7 +29,9 @@ def encode_v2_capabilities(agent: bytes) -> bytes:
                 b"version 2",
                 b"agent=" + agent,
                 b"ls-refs=unborn",
-                b"fetch=shallow wait-for-done filter ref-in-want",
+                # Not ref-in-want, though we answer it: a client that may name refs does so, and
+                # fails when one of them is deleted between its ls-refs and its fetch.
+                b"fetch=shallow wait-for-done filter",
                 b"server-option",
                 b"object-format=sha1",
                 b"object-info",

@@ -39,3 +39,11 @@ async def make_bench(forge: HttpBackend, tmp_path: Path) -> AsyncIterator[MakeBe
             return bench
 
         yield make
+
+
+@pytest.fixture
+def rich(upstream: Upstream) -> Upstream:
+    """An upstream with two branches and a tag."""
+    upstream.history(5, "develop")
+    upstream.tag("v1")
+    return upstream

@@ -291,3 +291,15 @@ class Story(RuleBasedStateMachine):
 
 
 TestStory = Story.TestCase
+
+
+def test_a_reader_waits_for_what_was_announced_before_it_came_not_for_later_pushes() -> None:
+    """Under steady pushes it would otherwise never be served fresh."""
+    freshness = Freshness()
+    freshness.confirm(began_at=1.0, covers=1)
+    needs = freshness.announce(2.0)
+    freshness.announce(3.0)
+    assert freshness.judge(3.0, 2.5, POLICY, needs=needs) is Verdict.WAIT
+    freshness.confirm(began_at=2.9, covers=needs)
+    assert freshness.judge(3.1, 2.5, POLICY, needs=needs) is Verdict.FRESH
+    assert freshness.judge(3.1, 3.05, POLICY) is Verdict.WAIT

@@ -1,17 +1,22 @@
 """What tests of the upstream's client share."""
 
+import base64
+import traceback
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import aiohttp
 import pytest
 
+from mirror.errors import UpstreamError
 from mirror.upstream.connect import open_session
 from mirror.upstream.credentials import BasicCredentials
 from mirror.upstream.remote import Remote, RemoteLimits
 
 AGENT = b"git-mirror/test"
 SECRET = "s3cret-t0ken"
+BASIC = base64.b64encode(f"ci:{SECRET}".encode()).decode()
+ALL = [b"refs/"]
 
 MakeRemote = Callable[..., Remote]
 
@@ -43,3 +48,13 @@ def make_remote(session: aiohttp.ClientSession) -> MakeRemote:
         return Remote(session, url, credentials=credentials, limits=limits, agent=AGENT)
 
     return make
+
+
+async def failure(remote: Remote) -> UpstreamError:
+    """List the refs, which must fail; nothing that it says may hold a secret."""
+    with pytest.raises(UpstreamError) as caught:
+        await remote.list_refs(ALL)
+    for word in (SECRET, BASIC):
+        assert word not in "".join(traceback.format_exception(caught.value))
+        assert word not in repr(caught.value)
+    return caught.value

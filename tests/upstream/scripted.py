@@ -8,7 +8,7 @@ from itertools import pairwise
 
 from aiohttp import web
 
-from mirror.wire.pktline import DELIM_PKT, FLUSH_PKT, encode, encode_lines
+from mirror.wire.pktline import FLUSH_PKT, encode, encode_lines
 
 ADVERTISEMENT_TYPE = "application/x-git-upload-pack-advertisement"
 RESULT_TYPE = "application/x-git-upload-pack-result"
@@ -107,13 +107,13 @@ def v0_listing(lines: Iterable[bytes], capabilities: bytes = b"") -> bytes:
     )
 
 
-def v2_pack(pack: bytes, *before: bytes) -> bytes:
-    """The answer to a v2 fetch: some sections, and the pack in side-bands of a few sizes."""
-    sections = b"".join(encode_lines(section.split(b"\n")) + DELIM_PKT for section in before)
-    return sections + encode_lines([b"packfile"]) + in_bands(pack) + FLUSH_PKT
+def v2_pack(pack: bytes) -> bytes:
+    """The answer to a v2 fetch."""
+    return encode_lines([b"packfile"]) + in_bands(pack) + FLUSH_PKT
 
 
 def in_bands(pack: bytes) -> bytes:
+    """A pack in side-band packets of a few sizes."""
     cuts = [0, 1, 5, 1000, *range(60_000, len(pack), 60_000), len(pack)]
     pieces = [pack[start:end] for start, end in pairwise(cuts)]
     return b"".join(encode(b"\1" + piece) for piece in pieces if piece)
@@ -130,3 +130,30 @@ def a_v2_server(listing: bytes | None = None, fetched: bytes = b"") -> Answer:
         return result(fetched)
 
     return answer
+
+
+def always(
+    status: int, text: str = "", *, headers: dict[str, str] | None = None, kind: str = "text/plain"
+) -> Answer:
+    """Answer every request alike."""
+
+    async def answer(_: web.Request) -> web.StreamResponse:
+        return web.Response(status=status, text=text, headers=headers, content_type=kind)
+
+    return answer
+
+
+@asynccontextmanager
+async def raw_server(
+    talk: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]],
+) -> AsyncIterator[str]:
+    """Serve something that is hardly HTTP; returns the repository's URL."""
+
+    async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        await talk(reader, writer)
+        writer.close()
+
+    server = await asyncio.start_server(connected, "127.0.0.1", 0)
+    async with server:
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/acme/gitops-repo.git"

@@ -16,7 +16,7 @@ from mirror.upstream.credentials import BasicCredentials
 from mirror.wire.client import Listing
 from mirror.wire.pktline import FLUSH_PKT, encode
 from tests.git_client import Upstream
-from tests.upstream.conftest import AGENT, SECRET, MakeRemote
+from tests.upstream.conftest import AGENT, ALL, SECRET, MakeRemote
 from tests.upstream.scripted import (
     MAIN,
     OID,
@@ -28,8 +28,6 @@ from tests.upstream.scripted import (
     v2_capabilities,
     v2_listing,
 )
-
-ALL = [b"refs/"]
 
 
 def by_name(listing: Listing) -> dict[str, str]:

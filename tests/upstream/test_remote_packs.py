@@ -3,6 +3,7 @@
 import asyncio
 import subprocess
 from contextlib import aclosing
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from mirror.upstream.remote import Remote
 from mirror.wire.names import ObjectId, object_id
 from mirror.wire.pktline import FLUSH_PKT, encode, encode_lines
 from tests.git_client import Upstream
-from tests.upstream.conftest import MakeRemote
+from tests.upstream.conftest import ALL, MakeRemote
 from tests.upstream.scripted import (
     MAIN,
     OID,
@@ -29,7 +30,6 @@ from tests.upstream.scripted import (
     v2_pack,
 )
 
-ALL = [b"refs/"]
 PACK = b"PACK" + bytes(range(256)) * 600
 WANT = object_id(OID)
 NAK = encode(b"NAK\n")
@@ -310,7 +310,8 @@ async def test_a_silent_upstream_is_given_up_in_the_middle_of_a_pack(
         return response
 
     async with scripted(answer) as server:
-        remote = await listed(make_remote(server.repository_url, silence_seconds_max=0.05))
+        remote = await listed(make_remote(server.repository_url))
+        remote._limits = replace(remote._limits, silence_seconds_max=0.05)
         with pytest.raises(UpstreamUnavailable, match=r"silent for 0\.05 seconds"):
             await fetch(remote, [WANT])
 

@@ -9,10 +9,9 @@ from mirror.upstream.credentials import BasicCredentials
 from mirror.upstream.remote import REDIRECTS_MAX
 from mirror.wire.names import object_id
 from tests.git_client import Upstream
-from tests.upstream.conftest import SECRET, MakeRemote
+from tests.upstream.conftest import ALL, SECRET, MakeRemote
 from tests.upstream.scripted import Answer, a_v2_server, scripted
 
-ALL = [b"refs/"]
 OLD, NEW = "acme/old-name", "acme/gitops-repo"
 
 

@@ -79,7 +79,7 @@ async def test_other_paths_are_404_whatever_they_hold(mirror: MirrorService, pat
     "request_text",
     [
         get(f"/{'x' * 9000}/info/refs?{QUERY}"),
-        get("/healthz", headers=f"{HOST}Authorization: Basic {'x' * 9000}\r\n"),
+        get("/healthz", headers=f"{HOST}Authorization: Basic {'x' * 40_000}\r\n"),
         get("/healthz", headers=HOST + "X: 1\r\n" * 1000),
         get("/healthz", headers=""),
         get("/\xe6\xf8\xe5"),

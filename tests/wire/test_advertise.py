@@ -66,7 +66,7 @@ def test_v2_announces_what_it_can_do_and_no_refs() -> None:
         b"version 2",
         b"agent=git-mirror/test",
         b"ls-refs=unborn",
-        b"fetch=shallow wait-for-done filter ref-in-want",
+        b"fetch=shallow wait-for-done filter",
         b"server-option",
         b"object-format=sha1",
         b"object-info",
