@@ -261,13 +261,17 @@ async def test_a_listing_over_the_limit_is_refused(
     assert "over 10000 bytes" in str(error)
 
 
+@pytest.mark.parametrize("is_v0", [False, True])
 async def test_a_sha256_repository_is_refused_in_one_clear_sentence(
-    forge: HttpBackend, upstream_root: Path, make_remote: MakeRemote
+    forge: HttpBackend, upstream_root: Path, make_remote: MakeRemote, is_v0: bool
 ) -> None:
-    modern = Upstream(upstream_root, "acme/modern")
+    forge.faults = Faults(force_protocol_v0=is_v0)
+    modern = Upstream(upstream_root, "acme/sha1")
     modern.git(
         "init", "--quiet", "--bare", "--object-format=sha256", "--template=", "../sha256.git"
     )
+    modern.path = modern.path.with_name("sha256.git")
+    modern.commit()
     error = await failure(make_remote(forge.repository_url("acme/sha256")))
     assert isinstance(error, UpstreamRefused)
     assert str(error) == (

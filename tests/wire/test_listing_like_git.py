@@ -60,9 +60,16 @@ def test_the_advertisement_says_what_git_s_says(both: Both, version: int) -> Non
     assert {**read.capabilities, b"agent": b""} == {**expected.capabilities, b"agent": b""}
 
 
-def test_the_v2_capabilities_are_git_s(both: Both) -> None:
+def test_the_v2_capabilities_are_git_s_but_for_ref_in_want(both: Both) -> None:
+    """It fails clones when a branch is deleted between ls-refs and fetch."""
     body = encode_v2_capabilities(AGENT).removeprefix(SERVICE_LINE)
-    assert sorted(map(sorted, words(body))) == sorted(map(sorted, words(both.git.first_answer(2))))
+    by_git = both.git.first_answer(2)
+    assert b"ref-in-want" in by_git
+    assert b"ref-in-want" not in body
+    fetch = [line for line in words(by_git) if b"ref-in-want" in line]
+    others = [line for line in words(by_git) if line not in fetch]
+    expected = [*others, *([word for word in line if word != b"ref-in-want"] for line in fetch)]
+    assert sorted(map(sorted, words(body))) == sorted(map(sorted, expected))
 
 
 # --- ls-refs -----------------------------------------------------------------------------------
