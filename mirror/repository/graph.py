@@ -94,13 +94,15 @@ class CommitGraph:
     def all_reach(self, starts: Iterable[ObjectId], goals: Iterable[ObjectId]) -> bool:
         """Tell whether each of `starts` is or descends from one of `goals`.
 
-        Starts that are no commits are passed over: history says nothing of them. Commits older than
-        the oldest goal are not looked behind, as git's own server does it.
+        Starts that are no commits are passed over: history says nothing of them. As for git's own
+        server, the parents of a goal are as good as the goal, for who has a commit has them too,
+        and commits older than the oldest goal are not looked behind.
         """
-        reaching = {goal for goal in map(self.peel, goals) if self.node(goal)}
-        if not reaching:
+        nodes = {goal: node for goal in map(self.peel, goals) if (node := self.node(goal))}
+        if not nodes:
             return False
-        oldest = min(node.time for goal in reaching if (node := self.node(goal)))
+        oldest = min(node.time for node in nodes.values())
+        reaching = {*nodes, *(parent for node in nodes.values() for parent in node.parents)}
         dead_ends: set[ObjectId] = set()
         return all(
             self._reaches(start, reaching, dead_ends, oldest)
@@ -112,9 +114,9 @@ class CommitGraph:
         self, start: ObjectId, reaching: set[ObjectId], dead_ends: set[ObjectId], oldest: int
     ) -> bool:
         """Walk depth first. What is found out stays in `reaching` and `dead_ends` for the next."""
-        path = [(start, iter(self._parents_since(start, oldest)))]
         if start in reaching:
             return True
+        path = [(start, iter(self._parents(start)))]
         seen = {start}
         while path:
             oid, parents = path[-1]

@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 
 from mirror.repository.bare import BareRepository
+from mirror.wire.names import ObjectId
 from tests.repository.histories import Atlas, Scratch, make_atlas
 from tests.repository.judge import Judge
+from tests.repository.packing.building import pack_of
 
 
 @pytest.fixture(scope="session")
@@ -37,3 +39,12 @@ def scratch(tmp_path: Path) -> Scratch:
 @pytest.fixture
 def judge_of_scratch(scratch: Scratch, tmp_path: Path) -> Judge:
     return Judge(scratch, tmp_path / "judge")
+
+
+@pytest.fixture
+def filled(scratch: Scratch, atlas: Atlas) -> BareRepository:
+    """A mirror with the atlas's objects and no refs."""
+    listed = atlas.scratch.git("rev-list", "--all", "--objects", "--no-object-names")
+    oids = map(ObjectId, listed.split())
+    scratch.git("index-pack", "--stdin", stdin=pack_of(atlas.scratch, oids))
+    return scratch.open()

@@ -7,14 +7,24 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from mirror.repository.bare import BareRepository
+from mirror.repository.bare import BareRepository, StoredRefs
 from mirror.repository.objects import EMPTY_TREE
-from mirror.wire.names import ObjectId
+from mirror.wire.names import ObjectId, Ref, RefName
 from tests.git_client import FIRST_COMMIT_AT, GIT_SECONDS_MAX, environment
 
 UPSTREAM_URL: Final = "https://forge.example/acme/gitops-repo.git"
 FOREIGN_COMMIT: Final = b"c0ffee0000000000000000000000000000000000"
 """What a submodule names: a commit that no repository of ours has."""
+
+
+MAIN: Final = RefName(b"refs/heads/main")
+
+
+def stored(
+    *refs: Ref, head: RefName | None = MAIN, kept: Mapping[ObjectId, int] | None = None
+) -> StoredRefs:
+    """Return refs as a repository keeps them."""
+    return StoredRefs({ref.name: ref for ref in refs}, head, None, kept or {})
 
 
 @dataclass(frozen=True, slots=True)

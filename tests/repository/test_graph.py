@@ -1,6 +1,9 @@
 """Walks over history: the answers are git's own."""
 
 import itertools
+import os
+import subprocess
+from collections.abc import Iterable
 
 import pytest
 from hypothesis import given
@@ -11,6 +14,8 @@ from mirror.repository.bare import BareRepository
 from mirror.repository.graph import CommitGraph
 from mirror.repository.objects import COMMIT, TAG, ObjectSource
 from mirror.wire.names import ObjectId
+from mirror.wire.pktline import DELIM_PKT, FLUSH_PKT, encode_lines
+from tests.git_client import environment
 from tests.repository.histories import Atlas, Change, Scratch
 from tests.wire.work import calls_made
 
@@ -62,7 +67,32 @@ def test_ancestors_are_those_that_git_finds(repository: BareRepository, atlas: A
         )
         found = graph.is_ancestor(atlas[one], atlas[other], commits_max=1000)
         assert found == expected, (one, other)
-        assert graph.all_reach([atlas[other]], [atlas[one]]) == expected, (one, other)
+
+
+def is_ready(scratch: Scratch, wants: Iterable[ObjectId], haves: Iterable[ObjectId]) -> bool:
+    """Tell whether git's own server would ask for no more haves."""
+    lines = [b"want " + oid for oid in wants] + [b"have " + oid for oid in haves]
+    completed = subprocess.run(
+        ["git", "upload-pack", "--stateless-rpc", os.fspath(scratch.path)],
+        env=environment(scratch.path.parent) | {"GIT_PROTOCOL": "version=2"},
+        input=encode_lines([b"command=fetch"]) + DELIM_PKT + encode_lines(lines) + FLUSH_PKT,
+        capture_output=True,
+        check=True,
+        timeout=60,
+    )
+    return b"ready" in completed.stdout.partition(b"packfile")[0]
+
+
+def test_negotiation_ends_where_gits_own_server_ends_it(
+    repository: BareRepository, atlas: Atlas
+) -> None:
+    reach = repository.graph.all_reach
+    for one, other in itertools.product(COMMITS, COMMITS):
+        wants, haves = atlas.all(one), atlas.all(other)
+        assert reach(wants, haves) == is_ready(atlas.scratch, wants, haves), (one, other)
+    for asked in ("main diverged|left", "main unrelated|equal", "main diverged|left diverged"):
+        wants, haves = (atlas.all(*names.split()) for names in asked.split("|"))
+        assert reach(wants, haves) == is_ready(atlas.scratch, wants, haves), asked
 
 
 def test_every_start_has_to_reach_a_goal_but_not_every_goal(
@@ -73,6 +103,7 @@ def test_every_start_has_to_reach_a_goal_but_not_every_goal(
     assert reach(atlas.all("main", "diverged"), atlas.all("left", "diverged"))
     assert reach(atlas.all("main", "unrelated-2"), atlas.all("equal", "unrelated"))
     assert not reach(atlas.all("main", "unrelated-2"), atlas.all("equal"))
+    assert reach(atlas.all("main", "right"), atlas.all("left"))
     assert not reach(atlas.all("main", "diverged"), atlas.all("left"))
     assert not reach(atlas.all("main"), [])
     assert reach(atlas.all("nested-tag", "main"), atlas.all("old-tag"))
@@ -96,7 +127,10 @@ def test_history_says_nothing_of_trees_and_blobs(repository: BareRepository, atl
 def test_any_history_is_walked_rightly(
     parents: list[set[int]], skews: list[int], data: st.DataObject
 ) -> None:
-    """Clocks may lag: then a walk may give up, but it never claims what is not so."""
+    """Clocks may lag: then a walk may give up, but it never claims what is not so.
+
+    Who has a commit has its parents too.
+    """
     above = [
         sorted({number - back for back in some if number - back >= 0})
         for number, some in enumerate(parents)
@@ -117,7 +151,8 @@ def test_any_history_is_walked_rightly(
     places = st.integers(0, len(parents) - 1)
     starts = data.draw(st.lists(places, min_size=1, max_size=4))
     goals = data.draw(st.lists(places, min_size=1, max_size=4))
-    expected = all(reached[start] & set(goals) for start in starts)
+    had = set(goals).union(*(above[goal] for goal in goals))
+    expected = all(reached[start] & had for start in starts)
     found = graph.all_reach([name(n + 1) for n in starts], [name(n + 1) for n in goals])
     assert found == expected or (is_skewed and not found)
     is_ancestor = graph.is_ancestor(name(goals[0] + 1), name(starts[0] + 1), commits_max=100)

@@ -24,7 +24,8 @@ class PackRequest:
         haves: Objects the reader has, with all that they reach.
         shallow: Commits whose parents neither side is to follow: the reader's shallow boundary.
         filter: What to leave out; objects named in `wants` are sent all the same.
-        thin: Deltas may be against objects that only the reader's haves bring.
+        thin: Deltas may be against objects that only the reader's haves bring. It must have all of
+            these, then; with some filters it has not.
         ofs_delta: Deltas may name their base by its offset.
         tags: Annotated tags to add when what they point to is sent (``include-tag``).
     """

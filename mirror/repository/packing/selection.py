@@ -268,8 +268,7 @@ class _Selector:
         todo = [_Visit(oid, bases, depth)]
         while todo:
             visit = todo.pop()
-            limit = self._filter.tree_depth
-            if visit.oid in visit.bases or (limit is not None and visit.depth >= limit):
+            if visit.oid in visit.bases:
                 continue
             if visit.depth > TREE_DEPTH_MAX:
                 raise PackError(f"a tree lies more than {TREE_DEPTH_MAX} directories deep")

@@ -17,7 +17,15 @@ from tests.repository.histories import Atlas, Change, Scratch, lines
 from tests.repository.judge import Judge
 from tests.repository.packing.building import build, pack_of, receive
 from tests.repository.packing.processes import children
-from tests.repository.packs import blob_id, entries
+from tests.repository.packs import (
+    Kind,
+    append_delta,
+    blob_id,
+    entries,
+    make_pack,
+    ref_delta,
+    whole,
+)
 
 
 async def test_a_change_and_its_revert_are_sent_together(
@@ -70,6 +78,28 @@ async def test_a_delta_that_came_from_upstream_goes_out_as_it_came(
     request = PackRequest(wants=(commits[1],), haves=(commits[0],), thin=True)
     pack = await build(dulwich_engine, repository, request)
     assert [entry.base for entry in entries(pack) if entry.base] == [blob_id(lines(300))]
+    repository.close()
+
+
+async def test_a_delta_on_what_the_reader_may_lack_is_not_passed_on(
+    dulwich_engine: DulwichEngine, scratch: Scratch, judge_of_scratch: Judge, tmp_path: Path
+) -> None:
+    """One branch came as deltas on another, which this reader never fetched."""
+    base, more = lines(300), b"and more"
+    root, one, other = scratch.commits(
+        Change({"a": b"short\n"}), Change({"a": base}, [0]), Change({"a": base + more}, [0])
+    )
+    repository = Scratch(tmp_path / "other/mirror.git").open()
+    await push(dulwich_engine, scratch, repository, root, one)
+    tree = scratch.git("rev-parse", f"{other.decode()}^{{tree}}").strip().decode()
+    thin = [
+        whole(Kind.COMMIT, scratch.git("cat-file", "commit", other.decode())),
+        whole(Kind.TREE, scratch.git("cat-file", "tree", tree)),
+        ref_delta(blob_id(base), append_delta(base, more)),
+    ]
+    await receive(dulwich_engine, repository, make_pack(thin))
+    request = PackRequest(wants=(other,), haves=(root,), thin=True)
+    judge_of_scratch.check(request, await build(dulwich_engine, repository, request))
     repository.close()
 
 

@@ -1,5 +1,7 @@
 """What to send: histories and trees in which it is easy to leave something out."""
 
+from pathlib import Path
+
 import pytest
 
 from mirror.errors import LocalError, PackError
@@ -177,6 +179,29 @@ def test_a_commit_without_parents_to_follow_is_compared_with_what_the_reader_has
     assert selected(atlas.scratch, request) == judge.needed(request)
 
 
+@pytest.mark.parametrize(
+    ("want", "haves"),
+    [
+        ("crossed", "cross-left cross-right"),
+        ("equal", "crossed"),
+        ("main", "equal"),
+        ("main", "nested-tag"),
+        ("submodule", "file-again"),
+        ("deep-edited", "deep"),
+        ("left", "main"),
+    ],
+)
+def test_an_increment_is_what_changed_and_nothing_else(
+    atlas: Atlas, judge: Judge, want: str, haves: str
+) -> None:
+    """Also a merge, of which most is in one parent or the other, and a reader that is ahead."""
+    request = PackRequest(wants=atlas.all(want), haves=atlas.all(*haves.split()))
+    # A tag that the reader has by another tag is sent again.
+    assert selected(atlas.scratch, request) - {atlas["tag"]} == judge.needed(request) - {
+        atlas["tag"]
+    }
+
+
 def test_changes_of_modes_alone_send_no_files(scratch: Scratch, judge_of_scratch: Judge) -> None:
     before = scratch.commit({"run.sh": b"#!/bin/sh\n"})
     after = ObjectId(before)
@@ -188,37 +213,36 @@ def test_changes_of_modes_alone_send_no_files(scratch: Scratch, judge_of_scratch
     assert selected(scratch, request) == judge_of_scratch.needed(request) == {after, tree}
 
 
+def history(scratch: Scratch, length: int) -> list[ObjectId]:
+    """Make commits in a row, each of which changes one of nine files."""
+    changes = [Change({f"d{number}/f": b"%d\n" % number for number in range(9)})]
+    changes += [Change({f"d{n % 9}/f": b"x%d\n" % n}, [n]) for n in range(length)]
+    return scratch.commits(*changes)
+
+
+def work(scratch: Scratch, request: PackRequest) -> int:
+    repository = scratch.open()
+    calls = calls_made(lambda: select_objects(repository.source, repository.graph, request))
+    repository.close()
+    return calls
+
+
+@pytest.mark.parametrize(("want", "have"), [(-1, -2), (-3, -1), (-2, -2)])
 def test_the_work_of_an_increment_does_not_grow_with_the_history_behind_it(
-    tmp_path_factory: pytest.TempPathFactory,
+    tmp_path: Path, want: int, have: int
 ) -> None:
-    def work(length: int) -> int:
-        scratch = Scratch(tmp_path_factory.mktemp("history") / "mirror.git")
-        files = {f"d{n}/f": b"%d\n" % n for n in range(9)}
-        changes = [Change({**files}, [])]
-        changes += [Change({f"d{n % 9}/f": b"x%d\n" % n}, [n]) for n in range(length)]
-        *_, before, tip = scratch.commits(*changes)
-        repository = scratch.open()
-        request = PackRequest(wants=(tip,), haves=(before,))
-        calls = calls_made(lambda: select_objects(repository.source, repository.graph, request))
-        repository.close()
-        return calls
-
-    assert work(120) <= 1.2 * work(40)
+    calls = []
+    for length in (40, 120):
+        scratch = Scratch(tmp_path / f"{length}/mirror.git")
+        commits = history(scratch, length)
+        request = PackRequest(wants=(commits[want],), haves=(commits[have],))
+        calls.append(work(scratch, request))
+    assert calls[1] <= 1.2 * calls[0]
 
 
-def test_the_work_of_a_whole_history_grows_no_faster_than_the_history(
-    tmp_path_factory: pytest.TempPathFactory,
-) -> None:
-    def work(length: int) -> int:
-        scratch = Scratch(tmp_path_factory.mktemp("history") / "mirror.git")
-        files = {f"d{n}/f": b"%d\n" % n for n in range(9)}
-        changes = [Change({**files}, [])]
-        changes += [Change({f"d{n % 9}/f": b"x%d\n" % n}, [n]) for n in range(length)]
-        *_, tip = scratch.commits(*changes)
-        repository = scratch.open()
-        request = PackRequest(wants=(tip,))
-        calls = calls_made(lambda: select_objects(repository.source, repository.graph, request))
-        repository.close()
-        return calls
+def test_the_work_of_a_whole_history_grows_no_faster_than_the_history(tmp_path: Path) -> None:
+    def whole(length: int) -> int:
+        scratch = Scratch(tmp_path / f"{length}/mirror.git")
+        return work(scratch, PackRequest(wants=(history(scratch, length)[-1],)))
 
-    assert_linear(work, size=60)
+    assert_linear(whole, size=60)
