@@ -8,12 +8,13 @@ from dataclasses import dataclass, replace
 
 from mirror.errors import ClientError, ProtocolError
 from mirror.repository.bare import BareRepository
+from mirror.repository.frontier import find_frontier
 from mirror.repository.packing.engine import PackRequest
 from mirror.repository.shallow import ShallowUpdate, update_shallow
 from mirror.repository.snapshot import RefSnapshot
 from mirror.wire.answers import encode_shallow_lines, encode_v2_sections
 from mirror.wire.filters import ObjectFilter
-from mirror.wire.names import ObjectId, RefName
+from mirror.wire.names import ObjectId, Ref, RefName
 from mirror.wire.negotiation import negotiate_v0, negotiate_v2
 from mirror.wire.pktline import FLUSH_PKT
 from mirror.wire.requests import FetchRequest, SideBand, UploadPackRequest
@@ -68,7 +69,8 @@ def plan_v2(repository: BareRepository, snapshot: RefSnapshot, fetch: FetchReque
     if fetch.deepen or fetch.shallow:
         shallow_info = encode_shallow_lines(update.shallow, update.unshallow)
     head = outcome.lines + encode_v2_sections(shallow_info=shallow_info, wanted_refs=wanted_refs)
-    return FetchPlan(head, _pack_request(snapshot, request, outcome.common, update), SideBand.LARGE)
+    pack = _pack_request(repository, snapshot, request, outcome.common, update)
+    return FetchPlan(head, pack, SideBand.LARGE)
 
 
 def plan_v0(
@@ -95,7 +97,7 @@ def plan_v0(
     head += outcome.lines
     if not outcome.send_pack:
         return FetchPlan(head, None, request.side_band)
-    pack = _pack_request(snapshot, fetch, outcome.common, update)
+    pack = _pack_request(repository, snapshot, fetch, outcome.common, update)
     return FetchPlan(head, pack, request.side_band)
 
 
@@ -137,6 +139,7 @@ def _shallow_update(
 
 
 def _pack_request(
+    repository: BareRepository,
     snapshot: RefSnapshot,
     fetch: FetchRequest,
     common: tuple[ObjectId, ...],
@@ -144,16 +147,34 @@ def _pack_request(
 ) -> PackRequest:
     """Put the request in its canonical form, so that equal questions are equal.
 
+    What a reader has is told by the common frontier, and of the tags that it would take along only
+    those that can be in the pack are named. A shallow reader does not have what lies above its
+    boundary: what it says is taken as it is.
+
     A reader with a filter may lack the very object that a thin delta would build on. Without blobs
     it does not matter: then deltas are of trees, and it has these.
     """
     has_bases = fetch.filter in (None, ObjectFilter(blob_limit_bytes=0))
+    wants = tuple(sorted({*fetch.wants, *update.wants}))
+    haves = tuple(sorted({*common, *update.haves}))
+    tags = tuple(snapshot.tags()) if fetch.include_tag else ()
+    if haves and not update.boundary:
+        frontier = find_frontier(repository.graph, wants, haves)
+        if frontier is not None:
+            haves = frontier.commits
+            tags = tuple(tag for tag in tags if _may_be_sent(repository, tag, frontier.new))
     return PackRequest(
-        wants=tuple(sorted({*fetch.wants, *update.wants})),
-        haves=tuple(sorted({*common, *update.haves})),
+        wants=wants,
+        haves=haves,
         shallow=update.boundary,
         filter=fetch.filter,
         thin=fetch.thin_pack and has_bases,
         ofs_delta=fetch.ofs_delta,
-        tags=tuple(snapshot.tags()) if fetch.include_tag else (),
+        tags=tags,
     )
+
+
+def _may_be_sent(repository: BareRepository, tag: Ref, commits: frozenset[ObjectId]) -> bool:
+    """Tell whether a pack with these commits may hold what a tag points to."""
+    peeled = tag.peeled
+    return peeled is not None and (peeled in commits or repository.graph.node(peeled) is None)
