@@ -149,9 +149,8 @@ class DulwichEngine:
 
 
 def _index_small_pack(quarantine: Quarantine, before: Sequence[SmallPack]) -> SmallPack:
-    def look_up(sha: bytes) -> Stored | None:
-        found = next((stored for pack in before if (stored := pack.objects.get(sha))), None)
-        oid = ObjectId(sha.hex().encode())
+    def look_up(oid: ObjectId) -> Stored | None:
+        found = next((stored for pack in before if (stored := pack.objects.get(oid))), None)
         source = quarantine.repository.source
         return found or (source.raw(oid) if source.contains(oid) else None)
 

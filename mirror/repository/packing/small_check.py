@@ -46,7 +46,8 @@ _COMMIT: Final = re.compile(rb"tree ([0-9a-f]{40})\n((?:parent [0-9a-f]{40}\n)*)
 _TAG: Final = re.compile(rb"object ([0-9a-f]{40})\n")
 _PARENT_BYTES: Final = len(b"parent \n") + 40
 
-_TreeEntry = tuple[bytes, int, bytes]
+_TreeEntry = tuple[bytes, int, ObjectId]
+"""Name, mode, and the object's id."""
 
 
 def is_increment(
@@ -84,11 +85,11 @@ class _Base:
     """A tree that is whole, or is found so in this walk.
 
     Attributes:
-        sha: Its id.
+        oid: Its id.
         is_had: Whether `onto` reaches it.
     """
 
-    sha: bytes
+    oid: ObjectId
     is_had: bool
 
 
@@ -96,7 +97,7 @@ class _Base:
 class _Visit:
     """A tree to be walked, and the trees at the same path in the parents."""
 
-    sha: bytes
+    oid: ObjectId
     bases: list[_Base] = field(default_factory=list)
 
 
@@ -117,67 +118,66 @@ class _Walk:
         self._onto = onto
         self._reads = 0
         self._tree_bytes = 0
-        self._parsed: dict[bytes, list[_TreeEntry]] = {}
-        self._walked: set[bytes] = set()
-        self._had: set[bytes] = set()  # objects that `onto` reaches, as far as they were met
-        self._unproven: set[tuple[bytes, bool]] = set()  # and whether it is a tree
+        self._parsed: dict[ObjectId, list[_TreeEntry]] = {}
+        self._walked: set[ObjectId] = set()
+        self._had: set[ObjectId] = set()  # objects that `onto` reaches, as far as they were met
+        self._unproven: set[tuple[ObjectId, bool]] = set()  # and whether it is a tree
         self._is_exact = onto is not None
 
     def run(self, tips: Iterable[ObjectId]) -> bool:
         commits, others = self._new_commits(tips)
         for tree, parents in commits:
             self._walk_tree(_Visit(tree, parents))
-        for sha, is_tree in others:
+        for oid, is_tree in others:
             if is_tree:
-                self._walk_tree(_Visit(sha))
-            elif self._received(sha) is None:
-                self._unproven.add((sha, False))
+                self._walk_tree(_Visit(oid))
+            elif self._received(oid) is None:
+                self._unproven.add((oid, False))
         self._prove()
-        bases = {sha for pack in self._packs for sha in pack.bases}
+        bases = {oid for pack in self._packs for oid in pack.bases}
         return self._is_exact and len(self._packs) == 1 and bases <= self._had
 
     # --- commits -------------------------------------------------------------------------------
 
     def _new_commits(
         self, tips: Iterable[ObjectId]
-    ) -> tuple[list[tuple[bytes, list[_Base]]], list[tuple[bytes, bool]]]:
+    ) -> tuple[list[tuple[ObjectId, list[_Base]]], list[tuple[ObjectId, bool]]]:
         """Walk from the tips to what is known.
 
         Returns the tree of each new commit with those of its parents, and what else tags name.
         """
-        todo = [bytes.fromhex(tip.decode()) for tip in tips]
-        parents_of: dict[bytes, list[bytes]] = {}
-        trees: dict[bytes, _Base] = {}
-        others: list[tuple[bytes, bool]] = []
+        todo = list(tips)
+        parents_of: dict[ObjectId, list[ObjectId]] = {}
+        trees: dict[ObjectId, _Base] = {}
+        others: list[tuple[ObjectId, bool]] = []
         seen = set(todo)
         while todo:
-            sha = todo.pop()
-            kind, content = self._read_new(sha)
-            links: list[bytes] = []
+            oid = todo.pop()
+            kind, content = self._read_new(oid)
+            links: list[ObjectId] = []
             if kind == TAG and (tag := _TAG.match(content)):
-                links = [bytes.fromhex(tag[1].decode())]
+                links = [ObjectId(tag[1])]
             elif kind == COMMIT and (commit := _COMMIT.match(content)):
-                tree = bytes.fromhex(commit[1].decode())
-                oid = ObjectId(sha.hex().encode())
-                is_new = self._received(sha) is not None
+                tree = ObjectId(commit[1])
+                is_new = self._received(oid) is not None
                 is_had = not is_new and (oid == self._onto or oid in self._recently_had)
-                trees[sha] = _Base(tree, is_had)
+                trees[oid] = _Base(tree, is_had)
                 if is_had:
-                    self._had.update((sha, tree))
+                    self._had.update((oid, tree))
                 elif is_new or not self._is_known(oid):
                     links = _parents(commit[2])
-                    parents_of[sha] = links
+                    parents_of[oid] = links
             elif kind in {TAG, COMMIT}:
                 raise NotSmall
             else:
-                others.append((sha, kind == TREE))
+                others.append((oid, kind == TREE))
             todo += (link for link in links if link not in seen)
             seen.update(links)
         if any(parent not in trees for parents in parents_of.values() for parent in parents):
             raise NotSmall  # a parent that is no commit
         commits = [
-            (trees[sha].sha, [trees[parent] for parent in parents])
-            for sha, parents in parents_of.items()
+            (trees[oid].oid, [trees[parent] for parent in parents])
+            for oid, parents in parents_of.items()
         ]
         return commits, others
 
@@ -210,33 +210,33 @@ class _Walk:
         todo = [first]
         while todo:
             visit = todo.pop()
-            if visit.sha in self._walked or any(visit.sha == base.sha for base in visit.bases):
+            if visit.oid in self._walked or any(visit.oid == base.oid for base in visit.bases):
                 continue
-            if self._received(visit.sha) is None:
-                self._unproven.add((visit.sha, True))
+            if self._received(visit.oid) is None:
+                self._unproven.add((visit.oid, True))
                 continue
-            self._walked.add(visit.sha)
-            entries = self._entries(visit.sha)
+            self._walked.add(visit.oid)
+            entries = self._entries(visit.oid)
             bases = [
-                (base, {entry[0]: entry for entry in self._entries(base.sha)})
+                (base, {entry[0]: entry for entry in self._entries(base.oid)})
                 for base in visit.bases
             ]
             for base, by_name in bases:
                 if base.is_had:
                     self._had.update(entry[2] for entry in by_name.values())
-            for name, mode, sha in entries:
+            for name, mode, oid in entries:
                 olds = [(base, old) for base, names in bases if (old := names.get(name))]
                 kind = mode & _KIND
                 alike = [_Base(old[2], base.is_had) for base, old in olds if old[1] & _KIND == kind]
-                if kind == _GITLINK or any(base.sha == sha for base in alike):
+                if kind == _GITLINK or any(base.oid == oid for base in alike):
                     continue
-                received = self._received(sha)
+                received = self._received(oid)
                 if received is None:
-                    self._unproven.add((sha, kind == _TREE))
+                    self._unproven.add((oid, kind == _TREE))
                 elif (received[0] == TREE) != (kind == _TREE):
                     raise NotSmall
                 elif kind == _TREE:
-                    todo.append(_Visit(sha, alike))
+                    todo.append(_Visit(oid, alike))
 
     def _prove(self) -> None:
         """Look for what did not come and that no parent has at the same path.
@@ -247,52 +247,54 @@ class _Walk:
         """
         todo = [pair for pair in self._unproven if pair[0] not in self._had]
         while todo:
-            sha, is_tree = todo.pop()
-            if sha in self._walked or sha in self._had:
+            oid, is_tree = todo.pop()
+            if oid in self._walked or oid in self._had:
                 continue
-            self._walked.add(sha)
+            self._walked.add(oid)
             self._is_exact = False
-            if self._received(sha) is None:
+            if self._received(oid) is None:
                 self._count_read()
-                if not self._repository.source.contains(ObjectId(sha.hex().encode())):
+                if not self._repository.source.contains(oid):
                     raise NotSmall
             if is_tree:
                 todo += (
                     (entry, mode & _KIND == _TREE)
-                    for _, mode, entry in self._entries(sha)
+                    for _, mode, entry in self._entries(oid)
                     if mode & _KIND != _GITLINK
                 )
 
     # --- objects -------------------------------------------------------------------------------
 
-    def _received(self, sha: bytes) -> Stored | None:
-        return next((found for pack in self._packs if (found := pack.objects.get(sha))), None)
+    def _received(self, oid: ObjectId) -> Stored | None:
+        return next((found for pack in self._packs if (found := pack.objects.get(oid))), None)
 
-    def _read_new(self, sha: bytes) -> Stored:
-        return self._received(sha) or self._read_old(sha)
+    def _read_new(self, oid: ObjectId) -> Stored:
+        return self._received(oid) or self._read_old(oid)
 
-    def _read_old(self, sha: bytes) -> Stored:
+    def _read_old(self, oid: ObjectId) -> Stored:
         self._count_read()
-        return self._repository.source.raw(ObjectId(sha.hex().encode()))
+        return self._repository.source.raw(oid)
 
     def _count_read(self) -> None:
         self._reads += 1
         if self._reads > READS_MAX:
             raise NotSmall
 
-    def _entries(self, sha: bytes) -> list[_TreeEntry]:
-        entries = self._parsed.get(sha)
+    def _entries(self, oid: ObjectId) -> list[_TreeEntry]:
+        entries = self._parsed.get(oid)
         if entries is None:
-            kind, content = self._read_new(sha)
+            kind, content = self._read_new(oid)
             self._tree_bytes += len(content)
             if kind != TREE or self._tree_bytes > TREE_BYTES_MAX:
                 raise NotSmall
-            entries = self._parsed[sha] = list(parse_tree(content, _ID_BYTES))
+            entries = self._parsed[oid] = [
+                (name, mode, ObjectId(target))
+                for name, mode, target in parse_tree(content, _ID_BYTES)
+            ]
         return entries
 
 
-def _parents(lines: bytes) -> list[bytes]:
+def _parents(lines: bytes) -> list[ObjectId]:
     return [
-        bytes.fromhex(lines[start + 7 : start + 47].decode())
-        for start in range(0, len(lines), _PARENT_BYTES)
+        ObjectId(lines[start + 7 : start + 47]) for start in range(0, len(lines), _PARENT_BYTES)
     ]

@@ -29,6 +29,7 @@ from dulwich.pack import (
 
 from mirror.errors import LocalError
 from mirror.repository.objects import PACK_DAMAGE
+from mirror.wire.names import ZERO_ID, ObjectId
 
 PACK_BYTES_MAX: Final = 256 * 1024
 OBJECTS_MAX: Final = 200
@@ -47,6 +48,9 @@ Stored = tuple[int, bytes]
 """The number of an object's type, and its content."""
 
 
+LookUp = Callable[[ObjectId], Stored | None]
+
+
 class NotSmall(Exception):
     """This is not for here: too big, or not what it should be."""
 
@@ -56,12 +60,12 @@ class SmallPack:
     """What a pack holds.
 
     Attributes:
-        objects: By binary id.
-        bases: Objects outside the pack against which it has deltas, by binary id.
+        objects: All its objects.
+        bases: Objects outside the pack against which it has deltas.
     """
 
-    objects: dict[bytes, Stored] = field(default_factory=dict)
-    bases: dict[bytes, Stored] = field(default_factory=dict)
+    objects: dict[ObjectId, Stored] = field(default_factory=dict)
+    bases: dict[ObjectId, Stored] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -71,21 +75,19 @@ class _Entry:
     offset: int
     crc32: int
     kind: int
-    base: int | bytes | None
+    base: int | ObjectId | None
     data: bytes
     stored: Stored | None = None
-    sha: bytes = b""
+    oid: ObjectId = ZERO_ID
 
 
-def index_small_pack(
-    received: Path, directory: Path, look_up: Callable[[bytes], Stored | None]
-) -> SmallPack:
+def index_small_pack(received: Path, directory: Path, look_up: LookUp) -> SmallPack:
     """Index a pack and write it, completed, with its index. Both files are durable.
 
     Args:
         received: The pack as it came.
         directory: Where the two files go.
-        look_up: Finds objects, by binary id, that the pack is against.
+        look_up: Finds an object that the pack may be against.
 
     Raises:
         NotSmall: It is not one that can be taken in here; nothing was written.
@@ -107,31 +109,33 @@ def _parse(raw: bytes) -> list[_Entry]:
     if len(raw) < _HEADER_BYTES + _CHECKSUM_BYTES or raw[:8] != b"PACK\0\0\0\2":
         raise NotSmall
     count = int.from_bytes(raw[8:_HEADER_BYTES])
-    body = raw[:-_CHECKSUM_BYTES]
-    if count > OBJECTS_MAX or _sha1(body) != raw[-_CHECKSUM_BYTES:]:
+    objects_end = len(raw) - _CHECKSUM_BYTES
+    if count > OBJECTS_MAX or _sha1(raw[:objects_end]) != raw[objects_end:]:
         raise NotSmall
     entries = []
     position, content_bytes = _HEADER_BYTES, 0
     for _ in range(count):
         unpacked, end = unpack_object_at(
-            body, position, hashlib.sha1, compute_crc32=False, zlib_bufsize=_INFLATED_AT_ONCE_BYTES
+            raw, position, hashlib.sha1, compute_crc32=False, zlib_bufsize=_INFLATED_AT_ONCE_BYTES
         )
         data = b"".join(unpacked.decomp_chunks)
         content_bytes += len(data)
         if content_bytes > CONTENT_BYTES_MAX:
             raise NotSmall
-        base = unpacked.delta_base
-        crc32 = zlib.crc32(body[position:end])
-        if isinstance(base, int):
-            base = position - base
+        base: int | ObjectId | None = None
+        if isinstance(unpacked.delta_base, int):
+            base = position - unpacked.delta_base
+        elif unpacked.delta_base is not None:
+            base = _hex(unpacked.delta_base)
+        crc32 = zlib.crc32(raw[position:end])
         entries.append(_Entry(position, crc32, unpacked.pack_type_num, base, data))
         position = end
-    if position != len(body):
+    if position != objects_end:
         raise NotSmall
     return entries
 
 
-def _resolve(entries: list[_Entry], look_up: Callable[[bytes], Stored | None]) -> SmallPack:
+def _resolve(entries: list[_Entry], look_up: LookUp) -> SmallPack:
     """Work out what the deltas stand for, whatever their order."""
     pack = SmallPack()
     by_offset = {entry.offset: entry for entry in entries}
@@ -140,7 +144,8 @@ def _resolve(entries: list[_Entry], look_up: Callable[[bytes], Stored | None]) -
     def base_of(entry: _Entry) -> Stored | None:
         if isinstance(entry.base, int):
             return by_offset[entry.base].stored
-        return pack.objects.get(entry.base or b"") or pack.bases.get(entry.base or b"")
+        base = entry.base or ZERO_ID
+        return pack.objects.get(base) or pack.bases.get(base)
 
     waiting = entries
     while waiting:
@@ -158,19 +163,17 @@ def _resolve(entries: list[_Entry], look_up: Callable[[bytes], Stored | None]) -
             else:
                 still.append(entry)
                 continue
-            entry.sha = _object_sha(*entry.stored)
-            if entry.sha in pack.objects:
+            entry.oid = _object_id(*entry.stored)
+            if entry.oid in pack.objects:
                 raise NotSmall  # twice the same object
-            pack.objects[entry.sha] = entry.stored
+            pack.objects[entry.oid] = entry.stored
         if len(still) == len(waiting):
             _find_bases(still, pack, look_up)
         waiting = still
     return pack
 
 
-def _find_bases(
-    waiting: list[_Entry], pack: SmallPack, look_up: Callable[[bytes], Stored | None]
-) -> None:
+def _find_bases(waiting: list[_Entry], pack: SmallPack, look_up: LookUp) -> None:
     """Find what the pack is against; at least one of those is needed now."""
     before = len(pack.bases)
     for entry in waiting:
@@ -203,16 +206,16 @@ def _delta_sizes(delta: bytes) -> tuple[int, int]:
 
 def _write(directory: Path, raw: bytes, entries: list[_Entry], pack: SmallPack) -> None:
     """Write the pack, with the bases that it lacks behind the rest, and its index."""
-    lines = [(entry.sha, entry.offset, entry.crc32) for entry in entries]
+    lines = [(_binary(entry.oid), entry.offset, entry.crc32) for entry in entries]
     content = raw
-    bases = {sha: base for sha, base in pack.bases.items() if sha not in pack.objects}
+    bases = {oid: base for oid, base in pack.bases.items() if oid not in pack.objects}
     if bases:
         body = bytearray(raw[:-_CHECKSUM_BYTES])
         body[8:_HEADER_BYTES] = (len(entries) + len(bases)).to_bytes(4)
-        for sha, (kind, data) in bases.items():
+        for oid, (kind, data) in bases.items():
             header = pack_object_header(kind, None, len(data), object_format=SHA1)
             encoded = bytes(header) + zlib.compress(data, _LEVEL)
-            lines.append((sha, len(body), zlib.crc32(encoded)))
+            lines.append((_binary(oid), len(body), zlib.crc32(encoded)))
             body += encoded
         content = bytes(body) + _sha1(body)
     checksum = content[-_CHECKSUM_BYTES:]
@@ -235,8 +238,16 @@ def _open_read_only(path: str, flags: int) -> int:
     return os.open(path, flags, 0o444)
 
 
-def _object_sha(kind: int, content: bytes) -> bytes:
-    return _sha1(b"%b %d\0%b" % (_TYPE_NAMES[kind], len(content), content))
+def _object_id(kind: int, content: bytes) -> ObjectId:
+    return _hex(_sha1(b"%b %d\0%b" % (_TYPE_NAMES[kind], len(content), content)))
+
+
+def _hex(binary: bytes) -> ObjectId:
+    return ObjectId(binary.hex().encode())
+
+
+def _binary(oid: ObjectId) -> bytes:
+    return bytes.fromhex(oid.decode())
 
 
 def _sha1(data: bytes | bytearray) -> bytes:
