@@ -193,7 +193,9 @@ class Refresher:
         delay: float | None = None
         try:
             async with asyncio.timeout(self._refresh_seconds_max):
-                updated = await self._updater.update(self.mirror, self._remote)
+                updated = await self._updater.update(
+                    self.mirror, self._remote, [one.change for one in self._expected]
+                )
             delay = self._succeeded(updated, trigger, began_at=began_at, covers=covers)
         except TimeoutError:
             error = UpstreamUnavailable(
