@@ -14,7 +14,7 @@ import fcntl
 import shutil
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -32,6 +32,7 @@ from mirror.refresh.refresher import Refresher, RefreshPlaces, Trigger
 from mirror.refresh.registry import Hosted, Registry
 from mirror.refresh.update import Updater
 from mirror.repository.bare import BareRepository
+from mirror.repository.packing.auto_engine import AutoEngine
 from mirror.repository.packing.builds import PackBuilds
 from mirror.repository.packing.dulwich_engine import DulwichEngine
 from mirror.repository.packing.engine import PackEngine
@@ -135,26 +136,23 @@ async def open_engine(choice: EngineChoice) -> AsyncIterator[PackEngine]:
     Raises:
         PackError: It asks for git, and there is none that will do.
     """
-    if choice is not EngineChoice.DULWICH:
-        spawner = Spawner()
+    with ExitStack() as stack:
+        if choice is EngineChoice.DULWICH:
+            yield stack.enter_context(closing(DulwichEngine()))
+            return
+        spawner = stack.enter_context(closing(Spawner()))
         try:
-            engine = await GitEngine.find(spawner)
+            git = await GitEngine.find(spawner)
         except PackError as error:
-            spawner.close()
             if choice is EngineChoice.GIT:
                 raise
             logger.info("no_usable_git", reason=str(error))
-        else:
-            try:
-                yield engine
-            finally:
-                spawner.close()
+            yield stack.enter_context(closing(DulwichEngine()))
             return
-    in_process = DulwichEngine()
-    try:
-        yield in_process
-    finally:
-        in_process.close()
+        if choice is EngineChoice.GIT:
+            yield git
+        else:
+            yield AutoEngine(git, stack.enter_context(closing(DulwichEngine())))
 
 
 class Service:

@@ -12,7 +12,7 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, Protocol
 
 import structlog
 
@@ -23,6 +23,7 @@ from mirror.refresh.schedule import Schedule
 from mirror.refresh.update import Updated, Updater
 from mirror.repository.bare import BareRepository
 from mirror.repository.packing.engine import PackEngine
+from mirror.repository.snapshot import RefSnapshot
 from mirror.upstream.forges import UNKNOWN, RefChange
 from mirror.upstream.remote import Remote
 
@@ -66,6 +67,26 @@ class RefreshPlaces:
         return cls(asyncio.Semaphore(refreshes_max), asyncio.Semaphore(max(1, refreshes_max // 2)))
 
 
+class OnPublished(Protocol):
+    """Told of each change that readers see from now on."""
+
+    def __call__(self, mirror: Mirror, before: RefSnapshot | None, updated: Updated) -> None:
+        """Take note of it, on the event loop.
+
+        Those who waited for the change wake only after this: what takes time is for a task.
+
+        Args:
+            mirror: The repository.
+            before: What readers saw until now.
+            updated: What they see now, and what came with it.
+        """
+        ...
+
+
+def _tell_nobody(mirror: Mirror, before: RefSnapshot | None, updated: Updated) -> None:
+    """Be the `OnPublished` of a service where nobody asked to be told."""
+
+
 @dataclass(slots=True)
 class _Pending:
     """The refresh that has not begun yet: who asked for it, and where its outcome goes."""
@@ -96,6 +117,7 @@ class Refresher:
         places: RefreshPlaces,
         metrics: Metrics,
         refresh_seconds_max: float,
+        on_published: OnPublished = _tell_nobody,
         clock: Callable[[], float] = time.monotonic,
         chance: Callable[[], float] = random.random,
     ) -> None:
@@ -106,6 +128,7 @@ class Refresher:
         self._places = places
         self._metrics = metrics
         self._refresh_seconds_max = refresh_seconds_max
+        self._on_published = on_published
         self._clock = clock
         self._chance = chance
         self._schedule = Schedule(mirror.settings.poll_interval_seconds)
@@ -193,7 +216,9 @@ class Refresher:
         delay: float | None = None
         try:
             async with asyncio.timeout(self._refresh_seconds_max):
-                updated = await self._updater.update(self.mirror, self._remote)
+                updated = await self._updater.update(
+                    self.mirror, self._remote, [one.change for one in self._expected]
+                )
             delay = self._succeeded(updated, trigger, began_at=began_at, covers=covers)
         except TimeoutError:
             error = UpstreamUnavailable(
@@ -227,6 +252,11 @@ class Refresher:
         mirror.last.succeeded_at = time.time()
         mirror.last.error = None
         is_changed = updated.snapshot is not before
+        if is_changed:
+            try:
+                self._on_published(mirror, before, updated)
+            except Exception:  # noqa: BLE001 - who is told must not undo what was published
+                self._log.exception("on_published_broke")
         unmet = [one for one in self._expected if not _is_met(one.change, updated)]
         self._expected, given_up = self._sort_out(unmet, began_at)
         lagging = [one for one in self._expected if one.number <= covers]

@@ -9,7 +9,8 @@ from mirror.upstream.credentials import BasicCredentials
 from mirror.upstream.remote import Remote, RemoteLimits
 
 KEEPALIVE_SECONDS: Final = 75.0
-"""Longer than the usual poll interval: a poll finds its connection open."""
+"""Longer than two poll intervals of 30 s: polls take the idle connections of a host in turn, and
+keep the two alive that a push uses at once (`Remote.warm`)."""
 
 CONNECTIONS_MAX: Final = 100
 CONNECTIONS_PER_HOST_MAX: Final = 16

@@ -9,6 +9,7 @@ a place that the configuration does not name.
 
 import gzip
 import io
+import time
 from collections.abc import (
     AsyncGenerator,
     AsyncIterator,
@@ -18,7 +19,7 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import Final
@@ -26,7 +27,13 @@ from typing import Final
 import aiohttp
 from yarl import URL
 
-from mirror.errors import ProtocolError, UpstreamError, UpstreamRefused, UpstreamUnavailable
+from mirror.errors import (
+    MirrorError,
+    ProtocolError,
+    UpstreamError,
+    UpstreamRefused,
+    UpstreamUnavailable,
+)
 from mirror.upstream.credentials import BasicCredentials
 from mirror.wire.client import (
     FetchAnswerDecoder,
@@ -56,6 +63,7 @@ _SERVICE: Final = "git-upload-pack"
 _ADVERTISEMENT: Final = f"application/x-{_SERVICE}-advertisement"
 _REQUEST: Final = f"application/x-{_SERVICE}-request"
 _RESULT: Final = f"application/x-{_SERVICE}-result"
+_FIRST_HEADERS: Final = {"Git-Protocol": "version=2", "Pragma": "no-cache"}
 
 FetchProgress = Callable[[int, bytes], None]
 """Called with (pack bytes received, the upstream's own progress message)."""
@@ -72,6 +80,10 @@ class RemoteLimits:
 
     silence_seconds_max: float
     pack_bytes_max: int
+
+
+WARMED_EVERY_SECONDS: Final = 300.0
+"""Whoever closes idle connections, a second one is made so often."""
 
 
 class _BrokenOff(UpstreamUnavailable):
@@ -102,7 +114,10 @@ class Remote:
         credentials: BasicCredentials | None,
         limits: RemoteLimits,
         agent: bytes,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._clock = clock
+        self._warmed_at: float | None = None
         self._session = session
         self._configured = self._base = URL(url)
         self._credentials = credentials
@@ -114,6 +129,29 @@ class Remote:
 
     def __repr__(self) -> str:
         return f"Remote({str(self._configured)!r})"
+
+    @property
+    def is_known(self) -> bool:
+        """Whether the upstream was asked what it can do: then a pack takes one request."""
+        return self._features is not None
+
+    async def warm(self) -> None:
+        """Make a small request, unless that was done a while ago.
+
+        Beside another request, so that there are two open connections: a push needs two at once,
+        and the pool takes them in turn, so that the next polls keep both alive. What fails here
+        does no harm.
+        """
+        features, now = self._features, self._clock()
+        if features is None or features.version != 2:  # the first answer of v0 may be large
+            return
+        if self._warmed_at is not None and now - self._warmed_at < WARMED_EVERY_SECONDS:
+            return
+        self._warmed_at = now
+        with suppress(MirrorError):
+            url = self._base / "info/refs" % {"service": _SERVICE}
+            async with self._request("GET", url, headers=_FIRST_HEADERS) as response:
+                await self._whole_body(response)
 
     def forget(self) -> None:
         """Forget what the upstream can do, so that the next look starts from the beginning."""
@@ -183,12 +221,11 @@ class Remote:
                 decoder.finish()
 
     async def _first_answer(self) -> UpstreamFeatures:
-        headers = {"Git-Protocol": "version=2", "Pragma": "no-cache"}
         self._base = self._configured
         self.moved_to = None
         for _ in range(REDIRECTS_MAX + 1):
             url = self._base / "info/refs" % {"service": _SERVICE}
-            async with self._request("GET", url, headers=headers) as response:
+            async with self._request("GET", url, headers=_FIRST_HEADERS) as response:
                 if response.status in (301, 302, 303, 307, 308):
                     self._follow(response)
                     continue

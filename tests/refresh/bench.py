@@ -75,9 +75,9 @@ class Bench:
         if self.mirror.repository is not None:
             self.mirror.repository.close()
 
-    async def update(self) -> Updated:
+    async def update(self, *announced: RefChange) -> Updated:
         """Refresh, and publish as the refresher does."""
-        updated = await self.updater.update(self.mirror, self.remote)
+        updated = await self.updater.update(self.mirror, self.remote, announced)
         self.mirror.repository, self.mirror.snapshot = updated.repository, updated.snapshot
         return updated
 
@@ -155,6 +155,12 @@ async def shown_by_git(bench: Bench, place: str) -> list[str]:
     )
     lines: list[str] = completed.stdout.decode().splitlines()
     return [line for line in lines if "refs/git-mirror/" not in line]
+
+
+def moved(before: str | None, after: str | None, ref: str = "refs/heads/main") -> RefChange:
+    """Return what a webhook says of one ref."""
+    tips = [None if tip is None else ObjectId(tip.encode()) for tip in (before, after)]
+    return RefChange(RefName(ref.encode()), *tips)
 
 
 class Clock:
@@ -259,8 +265,7 @@ class Running:
 
     def announce(self, before: str | None, after: str | None, ref: str = "refs/heads/main") -> None:
         """Deliver a webhook for one ref."""
-        tips = [None if tip is None else ObjectId(tip.encode()) for tip in (before, after)]
-        self.refresher.announce([RefChange(RefName(ref.encode()), *tips)])
+        self.refresher.announce([moved(before, after, ref)])
 
     @property
     def looks(self) -> int:

@@ -1,4 +1,4 @@
-"""Mirrors of real upstreams, with both engines."""
+"""Mirrors of real upstreams, with each engine."""
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
@@ -16,7 +16,7 @@ from tests.git_client import Upstream
 from tests.refresh.bench import Bench
 
 
-@pytest.fixture(params=["git", "dulwich"])
+@pytest.fixture(params=["git", "dulwich", "auto"])
 async def engine(request: pytest.FixtureRequest) -> AsyncIterator[PackEngine]:
     async with open_engine(EngineChoice(request.param)) as opened:
         yield opened

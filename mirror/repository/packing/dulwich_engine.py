@@ -1,6 +1,7 @@
 """The pack engine that needs no git: dulwich's objects and indexer, our selection and pack writer.
 
-Right for small repositories and for machines without git; on large ones git is many times faster.
+What a push brings is mostly small, and goes a quicker way: `small_pack`, `small_check`. The rest is
+right for small repositories and for machines without git; on large ones git is many times faster.
 All of it is blocking work and runs in a thread pool of its own, a step at a time.
 """
 
@@ -12,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from functools import partial
 from typing import Final, ParamSpec, TypeVar
+from weakref import WeakKeyDictionary
 
 import dulwich
 from dulwich.object_store import DiskObjectStore
@@ -23,6 +25,8 @@ from mirror.repository.objects import PACK_DAMAGE
 from mirror.repository.packing.engine import IndexProgress, PackRequest
 from mirror.repository.packing.pack_writer import Form, write_pack
 from mirror.repository.packing.selection import Selection, select_objects
+from mirror.repository.packing.small_check import is_increment
+from mirror.repository.packing.small_pack import NotSmall, SmallPack, Stored, index_small_pack
 from mirror.wire.names import ObjectId
 
 THREADS_MAX: Final = 4
@@ -42,6 +46,7 @@ class DulwichEngine:
     version = ".".join(str(part) for part in dulwich.__version__)
 
     def __init__(self) -> None:
+        self._small: WeakKeyDictionary[Quarantine, list[SmallPack]] = WeakKeyDictionary()
         self._threads = ThreadPoolExecutor(THREADS_MAX, thread_name_prefix="dulwich")
 
     def close(self) -> None:
@@ -52,11 +57,55 @@ class DulwichEngine:
         self, quarantine: Quarantine, *, progress: IndexProgress | None = None
     ) -> None:
         """See `PackEngine.index_pack`."""
-        await self._in_thread(_index_pack, quarantine, progress)
+        if not await self.index_small_pack(quarantine):
+            await self._in_thread(_index_pack, quarantine, progress)
 
-    async def check_connected(self, quarantine: Quarantine, tips: Sequence[ObjectId]) -> None:
+    async def index_small_pack(self, quarantine: Quarantine) -> bool:
+        """Do as `PackEngine.index_pack` if that is quickly done; else nothing, and tell so."""
+        before = self._small.pop(quarantine, [])
+        if len(before) != len(list((quarantine.objects / "pack").glob("*.idx"))):
+            return False  # a large one is there too, of which we know nothing
+        try:
+            pack = await self._soon(_index_small_pack, quarantine, before)
+        except NotSmall:
+            return False
+        self._small[quarantine] = [*before, pack]
+        return True
+
+    async def check_connected(
+        self,
+        quarantine: Quarantine,
+        tips: Sequence[ObjectId],
+        *,
+        known: Sequence[ObjectId] = (),
+        onto: ObjectId | None = None,
+    ) -> bool:
         """See `PackEngine.check_connected`."""
-        await self._in_thread(_check_connected, quarantine, tips)
+        found = await self.check_small_packs(quarantine, tips, known=known, onto=onto)
+        if found is None:
+            await self._in_thread(_check_connected, quarantine, tips)
+            return False
+        return found
+
+    async def check_small_packs(
+        self,
+        quarantine: Quarantine,
+        tips: Sequence[ObjectId],
+        *,
+        known: Sequence[ObjectId],
+        onto: ObjectId | None,
+    ) -> bool | None:
+        """Do as `PackEngine.check_connected` if that is quickly done and all is well.
+
+        Returns `None` when it takes somebody else to say.
+        """
+        packs = self._small.get(quarantine)
+        if packs is None:
+            return None
+        try:
+            return await self._soon(_check_small_packs, quarantine, packs, tips, known, onto)
+        except NotSmall:
+            return None
 
     async def build_pack(
         self, repository: BareRepository, request: PackRequest
@@ -74,6 +123,16 @@ class DulwichEngine:
         """See `PackEngine.repack`: all packs become one."""
         await self._in_thread(_repack, repository)
 
+    async def _soon(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run a short step. A cancelled caller waits for its end: nobody is to work behind it."""
+        step = asyncio.create_task(self._in_thread(function, *args, **kwargs))
+        try:
+            return await asyncio.shield(step)
+        except asyncio.CancelledError:
+            await asyncio.wait((step,))
+            step.exception()  # seen: the cancellation says enough
+            raise
+
     async def _in_thread(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run a step in a thread; whatever dulwich raises about bad data becomes a `PackError`."""
         loop = asyncio.get_running_loop()
@@ -87,6 +146,26 @@ class DulwichEngine:
             raise PackError(f"the pack is damaged: {type(error).__name__}: {error}") from error
         except OSError as error:
             raise PackError(f"the pack could not be written: {error.strerror}") from error
+
+
+def _index_small_pack(quarantine: Quarantine, before: Sequence[SmallPack]) -> SmallPack:
+    def look_up(oid: ObjectId) -> Stored | None:
+        found = next((stored for pack in before if (stored := pack.objects.get(oid))), None)
+        source = quarantine.repository.source
+        return found or (source.raw(oid) if source.contains(oid) else None)
+
+    return index_small_pack(quarantine.received, quarantine.objects / "pack", look_up)
+
+
+def _check_small_packs(
+    quarantine: Quarantine,
+    packs: Sequence[SmallPack],
+    tips: Sequence[ObjectId],
+    known: Sequence[ObjectId],
+    onto: ObjectId | None,
+) -> bool:
+    known = known or _branch_tips(quarantine)
+    return is_increment(packs, quarantine.repository, tips, known=known, onto=onto)
 
 
 def _index_pack(quarantine: Quarantine, progress: IndexProgress | None) -> None:
@@ -118,9 +197,7 @@ class _Report:
 
 
 def _check_connected(quarantine: Quarantine, tips: Sequence[ObjectId]) -> None:
-    known = quarantine.repository.read_refs().refs.values()
-    branches = [ref.oid for ref in known if ref.name.startswith(b"refs/heads/")]
-    request = PackRequest(wants=tuple(tips), haves=tuple(branches[:KNOWN_TIPS_MAX]))
+    request = PackRequest(wants=tuple(tips), haves=tuple(_branch_tips(quarantine)))
     try:
         with closing(quarantine.source()) as source:
             selection = select_objects(source, CommitGraph(source), request)
@@ -129,6 +206,11 @@ def _check_connected(quarantine: Quarantine, tips: Sequence[ObjectId]) -> None:
         raise PackError(f"what was received is not complete: {error}") from error
     if missing is not None:
         raise PackError(f"what was received is not complete: {missing.decode()} is missing")
+
+
+def _branch_tips(quarantine: Quarantine) -> list[ObjectId]:
+    known = quarantine.repository.read_refs().refs.values()
+    return [ref.oid for ref in known if ref.name.startswith(b"refs/heads/")][:KNOWN_TIPS_MAX]
 
 
 def _build_pack(

@@ -1,6 +1,7 @@
 """The contract of the pack engines: what is asked of them, and nothing of how they do it.
 
-`git_engine` and `dulwich_engine` keep it, and pass one suite: `tests/repository/packing`.
+`git_engine`, `dulwich_engine` and `auto_engine` keep it, and pass one suite:
+`tests/repository/packing`.
 """
 
 from collections.abc import AsyncGenerator, Callable, Sequence
@@ -73,8 +74,25 @@ class PackEngine(Protocol):
         """
         ...
 
-    async def check_connected(self, quarantine: Quarantine, tips: Sequence[ObjectId]) -> None:
+    async def check_connected(
+        self,
+        quarantine: Quarantine,
+        tips: Sequence[ObjectId],
+        *,
+        known: Sequence[ObjectId] = (),
+        onto: ObjectId | None = None,
+    ) -> bool:
         """Check that all that `tips` reach is there: in the quarantine, or reachable before.
+
+        Args:
+            quarantine: Where the packs are that came.
+            tips: What is to be whole.
+            known: Tips that were whole before, the likeliest first; by default those on disk.
+            onto: One of these, whose readers the pack may be passed on to.
+
+        Returns:
+            Whether the pack, just as it came, brings `tips` to a reader who has all that `onto`
+            reaches, and nothing else. `False` may mean that this was not found out.
 
         Raises:
             PackError: An object is missing.

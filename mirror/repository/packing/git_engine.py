@@ -79,14 +79,23 @@ class GitEngine:
             on_stderr=_progress_reader(progress) if progress else None,
         )
 
-    async def check_connected(self, quarantine: Quarantine, tips: Sequence[ObjectId]) -> None:
-        """See `PackEngine.check_connected`."""
+    async def check_connected(
+        self,
+        quarantine: Quarantine,
+        tips: Sequence[ObjectId],
+        *,
+        known: Sequence[ObjectId] = (),
+        onto: ObjectId | None = None,
+    ) -> bool:
+        """See `PackEngine.check_connected`: git asks the refs on disk what is known."""
+        del known, onto
         await self._run(
             ["rev-list", "--objects", "--stdin", "--quiet", "--not", "--all"],
             env=_quarantined(quarantine),
             stdin=b"".join(b"%b\n" % tip for tip in tips),
             timeout_seconds=INDEX_SECONDS_MAX,
         )
+        return False
 
     async def build_pack(
         self, repository: BareRepository, request: PackRequest

@@ -56,7 +56,14 @@ class ScriptedEngine:
     ) -> None:
         raise NotImplementedError
 
-    async def check_connected(self, quarantine: Quarantine, tips: Sequence[ObjectId]) -> None:
+    async def check_connected(
+        self,
+        quarantine: Quarantine,
+        tips: Sequence[ObjectId],
+        *,
+        known: Sequence[ObjectId] = (),
+        onto: ObjectId | None = None,
+    ) -> bool:
         raise NotImplementedError
 
     async def repack(self, repository: BareRepository) -> None:

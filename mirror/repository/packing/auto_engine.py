@@ -1,0 +1,60 @@
+"""The pack engine for `engine: auto` where git is there: the quicker of the two for each work.
+
+What a push brings is mostly a few objects: these are taken in within this process, in less time
+than it takes to start git. All else, and all that is doubtful, is git's.
+"""
+
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+
+from mirror.repository.bare import BareRepository, Quarantine
+from mirror.repository.packing.dulwich_engine import DulwichEngine
+from mirror.repository.packing.engine import IndexProgress, PackRequest
+from mirror.repository.packing.git_engine import GitEngine
+from mirror.wire.names import ObjectId
+
+
+class AutoEngine:
+    """Makes and indexes packs with git, small ones in this process."""
+
+    name = GitEngine.name
+    """Who makes the packs: what metrics and logs show."""
+
+    def __init__(self, git: GitEngine, dulwich: DulwichEngine) -> None:
+        self._git = git
+        self._dulwich = dulwich
+        self.version = git.version
+
+    async def index_pack(
+        self, quarantine: Quarantine, *, progress: IndexProgress | None = None
+    ) -> None:
+        """See `PackEngine.index_pack`."""
+        if not await self._dulwich.index_small_pack(quarantine):
+            await self._git.index_pack(quarantine, progress=progress)
+
+    async def check_connected(
+        self,
+        quarantine: Quarantine,
+        tips: Sequence[ObjectId],
+        *,
+        known: Sequence[ObjectId] = (),
+        onto: ObjectId | None = None,
+    ) -> bool:
+        """See `PackEngine.check_connected`."""
+        found = await self._dulwich.check_small_packs(quarantine, tips, known=known, onto=onto)
+        if found is None:
+            return await self._git.check_connected(quarantine, tips)
+        return found
+
+    async def build_pack(
+        self, repository: BareRepository, request: PackRequest
+    ) -> AsyncGenerator[bytes, None]:
+        """See `PackEngine.build_pack`."""
+        pack = self._git.build_pack(repository, request)
+        async with aclosing(pack):
+            async for chunk in pack:
+                yield chunk
+
+    async def repack(self, repository: BareRepository) -> None:
+        """See `PackEngine.repack`."""
+        await self._git.repack(repository)
