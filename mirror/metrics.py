@@ -20,6 +20,8 @@ WEBHOOK_OUTCOMES: Final = (
     "unauthenticated",
     "malformed",
 )
+PACK_RESULTS: Final = ("hit", "joined", "miss")
+FORESEEN_OUTCOMES: Final = ("built", "ready", "failed")
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 
 _REQUEST_SECONDS: Final = (
@@ -99,6 +101,31 @@ class Metrics:
             "git_mirror_pack_builds_running", "Packs being built now.", registry=self.registry
         )
 
+        self._packs = Counter(
+            "git_mirror_packs",
+            "Packs asked for: found ready, found being built, or missed.",
+            ["result"],
+            registry=self.registry,
+        )
+        self._small_builds = Histogram(
+            "git_mirror_small_pack_build_seconds",
+            "Time to make a pack that is little work, in process and without a queue.",
+            buckets=_REQUEST_SECONDS,
+            registry=self.registry,
+        )
+        self._first_fetches = Counter(
+            "git_mirror_first_fetches",
+            "The first fetches of each kind after a push, by what they found.",
+            ["result"],
+            registry=self.registry,
+        )
+        self._foreseen = Counter(
+            "git_mirror_foreseen_packs",
+            "Packs made before anybody asked for them.",
+            ["outcome"],
+            registry=self.registry,
+        )
+
     def create_series(
         self,
         *,
@@ -113,6 +140,11 @@ class Metrics:
         for trigger in triggers:
             for outcome in ("changed", "unchanged", "upstream_unavailable", "upstream_refused"):
                 self._refreshes.labels(trigger, outcome)
+        for result in PACK_RESULTS:
+            self._packs.labels(result)
+            self._first_fetches.labels(result)
+        for outcome in FORESEEN_OUTCOMES:
+            self._foreseen.labels(outcome)
         for engine in engines:
             for outcome in ("ok", "abandoned", "pack_error"):
                 self._pack_builds.labels(engine, outcome)
@@ -158,6 +190,23 @@ class Metrics:
         self._pack_builds_running.dec()
         self._pack_builds.labels(engine, outcome).observe(seconds)
         self._pack_bytes.labels(engine).inc(size)
+
+    def record_pack(self, result: str) -> None:
+        """A pack was asked for: `hit`, `joined` or `miss`."""
+        self._packs.labels(result).inc()
+
+    def record_small_build(self, seconds: float, size: int) -> None:
+        """A small pack of `size` bytes was made in process."""
+        self._small_builds.observe(seconds)
+        self._pack_bytes.labels("dulwich").inc(size)
+
+    def record_first_fetch(self, result: str) -> None:
+        """The first fetch of its kind after a push came: `hit`, `joined` or `miss`."""
+        self._first_fetches.labels(result).inc()
+
+    def record_foreseen(self, outcome: str) -> None:
+        """A foreseen pack was `built`, found `ready`, or `failed`."""
+        self._foreseen.labels(outcome).inc()
 
     def exposition(self) -> bytes:
         """Return all of it in Prometheus' text format."""

@@ -5,7 +5,7 @@ lock            held while a process uses the directory
 control.sock    what `git-mirror sync` talks to
 repositories/   the bare mirrors, by name
 staging/        first clones under way; cleared at the start
-spool/          packs on their way to slow readers; files without a name
+packs/          packs that were made for readers, to be used again; may be removed at any time
 set-aside/      mirrors that could not be used; kept for a look, never served
 """
 
@@ -26,6 +26,7 @@ from mirror import __version__
 from mirror.config import EngineChoice, RepositorySettings, Settings
 from mirror.errors import LocalError, MirrorError, PackError
 from mirror.metrics import Metrics
+from mirror.refresh.foresight import Foresight
 from mirror.refresh.gate import Gate
 from mirror.refresh.mirror import Mirror
 from mirror.refresh.refresher import Refresher, RefreshPlaces, Trigger
@@ -33,16 +34,18 @@ from mirror.refresh.registry import Hosted, Registry
 from mirror.refresh.update import Updater
 from mirror.repository.bare import BareRepository
 from mirror.repository.packing.auto_engine import AutoEngine
-from mirror.repository.packing.builds import PackBuilds
 from mirror.repository.packing.dulwich_engine import DulwichEngine
 from mirror.repository.packing.engine import PackEngine
 from mirror.repository.packing.git_engine import GitEngine
+from mirror.repository.packing.pack_cache import PackCache
+from mirror.repository.packing.pack_store import PackStore
 from mirror.repository.packing.spawner import Spawner
 from mirror.upstream.connect import open_session, remote_for
 from mirror.upstream.credentials import SecretFile
 from mirror.upstream.forges import RECEIVERS
 from mirror.web.app import build_app
 from mirror.web.control import build_control_app
+from mirror.web.fetch import Fetches
 from mirror.web.monitoring import Monitoring
 from mirror.web.protocol import Operation
 from mirror.web.smart_http import SmartHttp
@@ -80,9 +83,9 @@ class DataDirectory:
         return self.root / "staging"
 
     @property
-    def spool(self) -> Path:
-        """Packs on their way."""
-        return self.root / "spool"
+    def packs(self) -> Path:
+        """Packs made for readers."""
+        return self.root / "packs"
 
     @property
     def set_aside(self) -> Path:
@@ -101,7 +104,7 @@ class DataDirectory:
             LocalError: They can't be made, or another process has the lock.
         """
         try:
-            for place in (self.root, self.root / "repositories", self.spool, self.set_aside):
+            for place in (self.root, self.root / "repositories", self.packs, self.set_aside):
                 place.mkdir(parents=True, exist_ok=True, mode=0o750)
             lock = (self.root / "lock").open("ab")
         except OSError as error:
@@ -194,14 +197,9 @@ class Service:
         metrics.create_series(
             operations=Operation, triggers=Trigger, forges=RECEIVERS, engines=[engine.name]
         )
-        builds = PackBuilds(
-            engine,
-            directory=self._places.spool,
-            builds_max=settings.limits.pack_builds_max,
-            queued_max=settings.limits.pack_builds_queued_max,
-            metrics=metrics,
-        )
-        stack.push_async_callback(builds.close)
+        packs = await self._open_packs(engine, metrics)
+        foresight = Foresight(packs, metrics)
+        stack.push_async_callback(foresight.close)
         updater = Updater(engine, staging=self._places.staging, agent=AGENT)
         places = RefreshPlaces.of(settings.limits.refreshes_max)
         hosted = []
@@ -216,6 +214,7 @@ class Service:
                 places=places,
                 metrics=metrics,
                 refresh_seconds_max=settings.limits.refresh_timeout_seconds,
+                on_published=foresight.published,
             )
             hosted.append(_hosted(mirror, refresher, repository))
             stack.callback(_close, mirror)
@@ -225,7 +224,7 @@ class Service:
             asyncio.create_task(one.refresher.run(), name=f"refresh {one.mirror.name}")
             for one in hosted
         ]
-        await self._listen(engine, builds, metrics)
+        await self._listen(engine, Fetches(packs, foresight, metrics), metrics)
         logger.info(
             "serving",
             url=self.url,
@@ -236,10 +235,28 @@ class Service:
             version=__version__,
         )
 
-    async def _listen(self, engine: PackEngine, builds: PackBuilds, metrics: Metrics) -> None:
+    async def _open_packs(self, engine: PackEngine, metrics: Metrics) -> PackCache:
+        limits = self.settings.limits
+        store = PackStore(
+            self._places.packs,
+            bytes_max=limits.pack_cache_bytes_max,
+            memory_bytes_max=limits.pack_cache_memory_bytes_max,
+        )
+        await asyncio.to_thread(store.prepare)
+        packs = PackCache(
+            engine,
+            store,
+            builds_max=limits.pack_builds_max,
+            queued_max=limits.pack_builds_queued_max,
+            metrics=metrics,
+        )
+        self._stack.push_async_callback(packs.close)
+        return packs
+
+    async def _listen(self, engine: PackEngine, fetches: Fetches, metrics: Metrics) -> None:
         smart_http = SmartHttp(
             self.registry,
-            builds,
+            fetches,
             metrics,
             agent=AGENT,
             request_bytes_max=self.settings.limits.request_bytes_max,

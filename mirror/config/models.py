@@ -209,6 +209,13 @@ class LimitSettings(_Section):
     pack_builds_queued_max: Annotated[int, count(1, 1_000_000)] = 1000
     """How many pack builds may wait; beyond that readers get an error 503."""
 
+    pack_cache_bytes_max: Annotated[int, size("0", "1024TiB")] = 4 * 1024**3
+    """The disk space for packs that were made for readers and may be asked for again. Those used
+    least recently go first; one of more than half of it is not kept. `0` keeps none."""
+
+    pack_cache_memory_bytes_max: Annotated[int, size("0", "1TiB")] = 64 * 1024**2
+    """How much of the smaller ones (up to 256 KiB) is kept in memory too."""
+
     request_bytes_max: Annotated[int, size("1KiB", "4GiB")] = 64 * 1024**2
     """The longest body of a request, after decompression."""
 

@@ -8,6 +8,7 @@ from typing import Final
 from aiohttp import web
 
 from mirror.errors import ClientError, ProtocolError, TooLarge
+from mirror.refresh.gate import Admitted
 
 ADVERTISEMENT_TYPE: Final = "application/x-git-upload-pack-advertisement"
 REQUEST_TYPE: Final = "application/x-git-upload-pack-request"
@@ -35,6 +36,9 @@ one fits into what a connection buffers: whoever sends it does not wait."""
 
 CLIENT_SILENCE_SECONDS_MAX: Final = 120.0
 """A client that takes nothing for that long is gone."""
+
+
+STALE_HEADER: Final = "Git-Mirror-Stale"
 
 
 class Operation(enum.StrEnum):
@@ -65,6 +69,14 @@ def protocol_version(request: web.Request) -> int:
         if entry in ("version=1", "version=2"):
             version = max(version, int(entry[-1]))
     return version
+
+
+def answer_headers(content_type: str, admitted: Admitted | None = None) -> dict[str, str]:
+    """Return an answer's headers: those of git http-backend, and whether it may be stale."""
+    headers = {**NO_CACHE, "Content-Type": content_type}
+    if admitted is not None and admitted.stale_seconds is not None:
+        headers[STALE_HEADER] = str(admitted.stale_seconds)
+    return headers
 
 
 def accepts_gzip(request: web.Request) -> bool:

@@ -51,6 +51,9 @@ class SteppedEngine(DulwichEngine):
         self.begun = asyncio.Event()
         self.ended = asyncio.Event()
 
+    async def build_small(self, repository: BareRepository, request: PackRequest) -> bytes | None:
+        return None
+
     async def build_pack(
         self, repository: BareRepository, request: PackRequest
     ) -> AsyncGenerator[bytes, None]:

@@ -12,6 +12,7 @@ import pytest
 from mirror.demo.forge import Faults, HttpBackend
 from mirror.errors import PackError
 from mirror.repository.packing.git_engine import GitEngine
+from mirror.web import fetch as fetch_module
 from mirror.web import protocol, smart_http
 from tests.git_client import Upstream
 from tests.mirror_service import (
@@ -109,7 +110,7 @@ async def test_a_want_is_refused_when_the_upstream_is_down(
 async def test_a_want_is_refused_when_the_upstream_takes_too_long(
     mirror: MirrorService, upstream: Upstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(smart_http, "WANT_REFRESH_SECONDS_MAX", 0.01)
+    monkeypatch.setattr(fetch_module, "WANT_REFRESH_SECONDS_MAX", 0.01)
     commit = upstream.commit()
     mirror.forge.faults = Faults(stall=(release := asyncio.Event()))
     answer = await mirror.upload_pack(fetch_v2(commit), version=2)
@@ -261,7 +262,7 @@ async def test_a_bug_halfway_breaks_the_connection_instead_of_adding_a_second_an
     def broken(_: object) -> bytes:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(smart_http, "encode_end", broken)
+    monkeypatch.setattr(fetch_module, "encode_end", broken)
     async with connected(mirror, raw_request(fetch_v0(upstream.oid()))) as (reader, _):
         received = await reader.read()
     assert received.count(b"HTTP/1.1") == 1
@@ -275,7 +276,7 @@ async def test_a_bug_before_the_answer_is_a_500_with_the_request_id(
     def broken(*_: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(smart_http, "_plan", broken)
+    monkeypatch.setattr(fetch_module, "_plan", broken)
     answer = await mirror.upload_pack(fetch_v0(upstream.oid()))
     assert answer.status == 500
     assert "ZeroDivision" not in answer.text
@@ -318,7 +319,7 @@ async def test_a_slow_pack_is_kept_alive_with_empty_packets(
     version: int,
     fetch: Encode,
 ) -> None:
-    monkeypatch.setattr(smart_http, "KEEPALIVE_SECONDS", 0.01)
+    monkeypatch.setattr(fetch_module, "KEEPALIVE_SECONDS", 0.01)
     request = raw_request(fetch(upstream.oid()), version=version)
     async with connected(mirror, request) as (reader, _):
         received = await reader.readuntil(b"0005\1\r\n5\r\n0005\1")
@@ -331,7 +332,7 @@ async def test_a_slow_pack_is_kept_alive_with_empty_packets(
 
 @pytest.mark.parametrize("capabilities", ["side-band-64k", "side-band", ""])
 @pytest.mark.parametrize("has_begun", [False, True])
-async def test_a_client_that_leaves_ends_the_build(
+async def test_a_client_that_leaves_finds_its_pack_when_it_is_back(
     stepped: SteppedEngine,
     mirror: MirrorService,
     upstream: Upstream,
@@ -339,14 +340,20 @@ async def test_a_client_that_leaves_ends_the_build(
     capabilities: str,
     has_begun: bool,
 ) -> None:
-    monkeypatch.setattr(smart_http, "KEEPALIVE_SECONDS", 0.01)
-    request = raw_request(fetch_v0(upstream.oid(), capabilities=capabilities))
-    async with connected(mirror, request) as (reader, _):
+    """Controllers have time-outs and try again: the work was not in vain."""
+    monkeypatch.setattr(fetch_module, "KEEPALIVE_SECONDS", 0.01)
+    body = fetch_v0(upstream.oid(), capabilities=capabilities)
+    async with connected(mirror, raw_request(body)) as (reader, _):
         await stepped.begun.wait()
         if has_begun:
             stepped.begin.set()
             await reader.readuntil(b"PACK")
+    stepped.begin.set()
+    stepped.finish.set()
     await stepped.ended.wait()
+    answer = await mirror.upload_pack(body)
+    assert b"PACK" in answer.body
+    assert stepped.builds == 1
 
 
 async def test_a_reader_that_leaves_does_not_end_the_build_that_others_wait_for(
@@ -355,7 +362,7 @@ async def test_a_reader_that_leaves_does_not_end_the_build_that_others_wait_for(
     upstream: Upstream,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(smart_http, "KEEPALIVE_SECONDS", 0.01)
+    monkeypatch.setattr(fetch_module, "KEEPALIVE_SECONDS", 0.01)
     request = raw_request(fetch_v0(upstream.oid()))
     stepped.begin.set()
     async with connected(mirror, request) as (stayer, _):

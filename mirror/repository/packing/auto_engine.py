@@ -7,11 +7,16 @@ than it takes to start git. All else, and all that is doubtful, is git's.
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 
+import structlog
+
+from mirror.errors import PackError
 from mirror.repository.bare import BareRepository, Quarantine
 from mirror.repository.packing.dulwich_engine import DulwichEngine
 from mirror.repository.packing.engine import IndexProgress, PackRequest
 from mirror.repository.packing.git_engine import GitEngine
 from mirror.wire.names import ObjectId
+
+logger = structlog.stdlib.get_logger()
 
 
 class AutoEngine:
@@ -45,6 +50,14 @@ class AutoEngine:
         if found is None:
             return await self._git.check_connected(quarantine, tips)
         return found
+
+    async def build_small(self, repository: BareRepository, request: PackRequest) -> bytes | None:
+        """See `PackEngine.build_small`. What dulwich stumbles over is for git to judge."""
+        try:
+            return await self._dulwich.build_small(repository, request)
+        except PackError as error:
+            logger.info("small_build_failed", path=str(repository.path), error=str(error))
+            return None
 
     async def build_pack(
         self, repository: BareRepository, request: PackRequest

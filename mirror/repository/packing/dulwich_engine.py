@@ -8,6 +8,7 @@ All of it is blocking work and runs in a thread pool of its own, a step at a tim
 import asyncio
 import re
 import threading
+import time
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -24,12 +25,23 @@ from mirror.repository.graph import CommitGraph
 from mirror.repository.objects import PACK_DAMAGE
 from mirror.repository.packing.engine import IndexProgress, PackRequest
 from mirror.repository.packing.pack_writer import Form, write_pack
-from mirror.repository.packing.selection import Selection, select_objects
+from mirror.repository.packing.selection import Abandoned, Selection, select_objects
 from mirror.repository.packing.small_check import is_increment
 from mirror.repository.packing.small_pack import NotSmall, SmallPack, Stored, index_small_pack
 from mirror.wire.names import ObjectId
 
 THREADS_MAX: Final = 4
+SMALL_THREADS_MAX: Final = 2
+SMALL_SECONDS_MAX: Final = 0.005
+"""Of a thread's own time: Python in a thread that takes longer shows in the answers of others."""
+
+SMALL_STEPS_MAX: Final = 500
+"""Commits and trees looked at for a small pack."""
+
+SMALL_BYTES_MAX: Final = 1 << 20
+SMALL_REPOSITORY_OBJECTS_MAX: Final = 500
+"""A repository up to here is small work as a whole."""
+
 KNOWN_TIPS_MAX: Final = 1000
 """Branch tips from which the check of new objects learns what was there before."""
 
@@ -48,10 +60,12 @@ class DulwichEngine:
     def __init__(self) -> None:
         self._small: WeakKeyDictionary[Quarantine, list[SmallPack]] = WeakKeyDictionary()
         self._threads = ThreadPoolExecutor(THREADS_MAX, thread_name_prefix="dulwich")
+        self._quick = ThreadPoolExecutor(SMALL_THREADS_MAX, thread_name_prefix="dulwich-quick")
 
     def close(self) -> None:
         """Wait for what still runs."""
         self._threads.shutdown(cancel_futures=True)
+        self._quick.shutdown(cancel_futures=True)
 
     async def index_pack(
         self, quarantine: Quarantine, *, progress: IndexProgress | None = None
@@ -107,6 +121,12 @@ class DulwichEngine:
         except NotSmall:
             return None
 
+    async def build_small(self, repository: BareRepository, request: PackRequest) -> bytes | None:
+        """See `PackEngine.build_small`."""
+        if not _may_be_small(repository, request):
+            return None
+        return await self._run(self._quick, partial(_build_small, repository, request))
+
     async def build_pack(
         self, repository: BareRepository, request: PackRequest
     ) -> AsyncGenerator[bytes, None]:
@@ -125,7 +145,7 @@ class DulwichEngine:
 
     async def _soon(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run a short step. A cancelled caller waits for its end: nobody is to work behind it."""
-        step = asyncio.create_task(self._in_thread(function, *args, **kwargs))
+        step = asyncio.create_task(self._run(self._quick, partial(function, *args, **kwargs)))
         try:
             return await asyncio.shield(step)
         except asyncio.CancelledError:
@@ -134,10 +154,13 @@ class DulwichEngine:
             raise
 
     async def _in_thread(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        return await self._run(self._threads, partial(function, *args, **kwargs))
+
+    async def _run(self, pool: ThreadPoolExecutor, step: Callable[[], T]) -> T:
         """Run a step in a thread; whatever dulwich raises about bad data becomes a `PackError`."""
         loop = asyncio.get_running_loop()
         try:
-            return await loop.run_in_executor(self._threads, partial(function, *args, **kwargs))
+            return await loop.run_in_executor(pool, step)
         except PackError:
             raise
         except LocalError as error:
@@ -221,6 +244,38 @@ def _build_pack(
     )
     form = Form(thin=request.thin, ofs_delta=request.ofs_delta)
     yield from write_pack(repository.source, selection, form)
+
+
+def _may_be_small(repository: BareRepository, request: PackRequest) -> bool:
+    if request.haves:
+        return True
+    objects = sum(map(len, repository.source.packs()))
+    return objects <= SMALL_REPOSITORY_OBJECTS_MAX
+
+
+class _Allowance:
+    """What a small pack may cost; ends the work when it is used up."""
+
+    def __init__(self) -> None:
+        self._ends_at = time.thread_time() + SMALL_SECONDS_MAX
+        self._steps = 0
+
+    def __call__(self) -> bool:
+        self._steps += 1
+        return self._steps > SMALL_STEPS_MAX or time.thread_time() > self._ends_at
+
+
+def _build_small(repository: BareRepository, request: PackRequest) -> bytes | None:
+    is_used_up = _Allowance()
+    pack = bytearray()
+    try:
+        for chunk in _build_pack(repository, request, is_used_up):
+            pack += chunk
+            if len(pack) > SMALL_BYTES_MAX or is_used_up():
+                return None
+    except Abandoned:
+        return None
+    return bytes(pack)
 
 
 def _repack(repository: BareRepository) -> None:

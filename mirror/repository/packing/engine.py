@@ -4,6 +4,7 @@
 `tests/repository/packing`.
 """
 
+import hashlib
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -38,15 +39,22 @@ class PackRequest:
     thin: bool = False
     ofs_delta: bool = False
     tags: tuple[Ref, ...] = ()
-    _hash: int = field(init=False, repr=False, compare=False)
+    digest: bytes = field(init=False, repr=False, compare=False)
+    """The same for equal requests, in every process."""
 
     def __post_init__(self) -> None:
         # Once, and where the request is made: a thread. There may be thousands of tags.
-        parts = (self.wants, self.haves, self.shallow, self.filter, self.tags)
-        object.__setattr__(self, "_hash", hash((parts, self.thin, self.ofs_delta)))
+        digest = hashlib.blake2b(digest_size=20)
+        for oids in (self.wants, self.haves, sorted(self.shallow)):
+            digest.update(b" ".join(oids) + b"\n")
+        for tag in self.tags:
+            digest.update(b"%b %b\n" % (tag.oid, tag.name))
+        filtered = self.filter.spec() if self.filter is not None else b""
+        digest.update(b"\n%b %d %d" % (filtered, self.thin, self.ofs_delta))
+        object.__setattr__(self, "digest", digest.digest())
 
     def __hash__(self) -> int:
-        return self._hash
+        return hash(self.digest)
 
 
 class PackEngine(Protocol):
@@ -96,6 +104,14 @@ class PackEngine(Protocol):
 
         Raises:
             PackError: An object is missing.
+        """
+        ...
+
+    async def build_small(self, repository: BareRepository, request: PackRequest) -> bytes | None:
+        """Make the whole pack at once if that is little work; `None` when it is not.
+
+        Raises:
+            PackError: It could not be made.
         """
         ...
 

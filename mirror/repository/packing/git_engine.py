@@ -97,6 +97,11 @@ class GitEngine:
         )
         return False
 
+    async def build_small(self, repository: BareRepository, request: PackRequest) -> bytes | None:
+        """See `PackEngine.build_small`: to start git is no little work."""
+        del repository, request
+        return None
+
     async def build_pack(
         self, repository: BareRepository, request: PackRequest
     ) -> AsyncGenerator[bytes, None]:

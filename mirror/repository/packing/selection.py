@@ -63,12 +63,17 @@ def select_objects(
         source: Where the objects are.
         graph: The commits among them.
         request: What the pack is for.
-        is_abandoned: Asked now and then; the work ends when nobody waits for it any longer.
+        is_abandoned: Asked at each commit and tree; the work ends when it says so.
 
     Raises:
-        LocalError: An object that should be there is not, or the work was abandoned.
+        Abandoned: The work was abandoned.
+        LocalError: An object that should be there is not.
     """
-    return _Selector(source, graph, request).run(is_abandoned)
+    return _Selector(source, graph, request, is_abandoned).run()
+
+
+class Abandoned(PackError):
+    """Nobody waits for the work any longer, or it was more than expected."""
 
 
 class _Kind(enum.Enum):
@@ -137,16 +142,23 @@ class _TreeReader:
 class _Selector:
     """The state of one selection."""
 
-    def __init__(self, source: ObjectSource, graph: CommitGraph, request: PackRequest) -> None:
+    def __init__(
+        self,
+        source: ObjectSource,
+        graph: CommitGraph,
+        request: PackRequest,
+        is_abandoned: Callable[[], bool],
+    ) -> None:
         self._source = source
         self._graph = graph
         self._request = request
+        self._is_abandoned = is_abandoned
         self._filter = request.filter or ObjectFilter()
         self._trees = _TreeReader(source)
         self._selection = Selection()
         self._depths: dict[ObjectId, int] = {}  # trees walked, and how near to the root
 
-    def run(self, is_abandoned: Callable[[], bool]) -> Selection:
+    def run(self) -> Selection:
         commits, others = self._split_wants()
         had = self._had_commits(commits)
         new = dict.fromkeys(
@@ -162,8 +174,6 @@ class _Selector:
             self._selection.oids.update((oid, None) for oid in commits if oid in new)
         if self._walks_trees():
             for oid in self._parents_first(new):
-                if is_abandoned():
-                    raise PackError("nobody waits for this pack any longer")
                 self._add_commit_tree(oid)
         for oid in others:
             self._add_explicit(oid)
@@ -182,8 +192,13 @@ class _Selector:
 
     # --- commits -------------------------------------------------------------------------------
 
+    def _step(self) -> None:
+        if self._is_abandoned():
+            raise Abandoned("nobody waits for this pack any longer")
+
     def _followed(self, oid: ObjectId) -> tuple[ObjectId, ...]:
         """Return the parents that a reader will follow."""
+        self._step()
         node = self._graph.node(oid)
         return node.parents if node is not None and oid not in self._request.shallow else ()
 
@@ -286,6 +301,7 @@ class _Selector:
         if walked is not None and (limit is None or walked <= depth):
             return []
         self._depths[oid] = depth
+        self._step()
         if limit is not None and depth >= limit:
             return []
         entries = self._trees.read(oid).entries

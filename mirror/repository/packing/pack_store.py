@@ -1,0 +1,275 @@
+"""Finished packs by their key: small ones in memory, all of them as files, bounded in bytes.
+
+<directory>/<2 digits>/<key>   a framed pack and a trailer
+<directory>/tmp/               packs being written; cleared at the start
+
+The file system is the index: several processes share one directory, each with its own memory. A
+file appears under its name when it is complete, and is never changed. Nothing is flushed to disk by
+force, so that a power cut may leave garbage: the trailer has a length and a checksum, which are
+looked at when a process first takes a file up. What was used least recently goes first; the time of
+the last use is the file's mtime, which is put forward at most once in `TOUCH_SECONDS`.
+"""
+
+import mmap
+import os
+import struct
+import threading
+import time
+import zlib
+from collections import OrderedDict
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, NewType
+
+import structlog
+
+from mirror.errors import LocalError
+from mirror.repository.packing.spool import PackSpool
+
+PackKey = NewType("PackKey", str)
+"""The name of a pack: hex digits that stand for a repository and a request."""
+
+ENTRY_MEMORY_BYTES_MAX: Final = 256 * 1024
+"""Packs up to here are kept in memory, longer ones are mapped."""
+
+MAPPED_MAX: Final = 128
+"""Mapped files at once: each costs a mapping, and a descriptor before Python 3.13."""
+
+TOUCH_SECONDS: Final = 60.0
+SWEEP_TO: Final = 0.9
+"""A sweep goes on until so much of the limit is in use, so that it does not come at every pack."""
+
+SWEEP_AFTER: Final = 1 / 16
+"""A sweep comes when so much of the limit was written since the last."""
+
+_TRAILER: Final = struct.Struct(">8sQQL")
+_MAGIC: Final = b"GMPACK01"
+_CRC_STEP_BYTES: Final = 1 << 20
+
+logger = structlog.stdlib.get_logger()
+
+
+@dataclass(slots=True, eq=False)
+class StoredPack:
+    """A finished pack.
+
+    Attributes:
+        framed: It, as readers get it.
+        pack_bytes: Its length before it was framed.
+        path: Its file, whose time is put forward when it is used; it may be gone.
+    """
+
+    framed: bytes | memoryview
+    pack_bytes: int
+    path: Path
+    touched_at: float
+
+
+class PackStore:
+    """The packs of one process, and the directory that it may share with others."""
+
+    def __init__(self, directory: Path, *, bytes_max: int, memory_bytes_max: int) -> None:
+        """Open the store.
+
+        Args:
+            directory: Made if need be; several processes may use it.
+            bytes_max: The most that the files may take; 0 to keep none.
+            memory_bytes_max: The most that this process keeps in memory.
+        """
+        self._directory = directory
+        self._tmp = directory / "tmp"
+        self._bytes_max = bytes_max
+        self._memory_bytes_max = memory_bytes_max
+        self._memory: OrderedDict[PackKey, StoredPack] = OrderedDict()
+        self._memory_bytes = 0
+        self._mapped: OrderedDict[PackKey, StoredPack] = OrderedDict()
+        self._written_bytes = 0  # since the last sweep
+        self._sweeping = threading.Lock()
+        self._number = 0
+
+    @property
+    def entry_bytes_max(self) -> int:
+        """A longer pack is not kept."""
+        return self._bytes_max // 2
+
+    def prepare(self) -> None:
+        """Make the directory and clear what an earlier process left half done; blocking.
+
+        For the first process only, before the others begin.
+
+        Raises:
+            LocalError: The directory can't be made.
+        """
+        try:
+            self._tmp.mkdir(parents=True, exist_ok=True, mode=0o750)
+            for left in self._tmp.iterdir():
+                left.unlink(missing_ok=True)
+        except OSError as error:
+            raise LocalError(f"can't use {self._directory}: {error.strerror}") from error
+        self.sweep()
+
+    def new_spool(self) -> tuple[PackSpool, Path]:
+        """Return an empty spool and where its file will be, if it gets one."""
+        self._number += 1
+        path = self._tmp / f"{os.getpid()}-{self._number}"
+        return PackSpool(path), path
+
+    def lock_file(self, key: PackKey) -> Path:
+        """Return the file whose lock says that a process builds this pack."""
+        return self._tmp / f"{key}.lock"
+
+    # --- finding -------------------------------------------------------------------------------
+
+    def find(self, key: PackKey) -> StoredPack | None:
+        """Return a pack that this process has at hand; no disk is touched."""
+        for kept in (self._memory, self._mapped):
+            pack = kept.get(key)
+            if pack is not None:
+                kept.move_to_end(key)
+                return pack
+        return None
+
+    def is_due(self, pack: StoredPack, now: float) -> bool:
+        """Tell whether the time of a pack's last use should be put forward."""
+        return now - pack.touched_at > TOUCH_SECONDS
+
+    def touch(self, pack: StoredPack) -> None:
+        """Put forward the time of a pack's last use; blocking."""
+        pack.touched_at = time.time()
+        with suppress(OSError):  # it was swept away; whoever has it keeps it
+            os.utime(pack.path)
+
+    def open(self, key: PackKey) -> StoredPack | None:
+        """Open a pack's file, if there is one that is whole; blocking. Give it to `admit`."""
+        path = self._path(key)
+        try:
+            with path.open("rb") as file:
+                whole = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
+        except (OSError, ValueError):  # an empty file can't be mapped
+            return None
+        view = memoryview(whole)
+        pack_bytes = _checked(view)
+        if pack_bytes is None:
+            logger.warning("cached_pack_damaged", path=str(path))
+            path.unlink(missing_ok=True)
+            return None
+        whole.madvise(mmap.MADV_DONTNEED)  # the check has read it all; not all will be sent
+        framed = view[: -_TRAILER.size]
+        content = bytes(framed) if len(framed) <= ENTRY_MEMORY_BYTES_MAX else framed
+        pack = StoredPack(content, pack_bytes, path, 0.0)
+        self.touch(pack)
+        return pack
+
+    def admit(self, key: PackKey, pack: StoredPack) -> None:
+        """Keep a pack at hand."""
+        if len(pack.framed) > ENTRY_MEMORY_BYTES_MAX:
+            self._mapped[key] = pack
+            while len(self._mapped) > MAPPED_MAX:
+                self._mapped.popitem(last=False)
+            return
+        known = self._memory.pop(key, None)
+        self._memory_bytes += len(pack.framed) - (len(known.framed) if known else 0)
+        self._memory[key] = pack
+        while self._memory_bytes > self._memory_bytes_max:
+            _, dropped = self._memory.popitem(last=False)
+            self._memory_bytes -= len(dropped.framed)
+
+    # --- keeping -------------------------------------------------------------------------------
+
+    def keep(
+        self, key: PackKey, framed: bytes | None, spooled: Path, pack_bytes: int
+    ) -> StoredPack | None:
+        """Make a file of a finished pack; blocking. Give what it returns to `admit`.
+
+        Args:
+            key: Its name.
+            framed: The pack, or `None` where all of it is in the spool's file.
+            spooled: The spool's file, or where to write one.
+            pack_bytes: The pack's length before it was framed.
+
+        Returns:
+            The pack as it is stored; without a file when the disk refuses it, `None` when it is not
+            kept at all.
+        """
+        try:
+            size = len(framed) if framed is not None else spooled.stat().st_size
+            if size > self.entry_bytes_max:
+                spooled.unlink(missing_ok=True)
+                return self._unfiled(key, framed, pack_bytes)
+            with spooled.open("ab" if framed is None else "wb") as file:
+                crc = zlib.crc32(framed) if framed is not None else _crc_of(spooled)
+                file.write(framed or b"")
+                file.write(_TRAILER.pack(_MAGIC, size, pack_bytes, crc))
+            path = self._path(key)
+            path.parent.mkdir(exist_ok=True, mode=0o750)
+            spooled.rename(path)
+        except OSError as error:
+            logger.warning("pack_not_cached", error=error.strerror, directory=str(self._directory))
+            spooled.unlink(missing_ok=True)
+            return self._unfiled(key, framed, pack_bytes)
+        self._written_bytes += size
+        if self._written_bytes > self._bytes_max * SWEEP_AFTER:
+            self.sweep()
+        if framed is not None and size <= ENTRY_MEMORY_BYTES_MAX:
+            return StoredPack(framed, pack_bytes, path, time.time())
+        return self.open(key)
+
+    def _unfiled(self, key: PackKey, framed: bytes | None, pack_bytes: int) -> StoredPack | None:
+        if framed is None or len(framed) > ENTRY_MEMORY_BYTES_MAX:
+            return None
+        return StoredPack(framed, pack_bytes, self._path(key), time.time())
+
+    def sweep(self) -> None:
+        """Remove what was used least recently until the files fit the limit; blocking."""
+        if not self._sweeping.acquire(blocking=False):
+            return
+        try:
+            self._written_bytes = 0
+            found = sorted(self._files())
+            total = sum(size for _, size, _ in found)
+            if total <= self._bytes_max:
+                return
+            removed = 0
+            for _, size, path in found:
+                if total <= self._bytes_max * SWEEP_TO:
+                    break
+                path.unlink(missing_ok=True)
+                total -= size
+                removed += 1
+            logger.info("packs_swept", removed=removed, left_bytes=total)
+        except OSError as error:
+            logger.warning("sweep_failed", error=error.strerror, directory=str(self._directory))
+        finally:
+            self._sweeping.release()
+
+    def _files(self) -> list[tuple[float, int, Path]]:
+        """Return each pack's time of last use, its size and its path."""
+        found = []
+        for path in self._directory.glob("[0-9a-f][0-9a-f]/*"):
+            with suppress(FileNotFoundError):  # another process sweeps too
+                status = path.stat()
+                found.append((status.st_mtime, status.st_size, path))
+        return found
+
+    def _path(self, key: PackKey) -> Path:
+        return self._directory / key[:2] / key
+
+
+def _checked(view: memoryview) -> int | None:
+    """Return the length of the pack in a file, or `None` when the file is not as it was written."""
+    if len(view) < _TRAILER.size:
+        return None
+    magic, size, pack_bytes, crc = _TRAILER.unpack(view[-_TRAILER.size :])
+    framed = view[: -_TRAILER.size]
+    if magic != _MAGIC or size != len(framed) or zlib.crc32(framed) != crc:
+        return None
+    return int(pack_bytes)
+
+
+def _crc_of(path: Path) -> int:
+    crc = 0
+    with path.open("rb") as file:
+        while piece := file.read(_CRC_STEP_BYTES):
+            crc = zlib.crc32(piece, crc)
+    return crc

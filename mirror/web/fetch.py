@@ -1,0 +1,295 @@
+"""Answers to a fetch: the plan, and the pack from wherever it comes.
+
+Readers of one kind ask the same question in the same bytes: what was planned for a body is planned
+for the next one like it, for as long as the refs are the same. A pack that is at hand goes out with
+its length; one that is being built is followed.
+
+Errors are an ``ERR`` pkt-line before the pack, side-band 3 once it began, and where there is no
+side-band the connection is cut.
+"""
+
+import asyncio
+from collections import OrderedDict
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Final
+from weakref import ReferenceType, ref
+
+import structlog
+from aiohttp import web
+
+from mirror.errors import LocalError, MirrorError, NotOurRef, ProtocolError
+from mirror.metrics import Metrics
+from mirror.refresh.foresight import Foresight
+from mirror.refresh.gate import Admitted
+from mirror.refresh.registry import Hosted
+from mirror.refresh.shapes import Shape
+from mirror.repository.fetching import FetchPlan, UnknownRef, missing_objects, plan_v0, plan_v2
+from mirror.repository.packing.engine import PackRequest
+from mirror.repository.packing.framing import STORED, Reframer
+from mirror.repository.packing.pack_cache import PackBuild, PackCache, slices
+from mirror.repository.packing.pack_store import PackKey, StoredPack
+from mirror.repository.snapshot import RefSnapshot
+from mirror.web.protocol import (
+    ANSWER_SLICE_BYTES,
+    OUTCOME,
+    RESULT_TYPE,
+    answer_headers,
+    send,
+    whole_answer,
+)
+from mirror.wire.answers import encode_band_error, encode_end, encode_error
+from mirror.wire.requests import FetchRequest, SideBand, UploadPackRequest
+
+KEEPALIVE_SECONDS: Final = 5.0
+"""As git's own server: clients and proxies take longer silence for a dead line."""
+
+WANT_REFRESH_SECONDS_MAX: Final = 10.0
+"""How long a want that we lack may wait for the upstream. Argo CD gives up at 15 s."""
+
+WANTS_LOGGED_MAX: Final = 5
+
+PLANS_MAX: Final = 2048
+PLANNED_BODY_BYTES_MAX: Final = 8 * 1024
+"""Bodies of plans that are remembered: 16 MiB of them at the very most."""
+
+logger = structlog.stdlib.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """A plan, the name of its pack, and what kind of reader it is for."""
+
+    plan: FetchPlan
+    pack: PackRequest
+    key: PackKey
+    shape: Shape | None
+
+
+class _Plans:
+    """The plans of the bodies seen last, each good for one snapshot."""
+
+    def __init__(self) -> None:
+        self._plans: OrderedDict[
+            tuple[str, int, bytes], tuple[ReferenceType[RefSnapshot], Planned]
+        ] = OrderedDict()
+
+    def find(
+        self, name: str, snapshot: RefSnapshot | None, version: int, body: bytes
+    ) -> Planned | None:
+        known = self._plans.get((name, version, body))
+        if known is None:
+            return None
+        of, planned = known
+        if of() is not snapshot:
+            return None
+        self._plans.move_to_end((name, version, body))
+        return planned
+
+    def add(
+        self, name: str, snapshot: RefSnapshot, version: int, body: bytes, planned: Planned
+    ) -> None:
+        if len(body) > PLANNED_BODY_BYTES_MAX:
+            return
+        self._plans[name, version, body] = ref(snapshot), planned
+        while len(self._plans) > PLANS_MAX:
+            self._plans.popitem(last=False)
+
+
+_REFUSALS: Final = (NotOurRef, UnknownRef, ProtocolError, LocalError)
+"""What is told by an ``ERR``: the request was understood."""
+
+
+class Fetches:
+    """Answers the fetches of all repositories."""
+
+    def __init__(self, packs: PackCache, foresight: Foresight, metrics: Metrics) -> None:
+        self._packs = packs
+        self._foresight = foresight
+        self._metrics = metrics
+        self._plans = _Plans()
+
+    def planned(self, hosted: Hosted, version: int, body: bytes) -> Planned | None:
+        """Return what was planned for such a body before, if that still holds."""
+        return self._plans.find(hosted.mirror.name, hosted.mirror.snapshot, version, body)
+
+    async def plan(
+        self, hosted: Hosted, admitted: Admitted | None, command: FetchRequest | UploadPackRequest
+    ) -> tuple[Admitted, FetchPlan]:
+        """Plan the answer, after a look at the upstream where a want is not here.
+
+        Args:
+            hosted: What the fetch is from.
+            command: What it asks for.
+            admitted: The refs that it names; `None` when it names objects only.
+
+        Raises:
+            NotOurRef: A want is nowhere.
+            UnknownRef: A ref that it names is not there.
+            ProtocolError: It makes no sense.
+            LocalError: An object can't be read.
+        """
+        seen = admitted or hosted.gate.current()
+        try:
+            return seen, await asyncio.to_thread(_plan, seen, command)
+        except NotOurRef:
+            # A reader may know of a push before we do: the upstream is asked, once.
+            await hosted.gate.look_again(WANT_REFRESH_SECONDS_MAX)
+            seen = admitted or hosted.gate.current()
+            return seen, await asyncio.to_thread(_plan, seen, command)
+
+    async def answer(
+        self,
+        request: web.Request,
+        hosted: Hosted,
+        command: FetchRequest | UploadPackRequest,
+        *,
+        admitted: Admitted | None,
+        version: int,
+        body: bytes,
+    ) -> web.StreamResponse:
+        """Answer a fetch, and remember the plan for `body`, which `command` was parsed from."""
+        try:
+            seen, plan = await self.plan(hosted, admitted, command)
+        except _REFUSALS as error:
+            return await _refuse(request, error)
+        if plan.pack is None:
+            return await whole_answer(request, plan.head, answer_headers(RESULT_TYPE, seen))
+        name = hosted.mirror.name
+        fetch = command.fetch if isinstance(command, UploadPackRequest) else command
+        planned = Planned(
+            plan,
+            plan.pack,
+            self._packs.key(seen.repository, plan.pack),
+            self._foresight.recognise(name, seen.snapshot, fetch, plan.pack),
+        )
+        if admitted is None:
+            self._plans.add(name, seen.snapshot, version, body, planned)
+        return await self.send(request, hosted, seen, planned)
+
+    async def send(
+        self, request: web.Request, hosted: Hosted, admitted: Admitted, planned: Planned
+    ) -> web.StreamResponse:
+        """Send what was planned."""
+        try:
+            return await self._send_pack(request, hosted.mirror.name, admitted, planned)
+        except _REFUSALS as error:
+            return await _refuse(request, error)
+
+    async def _send_pack(
+        self, request: web.Request, name: str, admitted: Admitted, planned: Planned
+    ) -> web.StreamResponse:
+        pack = self._packs.find(planned.key)
+        if pack is not None:
+            self._count(name, planned, "hit")
+            return await self._send_stored(request, admitted, planned, pack)
+        opened = self._packs.open(admitted.repository, planned.pack, planned.key)
+        async with opened as found:
+            if isinstance(found, StoredPack):
+                self._count(name, planned, "hit")
+                return await self._send_stored(request, admitted, planned, found)
+            self._count(name, planned, "joined" if found.readers > 1 else "miss")
+            return await self._send_build(request, admitted, planned, found)
+
+    def _count(self, name: str, planned: Planned, result: str) -> None:
+        self._metrics.record_pack(result)
+        if self._foresight.asked(name, planned.shape, planned.pack, planned.key):
+            self._metrics.record_first_fetch(result)
+
+    async def _send_stored(
+        self, request: web.Request, admitted: Admitted, planned: Planned, pack: StoredPack
+    ) -> web.StreamResponse:
+        band, head = planned.plan.side_band, planned.plan.head
+        end = encode_end(band)
+        headers = answer_headers(RESULT_TYPE, admitted)
+        pieces = slices(pack.framed)
+        if band is not STORED:
+            pieces = [memoryview(Reframer(band).feed(pack.framed))]
+        length = len(head) + sum(map(len, pieces)) + len(end)
+        if length <= ANSWER_SLICE_BYTES:
+            _log_served(planned.pack, pack.pack_bytes)
+            return web.Response(body=b"".join((head, *pieces, end)), headers=headers)
+        response = web.StreamResponse(headers=headers)
+        response.content_length = length
+        await response.prepare(request)
+        await send(response, head)
+        for piece in pieces:
+            await send(response, piece)
+        await send(response, end)
+        _log_served(planned.pack, pack.pack_bytes)
+        return response
+
+    async def _send_build(
+        self, request: web.Request, admitted: Admitted, planned: Planned, build: PackBuild
+    ) -> web.StreamResponse:
+        response = web.StreamResponse(headers=answer_headers(RESULT_TYPE, admitted))
+        band = planned.plan.side_band
+        framed = build.follow(idle_seconds=KEEPALIVE_SECONDS)
+        reframer = Reframer(band)
+        async with aclosing(framed):
+            try:
+                # The first piece decides: an error before it can still be told as an ERR.
+                piece = await anext(framed, None)
+                await response.prepare(request)
+                await send(response, planned.plan.head)
+                while piece is not None:
+                    _check_connected(request)
+                    await send(response, reframer.feed(piece))
+                    piece = await anext(framed, None)
+                await send(response, encode_end(band))
+            except MirrorError as error:
+                if not response.prepared:
+                    raise
+                request[OUTCOME] = error.label
+                logger.warning("pack_broke_off", kind=error.label, error=str(error))
+                if band is SideBand.NONE:
+                    raise ConnectionAbortedError("no side-band to tell an error by") from error
+                await send(response, encode_band_error(str(error), band))
+                response.force_close()
+                return response
+        _log_served(planned.pack, build.pack_bytes)
+        return response
+
+
+def _plan(admitted: Admitted, command: FetchRequest | UploadPackRequest) -> FetchPlan:
+    """Plan the answer; blocking.
+
+    Raises:
+        NotOurRef: A want is not here.
+    """
+    fetch = command.fetch if isinstance(command, UploadPackRequest) else command
+    if missing := missing_objects(admitted.repository, fetch.wants):
+        raise NotOurRef(f"not our ref {missing[0].decode()}")
+    if isinstance(command, UploadPackRequest):
+        return plan_v0(admitted.repository, admitted.snapshot, command)
+    return plan_v2(admitted.repository, admitted.snapshot, command)
+
+
+async def _refuse(request: web.Request, error: MirrorError) -> web.StreamResponse:
+    request[OUTCOME] = error.label
+    log = logger.warning if isinstance(error, LocalError) else logger.info
+    log("refused", kind=error.label, error=str(error))
+    answer = encode_error(f"upload-pack: {error}")
+    return await whole_answer(request, answer, answer_headers(RESULT_TYPE))
+
+
+def _log_served(pack: PackRequest, pack_bytes: int) -> None:
+    logger.info(
+        "served",
+        wants=[oid.decode() for oid in pack.wants[:WANTS_LOGGED_MAX]],
+        want_count=len(pack.wants),
+        have_count=len(pack.haves),
+        shallow_count=len(pack.shallow),
+        filter=pack.filter.spec().decode() if pack.filter else None,
+        pack_bytes=pack_bytes,
+    )
+
+
+def _check_connected(request: web.Request) -> None:
+    """Notice a client that left while nothing was sent to it.
+
+    Raises:
+        ConnectionError: It did.
+    """
+    if request.transport is None or request.transport.is_closing():
+        raise ConnectionResetError("the client went away")
