@@ -161,6 +161,10 @@ class Metrics:
         """A request was answered."""
         self._requests.labels(operation, outcome).observe(seconds)
 
+    def request_recorder(self, operation: str, outcome: str) -> Callable[[float], None]:
+        """Return `record_request` for one operation and outcome, looked up beforehand."""
+        return self._requests.labels(operation, outcome).observe
+
     def record_refresh(self, trigger: str, outcome: str, seconds: float) -> None:
         """A refresh ended."""
         self._refreshes.labels(trigger, outcome).observe(seconds)

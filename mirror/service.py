@@ -16,6 +16,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -45,6 +46,7 @@ from mirror.upstream.credentials import SecretFile
 from mirror.upstream.forges import RECEIVERS
 from mirror.web.app import build_app
 from mirror.web.control import build_control_app
+from mirror.web.fast_lane import FastLane, FastLaneRunner, open_fast_lane
 from mirror.web.fetch import Fetches
 from mirror.web.monitoring import Monitoring
 from mirror.web.protocol import Operation
@@ -263,8 +265,11 @@ class Service:
         )
         webhooks = Webhooks(self.registry, metrics)
         monitoring = Monitoring(self.registry, metrics, engine)
-        app = build_app(smart_http, webhooks, monitoring, metrics)
-        runner = await self._runner(app)
+        lane = None
+        if self.settings.server.fast_lane:
+            lane = open_fast_lane(metrics, keepalive_seconds=KEEPALIVE_SECONDS)
+        app = build_app(smart_http, webhooks, monitoring, metrics, lane=lane)
+        runner = await self._runner(app, lane)
         listen = self.settings.server.listen
         try:
             await web.TCPSite(runner, listen.host, listen.port, backlog=BACKLOG).start()
@@ -279,8 +284,9 @@ class Service:
         await web.UnixSite(control, str(self._places.control)).start()
         self._places.control.chmod(0o600)
 
-    async def _runner(self, app: web.Application) -> web.AppRunner:
-        runner = web.AppRunner(
+    async def _runner(self, app: web.Application, lane: FastLane | None = None) -> web.AppRunner:
+        make = web.AppRunner if lane is None else partial(FastLaneRunner, lane=lane)
+        runner = make(
             app,
             access_log=None,
             handle_signals=False,

@@ -10,11 +10,22 @@ import pytest
 import uvloop
 
 from mirror.demo.forge import HttpBackend
+from tests import mirror_service
 from tests.git_client import GitClient, Upstream
 
 hypothesis.settings.register_profile("dev", max_examples=50, deadline=None)
 hypothesis.settings.register_profile("ci", max_examples=200, deadline=None, derandomize=True)
 hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "dev")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Let the whole suite run without the fast lane: `make test ARGS=--no-fast-lane`."""
+    parser.addoption("--no-fast-lane", action="store_true", help="run every service without one")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Hand the options on."""
+    mirror_service.with_fast_lane = not config.getoption("--no-fast-lane")
 
 
 def pytest_asyncio_loop_factories(

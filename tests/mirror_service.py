@@ -34,6 +34,10 @@ WAIT_SECONDS_MAX: Final = 30.0
 _DELIVERIES: Final = itertools.count(1)
 
 
+with_fast_lane = True
+"""Whether services have a fast lane unless a test turns it off: `--no-fast-lane` in conftest.py."""
+
+
 class Answered(NamedTuple):
     """An HTTP answer, read to its end."""
 
@@ -59,6 +63,7 @@ def configuration(
     sections: str = "",
     defaults: str = "",
     repository: str = "",
+    fast_lane: bool = True,
 ) -> Path:
     """Write a configuration file into `directory` and return it.
 
@@ -72,13 +77,15 @@ def configuration(
         sections: More sections, as they would stand in the file.
         defaults: More keys of `defaults:`.
         repository: More keys of every repository.
+        fast_lane: Whether there is one; never in a run with `--no-fast-lane`.
     """
     directory.mkdir(parents=True, exist_ok=True)
     secret = directory / "webhook-secret"
     secret.write_text(SECRET + "\n")
     secret.chmod(0o600)
+    lane = "true" if fast_lane and with_fast_lane else "false"
     lines = [
-        'server: {listen: "127.0.0.1:0"}',
+        f'server: {{listen: "127.0.0.1:0", fast_lane: {lane}}}',
         "data_dir: data",
         f"engine: {engine}",
         textwrap.dedent(sections).strip(),
@@ -303,11 +310,17 @@ async def serving(file: Path, forge: HttpBackend) -> AsyncIterator[MirrorService
 
 @asynccontextmanager
 async def mirroring(
-    forge: HttpBackend, directory: Path, *, names: Iterable[str] = (NAME,), **more: str
+    forge: HttpBackend,
+    directory: Path,
+    *,
+    names: Iterable[str] = (NAME,),
+    fast_lane: bool = True,
+    **more: str,
 ) -> AsyncIterator[MirrorService]:
     """Run the service over repositories of `forge` and wait until each is mirrored."""
     names = list(names)
-    async with serving(configuration(forge, directory, names=names, **more), forge) as running:
+    file = configuration(forge, directory, names=names, fast_lane=fast_lane, **more)
+    async with serving(file, forge) as running:
         for name in names:
             await running.mirrored(name)
         yield running

@@ -30,7 +30,7 @@ from mirror.config.names import (
     USERNAME,
     ListenAddress,
 )
-from mirror.config.notation import choice, count, duration, duration_or_never, size
+from mirror.config.notation import choice, count, duration, duration_or_never, size, switch
 
 REFS_MAX: Final = 256
 """Patterns per repository: each costs a look at every ref of the upstream."""
@@ -120,6 +120,10 @@ class ServerSettings(_Section):
     listen: Annotated[ListenAddress, LISTEN_ADDRESS] = ListenAddress("127.0.0.1", 8470)
     """The address to listen on. Port 0 lets the system choose one. Plain HTTP: put a proxy that
     speaks TLS in front of it where the network is not yours."""
+
+    fast_lane: Annotated[bool, switch()] = True
+    """Whether polls that repeat an earlier one are answered with the bytes of that answer, without
+    a way through the HTTP framework. Readers see no difference but the time it takes."""
 
 
 class CredentialsDocument(_Section):

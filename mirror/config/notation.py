@@ -1,4 +1,4 @@
-"""How single values are written: durations, sizes, counts, choices.
+"""How single values are written: durations, sizes, counts, switches, choices.
 
 A `Notation` says all there is to say of one kind of value: how its text is read, how it is
 written back, its JSON Schema and its words in the reference. Put it in `Annotated[...]` and
@@ -215,7 +215,7 @@ def size(at_least: str, at_most: str) -> Notation[int]:
     return Notation(f"a size from `{at_least}` to `{at_most}`", read, format_size, schema)
 
 
-# Counts and choices.
+# Counts, switches and choices.
 
 
 def count(at_least: int, at_most: int) -> Notation[int]:
@@ -230,6 +230,19 @@ def count(at_least: int, at_most: int) -> Notation[int]:
 
     schema = {"type": "integer", "minimum": at_least, "maximum": at_most}
     return Notation(words, read, lambda number: number, schema)
+
+
+def switch() -> Notation[bool]:
+    """Return the notation of what is on or off."""
+    words = "`true` or `false`"
+    known = {"true": True, "false": False}
+
+    def read(text: str) -> bool:
+        if text not in known:
+            raise ValueError(f"{shown(text)} is not {words}")
+        return known[text]
+
+    return Notation(words, read, bool, {"type": "boolean"}, bool)
 
 
 def choice(kind: type[Choice]) -> Notation[Choice]:

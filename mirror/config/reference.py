@@ -149,7 +149,7 @@ def _default_words(field: FieldInfo) -> str:
         return "as below"
     if isinstance(default, list):
         return ", ".join(f"`{entry}`" for entry in default)
-    return f"`{default}`"
+    return f"`{default}`".lower() if isinstance(default, bool) else f"`{default}`"
 
 
 def _one_line(text: str | None) -> str:

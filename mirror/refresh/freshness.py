@@ -107,6 +107,15 @@ class Freshness:
         """Return how long ago the refs were confirmed, or `None` when they never were."""
         return None if self.confirmed_at is None else max(0.0, now - self.confirmed_at)
 
+    def is_fresh(self, now: float, max_age_seconds: float | None) -> bool:
+        """Tell whether a reader that comes now is served at once, with nothing to ask or mark.
+
+        This is `judge` saying `FRESH`, without its cost: the answer to a repeated poll.
+        """
+        return self.satisfied >= self.announced and _is_young(
+            self.confirmed_at, now, max_age_seconds
+        )
+
     def is_overdue(self, now: float, asked_at: float, policy: Policy) -> bool:
         """Tell whether a reader that came at `asked_at` makes us ask the upstream."""
         if self.is_pending or now < self.ask_again_at:
@@ -138,8 +147,10 @@ class Freshness:
 
     def _is_young_enough(self, asked_at: float, policy: Policy) -> bool:
         """A reader's answer must have been confirmed at most `max_age_seconds` before it asked."""
-        if policy.max_age_seconds is None:
-            return True
-        return self.confirmed_at is not None and (
-            asked_at - self.confirmed_at <= policy.max_age_seconds
-        )
+        return _is_young(self.confirmed_at, asked_at, policy.max_age_seconds)
+
+
+def _is_young(confirmed_at: float | None, asked_at: float, max_age_seconds: float | None) -> bool:
+    if max_age_seconds is None:
+        return True
+    return confirmed_at is not None and asked_at - confirmed_at <= max_age_seconds

@@ -58,10 +58,21 @@ class Gate:
             NotYetMirrored: There is nothing yet.
         """
         mirror = self._mirror
-        if mirror.repository is None or mirror.snapshot is None:
+        if mirror.repository is None or mirror.snapshot is None:  # what `is_open` denies
             reason = f": {mirror.last.error}" if mirror.last.error else ""
             raise NotYetMirrored(f"{mirror.name} is not mirrored yet{reason}; try again soon")
         return Admitted(mirror.repository, mirror.snapshot, None, 0.0)
+
+    def is_fresh(self, snapshot: RefSnapshot) -> bool:
+        """Tell whether `admit` would return `snapshot` now, at once and not marked stale."""
+        mirror = self._mirror
+        return mirror.snapshot is snapshot and mirror.freshness.is_fresh(
+            self._clock(), mirror.settings.max_age_seconds
+        )
+
+    def is_open(self) -> bool:
+        """Tell whether there is anything to serve yet, so that `current` returns it."""
+        return self._mirror.snapshot is not None and self._mirror.repository is not None
 
     async def look_again(self, timeout_seconds: float) -> None:
         """Ask the upstream for what a reader wants and we lack, and wait for its answer.

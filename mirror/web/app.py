@@ -13,16 +13,16 @@ from aiohttp.typedefs import Middleware
 
 from mirror.errors import ClientError, MirrorError, NotYetMirrored, Overloaded, StaleRefused
 from mirror.metrics import Metrics
+from mirror.web.fast_lane import FastLane
 from mirror.web.monitoring import Monitoring
-from mirror.web.protocol import OPERATION, OUTCOME, Operation, end
+from mirror.web.protocol import OK, OPERATION, OUTCOME, Operation, end, repository_path
+from mirror.web.repeating import REQUEST_ID as REQUEST_ID_HEADER
 from mirror.web.smart_http import SmartHttp
 from mirror.web.webhooks import Webhooks
 
 RETRY_AFTER_SECONDS: Final = 5
 CLIENT_GONE_STATUS: Final = 499
 """Seen by nobody; what nginx calls it."""
-
-OK: Final = "ok"
 
 REQUEST_ID: Final = web.RequestKey("request_id", str)
 ANSWER: Final = web.RequestKey("answer", web.StreamResponse)
@@ -34,12 +34,22 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 def build_app(
-    smart_http: SmartHttp, webhooks: Webhooks, monitoring: Monitoring, metrics: Metrics
+    smart_http: SmartHttp,
+    webhooks: Webhooks,
+    monitoring: Monitoring,
+    metrics: Metrics,
+    *,
+    lane: FastLane | None = None,
 ) -> web.Application:
-    """Build the application that readers, forges and operators talk to."""
+    """Build the application that readers, forges and operators talk to.
+
+    Its answers are told to `lane`, which repeats what handlers offer as `REPEATABLE`.
+    """
     # Bodies are read through `protocol.read_body`, which keeps the limits.
     app = web.Application(middlewares=[_observed(metrics)], client_max_size=0)
     app.on_response_prepare.append(_begin)
+    if lane is not None:
+        app.on_response_prepare.append(_told(lane))
     app.add_routes(
         [
             web.get("/healthz", monitoring.healthz),
@@ -59,7 +69,17 @@ async def _begin(request: web.Request, response: web.StreamResponse) -> None:
     """Note that an answer begins, and give it the request's id; aiohttp calls this."""
     request[ANSWER] = response
     if REQUEST_ID in request:  # not where aiohttp refuses an Expect header by itself
-        response.headers["X-Request-Id"] = request[REQUEST_ID]
+        response.headers[REQUEST_ID_HEADER] = request[REQUEST_ID]
+
+
+def _told(lane: FastLane) -> Callable[[web.Request, web.StreamResponse], Awaitable[None]]:
+    """Tell the lane of each answer, with its last header."""
+
+    async def tell(request: web.Request, response: web.StreamResponse) -> None:
+        if REQUEST_ID in request:
+            lane.answers_with(request, response)
+
+    return tell
 
 
 def _observed(metrics: Metrics) -> Middleware:
@@ -73,7 +93,7 @@ def _observed(metrics: Metrics) -> Middleware:
         request[REQUEST_ID] = secrets.token_hex(8)
         with structlog.contextvars.bound_contextvars(
             request_id=request[REQUEST_ID],
-            repository=request.match_info.get("repository", "")[:200] or None,
+            repository=repository_path(request),
             remote=request.remote,
         ):
             try:

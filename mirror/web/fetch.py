@@ -38,6 +38,7 @@ from mirror.web.protocol import (
     send,
     whole_answer,
 )
+from mirror.web.repeating import REPEATABLE, Repeatable
 from mirror.wire.answers import encode_band_error, encode_end, encode_error
 from mirror.wire.requests import FetchRequest, SideBand, UploadPackRequest
 
@@ -58,12 +59,21 @@ logger = structlog.stdlib.get_logger()
 
 @dataclass(frozen=True, slots=True)
 class Planned:
-    """A plan, the name of its pack, and what kind of reader it is for."""
+    """How a fetch is answered.
+
+    Attributes:
+        plan: What goes before the pack, and how that is framed.
+        pack: What the pack holds.
+        key: The pack's name.
+        shape: What kind of reader it is for.
+        by_name: Whether the fetch names refs; then it depends on how fresh they are.
+    """
 
     plan: FetchPlan
     pack: PackRequest
     key: PackKey
     shape: Shape | None
+    by_name: bool
 
 
 class _Plans:
@@ -162,8 +172,9 @@ class Fetches:
             plan.pack,
             self._packs.key(seen.repository, plan.pack),
             self._foresight.recognise(name, seen.snapshot, fetch, plan.pack),
+            by_name=admitted is not None,
         )
-        if admitted is None:
+        if not planned.by_name:
             self._plans.add(name, seen.snapshot, version, body, planned)
         return await self.send(request, hosted, seen, planned)
 
@@ -172,33 +183,38 @@ class Fetches:
     ) -> web.StreamResponse:
         """Send what was planned."""
         try:
-            return await self._send_pack(request, hosted.mirror.name, admitted, planned)
+            return await self._send_pack(request, hosted, admitted, planned)
         except _REFUSALS as error:
             return await _refuse(request, error)
 
     async def _send_pack(
-        self, request: web.Request, name: str, admitted: Admitted, planned: Planned
+        self, request: web.Request, hosted: Hosted, admitted: Admitted, planned: Planned
     ) -> web.StreamResponse:
         pack = self._packs.find(planned.key)
         if pack is not None:
-            self._count(name, planned, "hit")
-            return await self._send_stored(request, admitted, planned, pack)
+            return await self._send_stored(request, hosted, admitted, planned, pack)
         opened = self._packs.open(admitted.repository, planned.pack, planned.key)
         async with opened as found:
             if isinstance(found, StoredPack):
-                self._count(name, planned, "hit")
-                return await self._send_stored(request, admitted, planned, found)
-            self._count(name, planned, "joined" if found.readers > 1 else "miss")
+                return await self._send_stored(request, hosted, admitted, planned, found)
+            self._count(hosted, planned, "joined" if found.readers > 1 else "miss")
             return await self._send_build(request, admitted, planned, found)
 
-    def _count(self, name: str, planned: Planned, result: str) -> None:
+    def _count(self, hosted: Hosted, planned: Planned, result: str) -> None:
         self._metrics.record_pack(result)
+        name = hosted.mirror.name
         if self._foresight.asked(name, planned.shape, planned.pack, planned.key):
             self._metrics.record_first_fetch(result)
 
     async def _send_stored(
-        self, request: web.Request, admitted: Admitted, planned: Planned, pack: StoredPack
+        self,
+        request: web.Request,
+        hosted: Hosted,
+        admitted: Admitted,
+        planned: Planned,
+        pack: StoredPack,
     ) -> web.StreamResponse:
+        self._count(hosted, planned, "hit")
         band, head = planned.plan.side_band, planned.plan.head
         end = encode_end(band)
         headers = answer_headers(RESULT_TYPE, admitted)
@@ -207,8 +223,11 @@ class Fetches:
             pieces = [memoryview(Reframer(band).feed(pack.framed))]
         length = len(head) + sum(map(len, pieces)) + len(end)
         if length <= ANSWER_SLICE_BYTES:
+            body = b"".join((head, *pieces, end))
+            if admitted.stale_seconds is None and not planned.by_name:
+                self._offer(request, hosted, admitted, planned, pack, body)
             _log_served(planned.pack, pack.pack_bytes)
-            return web.Response(body=b"".join((head, *pieces, end)), headers=headers)
+            return web.Response(body=body, headers=headers)
         response = web.StreamResponse(headers=headers)
         response.content_length = length
         await response.prepare(request)
@@ -218,6 +237,28 @@ class Fetches:
         await send(response, end)
         _log_served(planned.pack, pack.pack_bytes)
         return response
+
+    def _offer(
+        self,
+        request: web.Request,
+        hosted: Hosted,
+        admitted: Admitted,
+        planned: Planned,
+        pack: StoredPack,
+        body: bytes,
+    ) -> None:
+        """Let an answer be given again, without a handler, for as long as the refs are the same."""
+        mirror, shown = hosted.mirror, ref(admitted.snapshot)
+
+        def is_valid() -> bool:
+            return mirror.snapshot is not None and mirror.snapshot is shown()
+
+        def on_repeat() -> None:
+            self._count(hosted, planned, "hit")
+            self._packs.use(pack)
+            _log_served(planned.pack, pack.pack_bytes)
+
+        request[REPEATABLE] = Repeatable(body, is_valid, on_repeat)
 
     async def _send_build(
         self, request: web.Request, admitted: Admitted, planned: Planned, build: PackBuild

@@ -61,6 +61,14 @@ OPERATION: Final = web.RequestKey("operation", Operation)
 OUTCOME: Final = web.RequestKey("outcome", str)
 """What came of a request: the other label. A handler sets it where it answers an error itself."""
 
+OK: Final = "ok"
+"""The outcome of a request that was answered as asked."""
+
+
+def repository_path(request: web.Request) -> str | None:
+    """Return the repository that a request names, as the log shows it."""
+    return request.match_info.get("repository", "")[:200] or None
+
 
 def protocol_version(request: web.Request) -> int:
     """Return the version a client asks for: the highest we know in its Git-Protocol header."""

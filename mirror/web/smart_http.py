@@ -6,6 +6,7 @@ side-band 3 once the pack began. Never a redirect: Argo CD takes one for an erro
 """
 
 import asyncio
+import weakref
 from collections.abc import Callable
 from typing import Final, Never, assert_never
 
@@ -31,6 +32,7 @@ from mirror.web.protocol import (
     read_body,
     whole_answer,
 )
+from mirror.web.repeating import REPEATABLE, Repeatable
 from mirror.wire.advertise import encode_v2_capabilities
 from mirror.wire.answers import (
     encode_error,
@@ -90,18 +92,20 @@ class SmartHttp:
         if version == 2:
             request[OPERATION] = Operation.CAPABILITIES
             hosted.gate.current()
+            request[REPEATABLE] = Repeatable(self._v2_capabilities, hosted.gate.is_open)
             return _whole(self._v2_capabilities, ADVERTISEMENT_TYPE)
         request[OPERATION] = Operation.ADVERTISE
         admitted = await self._admit(hosted)
         encoded = admitted.snapshot.advertisement(version)
         headers = answer_headers(ADVERTISEMENT_TYPE, admitted)
-        if encoded.gzip is None:
-            return await whole_answer(request, encoded.plain, headers)
-        headers["Vary"] = "Accept-Encoding"
-        if not accepts_gzip(request):
-            return await whole_answer(request, encoded.plain, headers)
-        headers["Content-Encoding"] = "gzip"
-        return await whole_answer(request, encoded.gzip, headers)
+        body = encoded.plain
+        if encoded.gzip is not None:
+            headers["Vary"] = "Accept-Encoding"
+            if accepts_gzip(request):
+                headers["Content-Encoding"] = "gzip"
+                body = encoded.gzip
+        _offer(request, hosted, admitted, body)
+        return await whole_answer(request, body, headers)
 
     async def receive_pack(self, request: web.Request) -> web.Response:
         """POST /{repository}/git-receive-pack: refused."""
@@ -140,6 +144,7 @@ class SmartHttp:
                 request[OPERATION] = Operation.LS_REFS
                 admitted = await self._admit(hosted)
                 answer = admitted.snapshot.ls_refs(command)
+                _offer(request, hosted, admitted, answer)
                 return await whole_answer(request, answer, answer_headers(RESULT_TYPE, admitted))
             case ObjectInfoRequest():
                 request[OPERATION] = Operation.OBJECT_INFO
@@ -193,6 +198,19 @@ async def _parse(version: int, body: bytes) -> CommandRequest | UploadPackReques
     if len(body) <= PARSE_INLINE_BYTES_MAX:
         return parse(body)
     return await asyncio.to_thread(parse, body)
+
+
+def _offer(request: web.Request, hosted: Hosted, admitted: Admitted, body: bytes) -> None:
+    """Let a poll's answer be given again for as long as the same refs are fresh."""
+    if admitted.stale_seconds is not None:
+        return
+    gate, shown = hosted.gate, weakref.ref(admitted.snapshot)
+
+    def is_valid() -> bool:
+        snapshot = shown()
+        return snapshot is not None and gate.is_fresh(snapshot)
+
+    request[REPEATABLE] = Repeatable(body, is_valid)
 
 
 def _whole(body: bytes, content_type: str) -> web.Response:

@@ -76,7 +76,7 @@ def test_every_key_of_the_sections_is_read() -> None:
         ONE_REPOSITORY
         + """
 engine: dulwich
-server: {listen: "[::1]:0"}
+server: {listen: "[::1]:0", fast_lane: false}
 limits:
   refreshes_max: 2
   pack_builds_max: 1
@@ -90,6 +90,7 @@ log: {format: json, level: debug}
     )
     assert settings.engine is EngineChoice.DULWICH
     assert (settings.server.listen.host, settings.server.listen.port) == ("::1", 0)
+    assert not settings.server.fast_lane
     assert settings.limits == LimitSettings(
         refreshes_max=2,
         pack_builds_max=1,

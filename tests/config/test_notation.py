@@ -16,6 +16,7 @@ from mirror.config.notation import (
     parse_duration,
     parse_size,
     size,
+    switch,
 )
 
 
@@ -158,6 +159,13 @@ def test_a_count_is_read_within_its_bounds() -> None:
 def test_what_is_no_count_within_its_bounds_is_refused_with_them(text: str) -> None:
     with pytest.raises(ValueError, match="is not a whole number from 1 to 256"):
         count(1, 256).read(text)
+
+
+def test_a_switch_is_true_or_false_and_nothing_else() -> None:
+    assert (switch().read("true"), switch().read("false")) == (True, False)
+    for text in ("yes", "True", "1", "on", ""):
+        with pytest.raises(ValueError, match="is not `true` or `false`"):
+            switch().read(text)
 
 
 def test_a_choice_is_read_as_its_member() -> None:

@@ -41,6 +41,35 @@ def test_a_start_counts_as_an_announcement() -> None:
     assert freshness.age_seconds(51.0) == 50.0
 
 
+@given(
+    confirmed_at=st.none() | st.floats(0, 1000),
+    announced=st.integers(0, 3),
+    covered=st.integers(0, 4),
+    failed=st.booleans(),
+    now=st.floats(1000, 2000),
+    policy=st.sampled_from([POLICY, MAX_AGE, ALWAYS_ASK]),
+)
+def test_a_reader_is_served_at_once_exactly_when_the_verdict_is_fresh(
+    *,
+    confirmed_at: float | None,
+    announced: int,
+    covered: int,
+    failed: bool,
+    now: float,
+    policy: Policy,
+) -> None:
+    freshness = Freshness()
+    for _ in range(announced):
+        freshness.announce(900.0)
+    if confirmed_at is not None:
+        freshness.confirm(began_at=confirmed_at, covers=min(covered, freshness.announced))
+    if failed:
+        freshness.fail(950.0, covers=freshness.announced, retry_after_seconds=None)
+    is_fresh = freshness.is_fresh(now, policy.max_age_seconds)
+    assert is_fresh == (freshness.judge(now, now, policy) is Verdict.FRESH)
+    assert not (is_fresh and freshness.is_overdue(now, now, policy))
+
+
 def test_a_clock_that_stands_still_gives_no_negative_age() -> None:
     assert confirmed(at=100.0).age_seconds(99.0) == 0.0
 

@@ -61,10 +61,34 @@ async def test_with_nothing_announced_a_reader_gets_what_is_there_at_once(start:
     assert running.forge.requests == []
 
 
+async def test_only_the_refs_shown_now_are_fresh_and_only_until_a_push_is_announced(
+    start: Start,
+) -> None:
+    running = await start()
+    first = running.gate.current().snapshot
+    assert running.gate.is_fresh(first)
+    old = running.upstream.oid()
+    running.announce(old, running.upstream.commit())
+    assert not running.gate.is_fresh(first), "announced, though not yet here"
+    second = (await running.gate.admit()).snapshot
+    assert running.gate.is_fresh(second)
+    assert not running.gate.is_fresh(first)
+
+
+async def test_refs_are_fresh_for_no_longer_than_max_age(start: Start) -> None:
+    running = await start(max_age_seconds=30.0)
+    snapshot = running.gate.current().snapshot
+    running.clock.advance(29)
+    assert running.gate.is_fresh(snapshot)
+    running.clock.advance(2)
+    assert not running.gate.is_fresh(snapshot)
+
+
 async def test_before_the_first_clone_there_is_no_answer_and_never_an_empty_one(
     upstream: Upstream, make_bench: MakeBench
 ) -> None:
     running = Running(make_bench(upstream, poll_interval_seconds=None))
+    assert not running.gate.is_open()
     with pytest.raises(NotYetMirrored, match=r"^acme/gitops-repo is not mirrored yet; try"):
         await running.gate.admit()
     running.forge.faults = Faults(status=404)

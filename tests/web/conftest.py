@@ -18,12 +18,19 @@ from tests.mirror_service import MirrorService, mirroring
 StartMirror = Callable[..., Awaitable[MirrorService]]
 
 
+@pytest.fixture(params=[True, False], ids=["fast-lane", "no-fast-lane"])
+def fast_lane(request: pytest.FixtureRequest) -> bool:
+    """Whether `mirror` has a fast lane: nothing else may depend on it."""
+    return bool(request.param)
+
+
 @pytest.fixture
 async def mirror(
-    forge: HttpBackend, upstream: Upstream, tmp_path: Path
+    forge: HttpBackend, upstream: Upstream, tmp_path: Path, fast_lane: bool
 ) -> AsyncIterator[MirrorService]:
     """The service, with the upstream mirrored."""
-    async with mirroring(forge, tmp_path / "mirror", names=[upstream.name]) as running:
+    names = [upstream.name]
+    async with mirroring(forge, tmp_path / "mirror", names=names, fast_lane=fast_lane) as running:
         yield running
 
 

@@ -1,0 +1,396 @@
+"""The fast lane: a request that equals one aiohttp has answered gets that answer's bytes at once.
+
+Owns the connections of readers from the first byte. A connection is aiohttp's own
+(`web.RequestHandler`) as soon as it brings anything that is not known by heart; the lane then only
+answers what comes while aiohttp waits for the next request, and aiohttp's parser stands at its
+first byte for certain. In doubt aiohttp gets the bytes, with all its hardening: the lane never
+parses, and never answers what a handler has not answered in the same words.
+
+It must never show but by its speed: the same header fields, metrics, time-outs and end of a
+connection as without it. `server.fast_lane: false` turns it off.
+
+Two internals of `web.RequestHandler` are used, in `_waits` and `_stays_open`; where they are
+missing `open_fast_lane` leaves the lane closed.
+"""
+
+import asyncio
+import secrets
+import time
+from collections.abc import Callable, Hashable, Iterator
+from email.utils import formatdate
+from typing import Any, Final, cast
+
+import structlog
+from aiohttp import web
+
+from mirror.metrics import Metrics
+from mirror.web.protocol import (
+    CLIENT_SILENCE_SECONDS_MAX,
+    OK,
+    OPERATION,
+    OUTCOME,
+    repository_path,
+)
+from mirror.web.repeating import (
+    REPEATABLE,
+    REQUEST_BYTES_MAX,
+    Answers,
+    Prepared,
+    prepare,
+    request_length,
+)
+
+JOINED_BYTES_MAX: Final = 16 * 1024
+"""Up to here one copy costs less than two buffers in a system call."""
+
+CLOSE_SECONDS_MAX: Final = 10.0
+"""At the end, readers may take that long for what was written already."""
+
+_INTERNALS: Final = ("_waiter", "_next_keepalive_close_time")
+_IDS_DRAWN: Final = 256
+
+logger = structlog.stdlib.get_logger()
+
+
+def open_fast_lane(metrics: Metrics, *, keepalive_seconds: float) -> "FastLane | None":
+    """Return a lane; `None`, with a warning, where this aiohttp is not as the lane expects."""
+    missing = [name for name in _INTERNALS if not hasattr(web.RequestHandler, name)]
+    if missing:
+        logger.warning("no_fast_lane", missing=missing, reason="another aiohttp than was tested")
+        return None
+    return FastLane(metrics, keepalive_seconds=keepalive_seconds)
+
+
+def identity_of(transport: asyncio.Transport) -> Hashable:
+    """Return who is at the other end, as far as the bytes of a request don't say it.
+
+    It is part of every question, so that one reader's answer is never another's. Nothing depends on
+    it yet; a client certificate, an address that decides about access, or TLS belong in here.
+    """
+    del transport
+    return None
+
+
+class FastLane:
+    """What all connections share: the answers, and what makes aiohttp's handlers.
+
+    Attributes:
+        answers: What is known by heart.
+        make_handler: Makes aiohttp's side of a connection; set when its server is set up.
+        keepalive_seconds: How long a connection may be idle.
+        is_closing: No answer is given any more.
+    """
+
+    def __init__(self, metrics: Metrics, *, keepalive_seconds: float) -> None:
+        self.answers = Answers()
+        self.make_handler: Callable[[], web.RequestHandler] | None = None
+        self.keepalive_seconds = keepalive_seconds
+        self.is_closing = False
+        self.request_ids = _request_ids()
+        self._metrics = metrics
+        self._date = b""
+        self._second = 0
+        self._alone: set[Connection] = set()
+        self._handled: dict[object, Connection] = {}
+        self._emptied: asyncio.Event | None = None
+
+    def __call__(self) -> "Connection":
+        """Make the protocol of a new connection."""
+        return Connection(self)
+
+    def date(self) -> bytes:
+        """Return the value of Date for an answer given now."""
+        now = int(time.time())
+        if now != self._second:
+            self._second = now
+            self._date = formatdate(now, usegmt=True).encode()
+        return self._date
+
+    def answers_with(self, request: web.Request, response: web.StreamResponse) -> None:
+        """Learn an answer whose headers are complete, if its handler offers that."""
+        connection = self._handled.get(request.protocol)
+        if connection is None:
+            return
+        data = connection.account_for(request)
+        offered = request.get(REPEATABLE)
+        if data is None or offered is None or request[OUTCOME] != OK:
+            return
+        prepared = prepare(
+            request,
+            response,
+            offered,
+            record=self._metrics.request_recorder(request[OPERATION], OK),
+            repository=repository_path(request),
+        )
+        if prepared is not None:
+            self.answers.keep(connection.identity, data, prepared)
+
+    # --- connections ---------------------------------------------------------------------------
+
+    def opened(self, connection: "Connection") -> None:
+        """Note a connection that aiohttp knows nothing of."""
+        self._alone.add(connection)
+
+    def handed_over(self, connection: "Connection", handler: web.RequestHandler) -> None:
+        """Note that aiohttp has a handler for the connection now, and will end it."""
+        self._alone.discard(connection)
+        self._handled[handler] = connection
+
+    def closed(self, connection: "Connection", handler: web.RequestHandler | None) -> None:
+        """Forget a connection."""
+        self._alone.discard(connection)
+        self._handled.pop(handler, None)
+        if self._emptied is not None and not self._alone:
+            self._emptied.set()
+
+    async def close(self) -> None:
+        """End the connections that aiohttp knows nothing of; what was written goes out first."""
+        self.is_closing = True
+        for connection in self._alone:
+            connection.close()
+        if self._alone:
+            self._emptied = asyncio.Event()
+            try:
+                async with asyncio.timeout(CLOSE_SECONDS_MAX):
+                    await self._emptied.wait()
+            except TimeoutError:
+                for connection in self._alone:
+                    connection.abort()
+
+
+class Connection(asyncio.Protocol):
+    """One reader's connection.
+
+    Attributes:
+        identity: Who reads.
+    """
+
+    __slots__ = (
+        *("identity", "_lane", "_loop", "_transport", "_handler", "_given"),
+        *("_is_write_paused", "_active_at", "_idle_timer", "_silence_timer"),
+    )
+
+    def __init__(self, lane: FastLane) -> None:
+        self.identity: Hashable = None
+        self._lane = lane
+        self._loop = asyncio.get_running_loop()
+        self._transport: asyncio.Transport | None = None
+        self._handler: web.RequestHandler | None = None
+        # What aiohttp was given that no request it has answered accounts for. Empty: the next byte
+        # begins a request, once aiohttp waits for one. `None`: that can't be known any more.
+        self._given: bytes | None = b""
+        self._is_write_paused = False
+        self._active_at = 0.0
+        self._idle_timer: asyncio.TimerHandle | None = None
+        self._silence_timer: asyncio.TimerHandle | None = None
+
+    # --- what the event loop calls -------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Begin without aiohttp: its parser, task and timer are made when they are needed."""
+        self._transport = cast("asyncio.Transport", transport)
+        self.identity = identity_of(self._transport)
+        lane = self._lane
+        lane.opened(self)
+        if lane.is_closing:
+            self._transport.close()
+            return
+        self._active_at = self._loop.time()
+        self._idle_timer = self._loop.call_later(lane.keepalive_seconds, self._end_if_idle)
+
+    def data_received(self, data: bytes) -> None:
+        """Answer a request that is known by heart; all else is aiohttp's."""
+        began_at = time.perf_counter()
+        handler = self._handler
+        if (
+            self._given == b""
+            and not self._is_write_paused
+            and len(data) <= REQUEST_BYTES_MAX
+            and (handler is None or _waits(handler))
+        ):
+            prepared = self._lane.answers.find(self.identity, data)
+            if prepared is not None:
+                self._repeat(prepared, began_at)
+                return
+        self._pass_on(data)
+
+    def eof_received(self) -> None:
+        """Let the transport close itself, as aiohttp does."""
+
+    def pause_writing(self) -> None:
+        """The client takes less than it asks for: the lane is closed until it has caught up."""
+        self._is_write_paused = True
+        if self._handler is None or _waits(self._handler):
+            # The lane wrote last: no handler watches whether the client takes it.
+            self._watch_silence()
+        if self._handler is not None:
+            self._handler.pause_writing()
+
+    def resume_writing(self) -> None:
+        """The client has caught up."""
+        self._is_write_paused = False
+        if self._silence_timer is not None:
+            self._silence_timer.cancel()
+            self._silence_timer = None
+        if self._handler is not None:
+            self._handler.resume_writing()
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        """Let go of everything."""
+        for timer in (self._idle_timer, self._silence_timer):
+            if timer is not None:
+                timer.cancel()
+        self._idle_timer = self._silence_timer = None
+        handler, self._handler = self._handler, None
+        self._lane.closed(self, handler)
+        if handler is not None:
+            handler.connection_lost(exc)
+
+    # --- the lane ------------------------------------------------------------------------------
+
+    def _repeat(self, prepared: Prepared, began_at: float) -> None:
+        transport, lane = self._transport, self._lane
+        if transport is None:
+            return
+        request_id = next(lane.request_ids)
+        head = b"%b%b\r\n\r\n" % (prepared.head(lane.date()), request_id)
+        body = prepared.body
+        if len(body) <= JOINED_BYTES_MAX:
+            transport.write(head + body)
+        else:
+            transport.writelines((head, body))
+        if prepared.closes:
+            transport.close()
+        elif self._handler is None:
+            self._active_at = self._loop.time()
+        else:
+            _stays_open(self._handler, until=self._loop.time() + lane.keepalive_seconds)
+        prepared.record(time.perf_counter() - began_at)
+        if prepared.on_repeat is not None:
+            peer = transport.get_extra_info("peername")
+            with structlog.contextvars.bound_contextvars(
+                request_id=request_id.decode(),
+                repository=prepared.repository,
+                remote=str(peer[0]) if isinstance(peer, list | tuple) else peer,
+            ):
+                prepared.on_repeat()
+
+    # --- aiohttp -------------------------------------------------------------------------------
+
+    def _pass_on(self, data: bytes) -> None:
+        given = self._given
+        if given is not None:
+            fits = len(given) + len(data) <= REQUEST_BYTES_MAX
+            self._given = given + data if fits else None
+        handler = self._handler or self._hand_over()
+        handler.data_received(data)
+
+    def _hand_over(self) -> web.RequestHandler:
+        """Make aiohttp's side of the connection, and put it where it would be without the lane."""
+        make_handler, transport = self._lane.make_handler, self._transport
+        if make_handler is None or transport is None:
+            raise RuntimeError("data came before the server was set up, or after the end")
+        handler = self._handler = make_handler()
+        if self._idle_timer is not None:
+            self._idle_timer.cancel()
+            self._idle_timer = None
+        self._lane.handed_over(self, handler)
+        handler.connection_made(transport)
+        if self._is_write_paused:
+            handler.pause_writing()
+        return handler
+
+    def account_for(self, request: web.Request) -> bytes | None:
+        """Return the bytes of a request that aiohttp is answering, if they are known for certain.
+
+        They are taken from what it was given: once nothing is left, and it waits for more, the
+        lane is open again.
+        """
+        given = self._given
+        length = None if given is None else request_length(given, request)
+        if given is None or length is None:
+            self._given = None
+            return None
+        self._given = given[length:]
+        return given[:length]
+
+    # --- the end -------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """End the connection once all that was written is sent."""
+        if self._transport is not None:
+            self._transport.close()
+
+    def abort(self) -> None:
+        """End the connection at once."""
+        if self._transport is not None:
+            self._transport.abort()
+
+    def _end_if_idle(self) -> None:
+        """Close a connection that was idle for too long; aiohttp does it where it has a handler."""
+        now = self._loop.time()
+        idle_at = self._active_at + self._lane.keepalive_seconds
+        if self._is_write_paused:
+            idle_at = now + self._lane.keepalive_seconds
+        if now < idle_at:
+            self._idle_timer = self._loop.call_at(idle_at, self._end_if_idle)
+        else:
+            self.close()
+
+    def _watch_silence(self) -> None:
+        """Break the connection off if the client takes nothing of what waits for it."""
+        transport = self._transport
+        if transport is None:
+            return
+        waiting = transport.get_write_buffer_size()
+
+        def look_again() -> None:
+            if transport.get_write_buffer_size() < waiting:
+                self._watch_silence()
+            else:
+                transport.abort()
+
+        self._silence_timer = self._loop.call_later(CLIENT_SILENCE_SECONDS_MAX, look_again)
+
+
+class FastLaneRunner(web.AppRunner):
+    """Runs an application behind a lane: its sites get the lane's connections."""
+
+    def __init__(self, app: web.Application, lane: FastLane, **settings: Any) -> None:
+        super().__init__(app, **settings)
+        self._lane = lane
+
+    @property
+    def server(self) -> web.Server | None:
+        """What sites make connections with."""
+        # A site only calls it. Should it ever do more, it fails at the start.
+        return cast("web.Server", self._lane)
+
+    async def setup(self) -> None:
+        """Set up aiohttp's own server, to which the lane hands over."""
+        await super().setup()
+        self._lane.make_handler = super().server
+
+    async def shutdown(self) -> None:
+        """End what aiohttp's server does not know of; it calls this once it has begun to end."""
+        await self._lane.close()
+        await super().shutdown()
+
+
+def _waits(handler: web.RequestHandler) -> bool:
+    """Tell whether a handler has answered all it was given, and waits for the next request."""
+    waiter = handler._waiter  # noqa: SLF001 - guarded by `open_fast_lane`
+    return waiter is not None and not waiter.done()
+
+
+def _stays_open(handler: web.RequestHandler, *, until: float) -> None:
+    """Put off the end of an idle connection, as the handler does after an answer of its own."""
+    handler._next_keepalive_close_time = until  # noqa: SLF001 - guarded by `open_fast_lane`
+
+
+def _request_ids() -> Iterator[bytes]:
+    """Yield fresh ids like `secrets.token_hex(8)`, for which a system call each is too slow."""
+    while True:
+        drawn = secrets.token_hex(8 * _IDS_DRAWN).encode()
+        for start in range(0, len(drawn), 16):
+            yield drawn[start : start + 16]
