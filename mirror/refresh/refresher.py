@@ -276,7 +276,7 @@ class Refresher:
                 trigger=trigger.value,
                 snapshot=updated.snapshot.number,
                 refs=len(updated.snapshot.refs),
-                changed=len(updated.snapshot.changes_since(before)),
+                changed=updated.changed_refs,
                 received_bytes=updated.received_bytes,
                 milliseconds=round((now - began_at) * 1000, 1),
             )
