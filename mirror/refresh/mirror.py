@@ -78,6 +78,7 @@ class Mirror:
         changed: Given whenever `snapshot` or `freshness` changed.
         moved_to: Where the upstream says that it is now.
         shown: The digest of the upstream's last listing, and the snapshot that shows what it said.
+        noted_at: When the last confirmation that is kept on disk was; seconds since the epoch.
         watch: Called with each step of a refresh, for who shows it to people.
     """
 
@@ -91,6 +92,7 @@ class Mirror:
     changed: Signal = field(default_factory=Signal)
     moved_to: str | None = None
     shown: tuple[bytes, RefSnapshot] | None = None
+    noted_at: float | None = None
     watch: "Callable[[Mirror], None] | None" = None
 
     @property

@@ -5,7 +5,7 @@ Of many refs this is work for a thread. No IO but to look up whether tips are he
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, islice
 from typing import Final
 
 from mirror.refresh.mirror import Mirror
@@ -17,6 +17,10 @@ from mirror.wire.names import ObjectId, RefName
 
 HAVES_MAX: Final = 256
 """The tips we tell the upstream of; those of the refs that change come first."""
+
+
+REFS_LOOKED_AT_MAX: Final = 5_000
+"""For tips to tell of: a millisecond on the event loop."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +79,7 @@ def choose_haves(before: RefSnapshot, changed: Iterable[RefName]) -> list[Object
     names = chain(changed, [before.head_target] if before.head_target else [])
     first = (ref for name in names if (ref := before.by_name.get(name)) is not None)
     chosen: dict[ObjectId, None] = {}
-    for ref in chain(first, before.refs):
+    for ref in chain(first, islice(before.refs, REFS_LOOKED_AT_MAX)):
         chosen[ref.oid] = None
         if len(chosen) == HAVES_MAX:
             break

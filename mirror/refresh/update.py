@@ -30,6 +30,9 @@ from mirror.upstream.remote import Remote
 from mirror.wire.client import Listing
 from mirror.wire.names import ObjectId, Ref, RefName
 
+NOTED_EVERY_SECONDS: Final = 60.0
+"""So often the time of the last confirmation is kept on disk, for the time after a restart."""
+
 WARMING_SECONDS_MAX: Final = 1.0
 """A refresh that is done waits no longer than that for a request made in passing."""
 
@@ -119,22 +122,32 @@ class Updater:
             LocalError: Something on this machine failed.
         """
         mirror.report(Progress("asking"))
-        receiver = Receiver(self._engine, mirror, remote)
-        repository, before = mirror.repository, mirror.snapshot
+        began_at = self._now()
         try:
-            if repository is None or before is None:
-                everything = await self._list_anew(mirror, remote)
-                async with _warming(mirror, remote):
-                    return await self._clone(mirror, receiver, everything)
-            async with self._speculating(mirror, remote, receiver, announced) as speculation:
-                listing = await self._list(mirror, remote)
-                if listing is None:
-                    return Updated(repository, before, 0)
-                return await self._refresh(mirror, repository, receiver, listing, speculation)
+            updated = await self._update(mirror, remote, announced)
+            if mirror.noted_at is None or began_at - mirror.noted_at >= NOTED_EVERY_SECONDS:
+                mirror.noted_at = began_at
+                await _in_thread(updated.repository.note_confirmed, began_at)
         except OSError as error:
             raise LocalError(str(error)) from error
         finally:
             mirror.report(None)
+        return updated
+
+    async def _update(
+        self, mirror: Mirror, remote: Remote, announced: Sequence[RefChange]
+    ) -> Updated:
+        receiver = Receiver(self._engine, mirror, remote)
+        repository, before = mirror.repository, mirror.snapshot
+        if repository is None or before is None:
+            everything = await self._list_anew(mirror, remote)
+            async with _warming(mirror, remote):
+                return await self._clone(mirror, receiver, everything)
+        async with self._speculating(mirror, remote, receiver, announced) as speculation:
+            listing = await self._list(mirror, remote)
+            if listing is None:
+                return Updated(repository, before, 0)
+            return await self._refresh(mirror, repository, receiver, listing, speculation)
 
     @asynccontextmanager
     async def _speculating(

@@ -196,6 +196,31 @@ async def test_refreshes_over_the_bound_wait_for_their_turn(
         assert keeper.most == 2
 
 
+async def test_a_silent_forge_leaves_a_quarter_of_the_places_to_others(
+    upstream_root: Path, forge: HttpBackend, make_bench: MakeBench
+) -> None:
+    places = RefreshPlaces.of(4)
+    async with AsyncExitStack() as stack:
+        silent = await several(stack, upstream_root, make_bench, places, list("abcd"))
+        upstream = Upstream(upstream_root, "acme/elsewhere")
+        upstream.commit()
+        elsewhere = f"{forge.url.replace('127.0.0.1', 'localhost')}/acme/elsewhere.git"
+        bench = make_bench(upstream, url=elsewhere, poll_interval_seconds=None)
+        other = await stack.enter_async_context(Running(bench, places=places))
+        for running in (*silent, other):
+            await running.refreshed()
+        stalled = asyncio.Event()
+        forge.faults = Faults(stall=stalled, only=lambda request: "elsewhere" not in request.path)
+        forge.requests.clear()
+        outcomes = [running.refresher.request(Trigger.WEBHOOK) for running in silent]
+        await forge.wait_for_requests(3)
+        await other.refreshed(Trigger.WEBHOOK)
+        assert not any(outcome.done() for outcome in outcomes)
+        assert len(forge.requests) == 4
+        stalled.set()
+        await asyncio.wait(outcomes)
+
+
 def test_one_place_is_one_for_clones_too() -> None:
     places = RefreshPlaces.of(1)
     assert not places.all.locked()

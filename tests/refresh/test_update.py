@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -370,3 +371,17 @@ async def test_a_push_brings_the_answer_for_who_had_the_old_tip(
         reader.git("fsck", "--strict", "--full", "--connectivity-only")
         rich.tag("v9")
         assert (await bench.update()).answers == (), "nobody had the tag before"
+
+
+async def test_the_time_of_a_confirmation_is_kept_now_and_then(
+    rich: Upstream, make_bench: MakeBench
+) -> None:
+    bench = make_bench(rich)
+    noted = []
+    for _ in range(4):
+        await bench.update()
+        with closing(BareRepository.open(bench.path)) as again:
+            noted.append(again.confirmed_before)
+        bench.now += 40
+    start = bench.now - 160
+    assert noted == [start, start, start + 80, start + 80]
