@@ -205,7 +205,8 @@ class LimitSettings(_Section):
     """Bounds on work and sizes. The defaults suit a small virtual machine."""
 
     refreshes_max: Annotated[int, count(1, 1000)] = 8
-    """How many repositories are refreshed at once; further ones wait."""
+    """How many repositories are refreshed at once; further ones wait. First clones get at most half
+    of the places, and the repositories of one upstream host three quarters."""
 
     pack_builds_max: Annotated[int, count(1, 256)] = 4
     """How many packs are built at once; each keeps about one processor busy."""
@@ -267,7 +268,8 @@ class ConfigDocument(_Section):
 
     engine: Annotated[EngineChoice, choice(EngineChoice)] = EngineChoice.AUTO
     """Who makes and indexes packs: the `git` of this machine, `dulwich` in process, or `auto`,
-    which is `git` where 2.39 or later is installed."""
+    which is `git` where 2.39 or later is installed, but for small packs from the upstream, which
+    are indexed in process."""
 
     defaults: SharedKeys = SharedKeys()
     """What applies to every repository that does not repeat the key."""

@@ -17,7 +17,7 @@ from mirror.repository.bare import BareRepository
 from mirror.repository.snapshot import RefSnapshot
 
 AGE_UNKNOWN_SECONDS: Final = 0
-"""Shown for refs that were not confirmed since the start; their staleness shows all the same."""
+"""Shown for refs of which nobody kept when they were confirmed; that they are stale shows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,10 +46,12 @@ class Gate:
         refresher: Refresher,
         *,
         clock: Callable[[], float] = time.monotonic,
+        wall_clock: Callable[[], float] = time.time,
     ) -> None:
         self._mirror = mirror
         self._refresher = refresher
         self._clock = clock
+        self._wall_clock = wall_clock
 
     def current(self) -> Admitted:
         """Return what is there, whatever its age: for requests that name objects, not refs.
@@ -110,7 +112,7 @@ class Gate:
         there = self.current()
         stale_seconds = None
         if verdict is Verdict.STALE:
-            age = freshness.age_seconds(now)
+            age = self._age_seconds(there.repository, now)
             stale_seconds = AGE_UNKNOWN_SECONDS if age is None else round(age)
             if policy.refuse_stale:
                 raise StaleRefused(
@@ -119,6 +121,13 @@ class Gate:
                 )
         return Admitted(there.repository, there.snapshot, stale_seconds, now - asked_at)
 
+    def _age_seconds(self, repository: BareRepository, now: float) -> float | None:
+        """Return how long ago the refs were confirmed, perhaps before this start."""
+        age = self._mirror.freshness.age_seconds(now)
+        if age is None and repository.confirmed_before is not None:
+            return max(0.0, self._wall_clock() - repository.confirmed_before)
+        return age
+
 
 def _ago(age: float | None) -> str:
-    return "never since the start" if age is None else f"{age:.0f} s ago"
+    return "nobody knows when" if age is None else f"{age:.0f} s ago"

@@ -77,6 +77,8 @@ class Mirror:
         progress: How far the refresh under way has come; `None` when none is.
         changed: Given whenever `snapshot` or `freshness` changed.
         moved_to: Where the upstream says that it is now.
+        shown: The digest of the upstream's last listing, and the snapshot that shows what it said.
+        noted_at: When the last confirmation that is kept on disk was; seconds since the epoch.
         watch: Called with each step of a refresh, for who shows it to people.
     """
 
@@ -89,6 +91,8 @@ class Mirror:
     progress: Progress | None = None
     changed: Signal = field(default_factory=Signal)
     moved_to: str | None = None
+    shown: tuple[bytes, RefSnapshot] | None = None
+    noted_at: float | None = None
     watch: "Callable[[Mirror], None] | None" = None
 
     @property

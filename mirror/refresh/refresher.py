@@ -10,9 +10,11 @@ import asyncio
 import enum
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Final, Protocol
+from urllib.parse import urlsplit
 
 import structlog
 
@@ -56,15 +58,35 @@ class RefreshPlaces:
     """How many refreshes may run at once in the whole service.
 
     First clones may take half of the places at most, so that webhooks are never queued behind them.
+    One upstream host may take three quarters of them: one that has fallen silent keeps the
+    repositories of the others from nothing.
     """
 
     all: asyncio.Semaphore
     clones: asyncio.Semaphore
+    each_host_max: int
+    hosts: dict[str, asyncio.Semaphore] = field(default_factory=dict)
 
     @classmethod
     def of(cls, refreshes_max: int) -> "RefreshPlaces":
         """Make `refreshes_max` places."""
-        return cls(asyncio.Semaphore(refreshes_max), asyncio.Semaphore(max(1, refreshes_max // 2)))
+        return cls(
+            asyncio.Semaphore(refreshes_max),
+            asyncio.Semaphore(max(1, refreshes_max // 2)),
+            refreshes_max - refreshes_max // 4,
+        )
+
+    @asynccontextmanager
+    async def taken(self, upstream: str, *, is_clone: bool) -> AsyncIterator[None]:
+        """Take a place for a refresh from the upstream with this URL; the scarcest comes first."""
+        host = urlsplit(upstream).netloc.rpartition("@")[2]
+        at_host = self.hosts.setdefault(host, asyncio.Semaphore(self.each_host_max))
+        async with AsyncExitStack() as places:
+            if is_clone:
+                await places.enter_async_context(self.clones)
+            await places.enter_async_context(at_host)
+            await places.enter_async_context(self.all)
+            yield
 
 
 class OnPublished(Protocol):
@@ -200,10 +222,8 @@ class Refresher:
 
     async def _refresh_once(self) -> float | None:
         """Refresh now; returns the seconds to the next time, `None` for not of ourselves."""
-        if self.mirror.repository is None:
-            async with self._places.clones, self._places.all:
-                return await self._refresh()
-        async with self._places.all:
+        is_clone = self.mirror.repository is None
+        async with self._places.taken(self.mirror.settings.upstream, is_clone=is_clone):
             return await self._refresh()
 
     async def _refresh(self) -> float | None:
@@ -276,7 +296,7 @@ class Refresher:
                 trigger=trigger.value,
                 snapshot=updated.snapshot.number,
                 refs=len(updated.snapshot.refs),
-                changed=len(updated.snapshot.changes_since(before)),
+                changed=updated.changed_refs,
                 received_bytes=updated.received_bytes,
                 milliseconds=round((now - began_at) * 1000, 1),
             )

@@ -10,16 +10,16 @@ import asyncio
 import secrets
 import shutil
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import ExitStack, asynccontextmanager, closing
-from dataclasses import dataclass
-from itertools import chain
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, ParamSpec, TypeVar
 from urllib.parse import quote
 
 from mirror.errors import LocalError
 from mirror.refresh.mirror import Mirror, Progress
+from mirror.refresh.news import News, choose_haves, compare
 from mirror.refresh.patterns import patterns_of
 from mirror.refresh.receiving import Known, Receiver, Speculation, speculating
 from mirror.repository.bare import BareRepository, StoredRefs, fsync_directory
@@ -30,6 +30,9 @@ from mirror.upstream.remote import Remote
 from mirror.wire.client import Listing
 from mirror.wire.names import ObjectId, Ref, RefName
 
+NOTED_EVERY_SECONDS: Final = 60.0
+"""So often the time of the last confirmation is kept on disk, for the time after a restart."""
+
 WARMING_SECONDS_MAX: Final = 1.0
 """A refresh that is done waits no longer than that for a request made in passing."""
 
@@ -38,9 +41,6 @@ KEPT_SECONDS: Final = 24 * 3600
 
 SPECULATED_MAX: Final = 16
 """Of the tips that webhooks announced, the latest are asked for before they are listed."""
-
-HAVES_MAX: Final = 256
-"""The tips we tell the upstream of; those of the refs that change come first."""
 
 ANCESTORS_LOOKED_AT_MAX: Final = 5_000
 """To tell a fast-forward from a force-push; when in doubt the old tip is kept."""
@@ -71,12 +71,14 @@ class Updated:
         repository: The bare repository, opened by this refresh when there was none.
         snapshot: What is to be published; the very one before when nothing changed.
         received_bytes: The size of the packs that came.
+        changed_refs: How many refs are not what they were.
         answers: Packs that can be passed on to readers as they came.
     """
 
     repository: BareRepository
     snapshot: RefSnapshot
     received_bytes: int
+    changed_refs: int = 0
     answers: tuple[ReadyPack, ...] = ()
 
 
@@ -120,21 +122,32 @@ class Updater:
             LocalError: Something on this machine failed.
         """
         mirror.report(Progress("asking"))
-        receiver = Receiver(self._engine, mirror, remote)
+        began_at = self._now()
         try:
-            if mirror.repository is None:
-                listing = await self._list(mirror, remote)
-                async with _warming(mirror, remote):
-                    return await self._clone(mirror, receiver, listing)
-            async with self._speculating(mirror, remote, receiver, announced) as speculation:
-                listing = await self._list(mirror, remote)
-                return await self._refresh(
-                    mirror, mirror.repository, receiver, listing, speculation
-                )
+            updated = await self._update(mirror, remote, announced)
+            if mirror.noted_at is None or began_at - mirror.noted_at >= NOTED_EVERY_SECONDS:
+                mirror.noted_at = began_at
+                await _in_thread(updated.repository.note_confirmed, began_at)
         except OSError as error:
             raise LocalError(str(error)) from error
         finally:
             mirror.report(None)
+        return updated
+
+    async def _update(
+        self, mirror: Mirror, remote: Remote, announced: Sequence[RefChange]
+    ) -> Updated:
+        receiver = Receiver(self._engine, mirror, remote)
+        repository, before = mirror.repository, mirror.snapshot
+        if repository is None or before is None:
+            everything = await self._list_anew(mirror, remote)
+            async with _warming(mirror, remote):
+                return await self._clone(mirror, receiver, everything)
+        async with self._speculating(mirror, remote, receiver, announced) as speculation:
+            listing = await self._list(mirror, remote)
+            if listing is None:
+                return Updated(repository, before, 0)
+            return await self._refresh(mirror, repository, receiver, listing, speculation)
 
     @asynccontextmanager
     async def _speculating(
@@ -148,7 +161,7 @@ class Updater:
             async with _warming(mirror, remote):
                 yield None
             return
-        haves = _choose_haves(before, [change.ref for change in announced])
+        haves = choose_haves(before, [change.ref for change in announced])
         async with speculating(receiver, repository, wants, haves) as speculation:
             yield speculation
 
@@ -170,15 +183,29 @@ class Updater:
                 )
         return self._snapshot(1, stored).prepare()
 
-    async def _list(self, mirror: Mirror, remote: Remote) -> Listing:
-        """Ask for the refs. An empty answer that is news is asked for once more."""
+    async def _list(self, mirror: Mirror, remote: Remote) -> Listing | None:
+        """Ask for the refs; `None` means that they are what the snapshot shows."""
+        seen = b""
+        if mirror.shown is not None and mirror.shown[1] is mirror.snapshot:
+            seen = mirror.shown[0]
         patterns = patterns_of(mirror.settings.refs)
-        listing = await remote.list_refs(patterns.prefixes())
+        listing = await remote.list_news(patterns.prefixes(), seen=seen)
+        mirror.moved_to = remote.moved_to
+        return listing if listing is None else await self._unless_empty(mirror, remote, listing)
+
+    async def _list_anew(self, mirror: Mirror, remote: Remote) -> Listing:
+        listing = await remote.list_refs(patterns_of(mirror.settings.refs).prefixes())
+        mirror.moved_to = remote.moved_to
+        return await self._unless_empty(mirror, remote, listing)
+
+    async def _unless_empty(self, mirror: Mirror, remote: Remote, listing: Listing) -> Listing:
+        """Ask once more where the answer is empty, and that would be news."""
+        patterns = patterns_of(mirror.settings.refs)
         is_empty = not any(patterns.matches(ref.name) for ref in listing.refs)
         if is_empty and (mirror.snapshot is None or not mirror.snapshot.is_empty):
             remote.forget()
             listing = await remote.list_refs(patterns.prefixes())
-        mirror.moved_to = remote.moved_to
+            mirror.moved_to = remote.moved_to
         return listing
 
     async def _clone(self, mirror: Mirror, receiver: Receiver, listing: Listing) -> Updated:
@@ -192,7 +219,7 @@ class Updater:
         finally:
             await _in_thread(shutil.rmtree, place, ignore_errors=True)
         repository = await asyncio.to_thread(BareRepository.open, mirror.path)
-        return Updated(repository, updated.snapshot, updated.received_bytes)
+        return replace(updated, repository=repository)
 
     async def _refresh(
         self,
@@ -202,27 +229,21 @@ class Updater:
         listing: Listing,
         speculation: Speculation | None,
     ) -> Updated:
-        patterns = patterns_of(mirror.settings.refs)
-        listed = {ref.name: ref.oid for ref in listing.refs if patterns.matches(ref.name)}
-        detached = listing.head if listing.head_target is None else None
         before = mirror.snapshot
-        if before is not None and _is_same(before, listed, listing.head_target, detached):
+        news = await asyncio.to_thread(compare, mirror, repository, listing)
+        if before is not None and not news.is_any:
+            mirror.shown = (listing.digest, before)
             return Updated(repository, before, 0)
-        tips = {*listed.values(), *([detached] if detached else [])}
-        missing = await asyncio.to_thread(_missing, repository, tips)
         received = Received()
-        if missing:
-            moves = _moves(before, listed) if before is not None else {}
-            haves = _choose_haves(before, moves) if before is not None else []
-            known = Known(haves, _moved_from(moves, listed, missing))
+        if news.missing:
+            haves = choose_haves(before, news.moves) if before is not None else []
+            known = Known(haves, news.moved_from())
             received = await self._receive(
-                mirror, repository, receiver, missing, known, speculation
+                mirror, repository, receiver, news.missing, known, speculation
             )
-        number = before.number + 1 if before is not None else 1
-        snapshot = await _in_thread(
-            self._replace_refs, repository, listed, listing.head_target, detached, number
-        )
-        return Updated(repository, snapshot, received.size, received.answers)
+        snapshot = await _in_thread(self._replace_refs, repository, before, news)
+        mirror.shown = (listing.digest, snapshot)
+        return Updated(repository, snapshot, received.size, len(news.moves), received.answers)
 
     async def _receive(
         self,
@@ -254,33 +275,26 @@ class Updater:
         return Received(size, _answers(missing, known, data) if is_enough else ())
 
     def _replace_refs(
-        self,
-        repository: BareRepository,
-        listed: dict[RefName, ObjectId],
-        head_target: RefName | None,
-        detached: ObjectId | None,
-        number: int,
+        self, repository: BareRepository, before: RefSnapshot | None, news: News
     ) -> RefSnapshot:
         """Write the refs and make the snapshot; blocking."""
-        old = repository.read_refs()
         graph = repository.graph
-        refs = {}
-        for name, oid in listed.items():
-            was = old.refs.get(name)
-            if was is not None and was.oid == oid:
-                refs[name] = was
-                continue
-            peeled = graph.peel(oid)
-            refs[name] = Ref(name, oid, peeled if peeled != oid else None)
+        old = before.by_name if before is not None else {}
+        refs = {name: old[name] for name in news.listed if name not in news.moves}
+        for name in news.moves:
+            oid = news.listed.get(name)
+            if oid is not None:
+                peeled = graph.peel(oid)
+                refs[name] = Ref(name, oid, peeled if peeled != oid else None)
         now = int(self._now())
-        kept = {oid: until for oid, until in old.kept.items() if until > now}
-        for name, ref in old.refs.items():
-            new = listed.get(name)
-            if new != ref.oid and not (new and _is_fast_forward(repository, ref.oid, new)):
-                kept[ref.oid] = now + KEPT_SECONDS
-        stored = StoredRefs(refs, head_target, detached, kept)
+        kept = {oid: until for oid, until in repository.read_refs().kept.items() if until > now}
+        for name, was in news.moves.items():
+            new = news.listed.get(name)
+            if was and not (new and _is_fast_forward(repository, was, new)):
+                kept[was] = now + KEPT_SECONDS
+        stored = StoredRefs(refs, news.head_target, news.detached, kept)
         repository.write_refs(stored)
-        return self._snapshot(number, stored).prepare()
+        return self._snapshot(before.number + 1 if before is not None else 1, stored).prepare()
 
     def _snapshot(self, number: int, stored: StoredRefs) -> RefSnapshot:
         return RefSnapshot(
@@ -290,23 +304,6 @@ class Updater:
             detached_head=stored.head,
             agent=self._agent,
         )
-
-
-def _is_same(
-    before: RefSnapshot,
-    listed: dict[RefName, ObjectId],
-    head_target: RefName | None,
-    detached: ObjectId | None,
-) -> bool:
-    return (
-        before.head_target == head_target
-        and (head_target is not None or before.head == detached)
-        and listed == {ref.name: ref.oid for ref in before.refs}
-    )
-
-
-def _missing(repository: BareRepository, tips: Iterable[ObjectId]) -> list[ObjectId]:
-    return [tip for tip in sorted(tips) if not repository.source.contains(tip)]
 
 
 @asynccontextmanager
@@ -324,27 +321,6 @@ async def _warming(mirror: Mirror, remote: Remote) -> AsyncIterator[None]:
         await asyncio.wait((warming,))
 
 
-def _moves(
-    before: RefSnapshot, listed: Mapping[RefName, ObjectId]
-) -> dict[RefName, ObjectId | None]:
-    """Return the refs that are not what they were, and what each was."""
-    moves: dict[RefName, ObjectId | None] = {
-        ref.name: ref.oid for ref in before.refs if listed.get(ref.name) != ref.oid
-    }
-    moves.update((name, None) for name in listed if name not in before.by_name)
-    return moves
-
-
-def _moved_from(
-    moves: Mapping[RefName, ObjectId | None],
-    listed: Mapping[RefName, ObjectId],
-    missing: Sequence[ObjectId],
-) -> ObjectId | None:
-    """Return from where refs move to the one missing tip, when that is one place."""
-    places = {old for name, old in moves.items() if old and listed.get(name) in missing}
-    return places.pop() if len(missing) == len(places) == 1 else None
-
-
 def _answers(
     missing: Sequence[ObjectId], known: Known, data: bytes | None
 ) -> tuple[ReadyPack, ...]:
@@ -352,18 +328,6 @@ def _answers(
         return ()
     request = PackRequest(wants=tuple(missing), haves=(known.onto,), thin=True, ofs_delta=True)
     return (ReadyPack(request, data),)
-
-
-def _choose_haves(before: RefSnapshot, changed: Iterable[RefName]) -> list[ObjectId]:
-    """Choose the tips that say most: those of refs that change now, HEAD, and others by name."""
-    names = chain(changed, [before.head_target] if before.head_target else [])
-    first = (ref for name in names if (ref := before.by_name.get(name)) is not None)
-    chosen: dict[ObjectId, None] = {}
-    for ref in chain(first, before.refs):
-        chosen[ref.oid] = None
-        if len(chosen) == HAVES_MAX:
-            break
-    return list(chosen)
 
 
 def _is_fast_forward(repository: BareRepository, old: ObjectId, new: ObjectId) -> bool:

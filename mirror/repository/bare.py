@@ -34,6 +34,7 @@ _PACKED_REFS_HEADER: Final = b"# pack-refs with: peeled fully-peeled sorted \n"
 _PACKED_REF: Final = re.compile(
     rb"([0-9a-f]{40}) (refs/[^\x00-\x20\x7f]+)\n(?:\^([0-9a-f]{40})\n)?"
 )
+_CONFIRMED: Final = "git-mirror-confirmed"  # an empty file: its time is what counts
 _QUARANTINE_PREFIX: Final = "tmp_objdir-incoming-"  # git's own name for it: its gc knows it
 
 
@@ -111,6 +112,8 @@ class BareRepository:
         self.upstream_url = upstream_url
         self.source = source
         self.graph = CommitGraph(source)
+        self.confirmed_before = _modified_at(path / _CONFIRMED)
+        """When the upstream had confirmed the refs, as far as was known when this was opened."""
 
     @classmethod
     def create(cls, path: Path, *, upstream_url: str) -> Self:
@@ -212,6 +215,15 @@ class BareRepository:
         except OSError as error:
             raise LocalError(f"can't write the refs of {self.path}: {error.strerror}") from error
 
+    def note_confirmed(self, at: float) -> None:
+        """Keep for the next start when the upstream confirmed the refs (seconds since the epoch).
+
+        A hint for people: lost in a crash, and not written where the disk has no room.
+        """
+        with suppress(OSError):
+            (self.path / _CONFIRMED).touch()
+            os.utime(self.path / _CONFIRMED, (at, at))
+
     # --- objects -------------------------------------------------------------------------------
 
     @contextmanager
@@ -291,6 +303,13 @@ def _clear_leftovers(path: Path) -> None:
     )
     for file in files:
         file.unlink(missing_ok=True)
+
+
+def _modified_at(path: Path) -> float | None:
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return None
 
 
 def _write_durably(path: Path, content: bytes) -> None:

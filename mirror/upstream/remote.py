@@ -7,7 +7,9 @@ A redirect (a renamed repository) is followed within the same host only: credent
 a place that the configuration does not name.
 """
 
+import asyncio
 import gzip
+import hashlib
 import io
 import time
 from collections.abc import (
@@ -15,26 +17,30 @@ from collections.abc import (
     AsyncIterator,
     Callable,
     Iterable,
-    Iterator,
     Mapping,
     Sequence,
 )
-from contextlib import asynccontextmanager, contextmanager, suppress
-from dataclasses import dataclass
-from email.utils import parsedate_to_datetime
-from typing import Final
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, replace
+from typing import Final, TypeVar
 
 import aiohttp
 from yarl import URL
 
 from mirror.errors import (
     MirrorError,
-    ProtocolError,
     UpstreamError,
     UpstreamRefused,
     UpstreamUnavailable,
 )
 from mirror.upstream.credentials import BasicCredentials
+from mirror.upstream.failures import (
+    BrokenOff,
+    check_content_type,
+    raise_for_status,
+    reason_of,
+    upstream_errors,
+)
 from mirror.wire.client import (
     FetchAnswerDecoder,
     Listing,
@@ -51,19 +57,21 @@ ANSWER_BYTES_MAX: Final = 256 << 20
 """A listing of two million refs; more is refused rather than held in memory."""
 
 REDIRECTS_MAX: Final = 3
-RETRY_AFTER_SECONDS_MAX: Final = 3600.0
-"""Longer than forges ask for: a slip of a proxy must not silence us for days."""
-
 CONNECT_SECONDS_MAX: Final = 15.0
 GZIP_BYTES_MIN: Final = 1024
 READ_BYTES: Final = 128 * 1024
-ERROR_BODY_BYTES_MAX: Final = 500
 
+WORKED_ON_AT_ONCE_BYTES_MAX: Final = 64 * 1024
+"""About a thousand refs, a millisecond or two."""
+
+_NOTHING: Final = b""  # no answer's digest
 _SERVICE: Final = "git-upload-pack"
 _ADVERTISEMENT: Final = f"application/x-{_SERVICE}-advertisement"
 _REQUEST: Final = f"application/x-{_SERVICE}-request"
 _RESULT: Final = f"application/x-{_SERVICE}-result"
 _FIRST_HEADERS: Final = {"Git-Protocol": "version=2", "Pragma": "no-cache"}
+
+T = TypeVar("T")
 
 FetchProgress = Callable[[int, bytes], None]
 """Called with (pack bytes received, the upstream's own progress message)."""
@@ -84,23 +92,6 @@ class RemoteLimits:
 
 WARMED_EVERY_SECONDS: Final = 300.0
 """Whoever closes idle connections, a second one is made so often."""
-
-
-class _BrokenOff(UpstreamUnavailable):
-    """The connection ended too early; a kept-alive one may have been dead before."""
-
-
-_HINTS: Final = {
-    (401, True): "the credentials are wrong or expired; put new ones into the password file",
-    (401, False): "it wants credentials; set `credentials`",
-    (403, True): "these credentials may not read the repository",
-    (403, False): "not everybody may read the repository; set `credentials`",
-    (404, True): "there is no such repository, or these credentials may not see it",
-    (404, False): "there is no such repository, or it can't be seen without `credentials`",
-    (410, True): "the repository is gone",
-    (410, False): "the repository is gone",
-}
-"""What to do about a status, with credentials and without."""
 
 
 class Remote:
@@ -124,6 +115,7 @@ class Remote:
         self._limits = limits
         self._agent = agent
         self._features: UpstreamFeatures | None = None
+        self._first: tuple[bytes, UpstreamFeatures] | None = None  # the first answer's digest
         self.moved_to: str | None = None
         """Where the upstream says it is now, when that is not where the configuration says."""
 
@@ -165,11 +157,24 @@ class Remote:
         Raises:
             UpstreamError: It did not answer as it should.
         """
+        listing = await self.list_news(prefixes, seen=_NOTHING)
+        if listing is None:
+            raise UpstreamUnavailable("the upstream's answer has no digest")  # they all have
+        return listing
+
+    async def list_news(self, prefixes: Iterable[bytes], *, seen: bytes) -> Listing | None:
+        """Do as `list_refs`, but return `None` if the answer is the one whose digest is `seen`.
+
+        Most looks find nothing new; a hundred thousand refs are then hashed, not parsed.
+
+        Raises:
+            UpstreamError: It did not answer as it should.
+        """
         known = self._features
         if known is not None and known.version == 2:
             try:
-                return await self._ls_refs(known, prefixes)
-            except (_BrokenOff, UpstreamRefused):
+                return await self._ls_refs(known, prefixes, seen)
+            except (BrokenOff, UpstreamRefused):
                 # A kept-alive connection that had died, a renamed repository, another server behind
                 # the same name: start over once, and let that error stand if there is one.
                 self._features = None
@@ -178,16 +183,23 @@ class Remote:
                 raise
         features = self._features = await self._first_answer()
         if features.listing is None:
-            return await self._ls_refs(features, prefixes)
+            return await self._ls_refs(features, prefixes, seen)
         if features.listing.shallow:
             raise UpstreamRefused("the upstream is a shallow repository; unshallow it to mirror it")
-        return features.listing
+        return features.listing if features.listing.digest != seen else None
 
-    async def _ls_refs(self, features: UpstreamFeatures, prefixes: Iterable[bytes]) -> Listing:
+    async def _ls_refs(
+        self, features: UpstreamFeatures, prefixes: Iterable[bytes], seen: bytes
+    ) -> Listing | None:
         command = encode_ls_refs_command(features, [b"HEAD", *prefixes], self._agent)
-        with _upstream_errors():
+        with upstream_errors():
             async with self._post(command, features) as response:
-                return parse_ls_refs(decode_all(await self._whole_body(response)))
+                body = await self._whole_body(response)
+            digest = await _work(_digest, body)
+            if digest == seen:
+                return None
+            listing = await _work(lambda whole: parse_ls_refs(decode_all(whole)), body)
+            return replace(listing, digest=digest)
 
     async def fetch_pack(
         self,
@@ -205,7 +217,7 @@ class Remote:
         body = encode_fetch(features, wants=wants, haves=haves, agent=self._agent)
         decoder = FetchAnswerDecoder(features)
         received = 0
-        with _upstream_errors():
+        with upstream_errors():
             async with self._post(body, features) as response:
                 async for data in _chunks(response):
                     for piece in decoder.feed(data):
@@ -229,10 +241,12 @@ class Remote:
                 if response.status in (301, 302, 303, 307, 308):
                     self._follow(response)
                     continue
-                await self._raise_for_status(response)
-                _check_content_type(response, _ADVERTISEMENT)
-                with _upstream_errors():
-                    features = parse_info_refs(decode_all(await self._whole_body(response)))
+                await raise_for_status(
+                    response, self._base, has_credentials=self._credentials is not None
+                )
+                check_content_type(response, _ADVERTISEMENT)
+                body = await self._whole_body(response)
+            features = await self._parse_first_answer(body)
             if features.object_format != b"sha1":
                 raise UpstreamRefused(
                     f"the upstream uses {features.object_format.decode('ascii', 'replace')} object"
@@ -240,6 +254,17 @@ class Remote:
                 )
             return features
         raise UpstreamRefused(f"the upstream redirects more than {REDIRECTS_MAX} times")
+
+    async def _parse_first_answer(self, body: bytes) -> UpstreamFeatures:
+        """Parse it, unless it is the last one again: of v0 it holds all refs."""
+        digest = await _work(_digest, body)
+        if self._first is None or self._first[0] != digest:
+            with upstream_errors():
+                features = await _work(lambda whole: parse_info_refs(decode_all(whole)), body)
+            if features.listing is not None:
+                features = replace(features, listing=replace(features.listing, digest=digest))
+            self._first = (digest, features)
+        return self._first[1]
 
     def _follow(self, response: aiohttp.ClientResponse) -> None:
         """Take over the place a redirect names, or refuse to go there."""
@@ -280,8 +305,10 @@ class Remote:
             headers["Content-Encoding"] = "gzip"
         url = self._base / _SERVICE
         async with self._request("POST", url, headers=headers, body=body) as response:
-            await self._raise_for_status(response)
-            _check_content_type(response, _RESULT)
+            await raise_for_status(
+                response, self._base, has_credentials=self._credentials is not None
+            )
+            check_content_type(response, _RESULT)
             yield response
 
     @asynccontextmanager
@@ -310,30 +337,11 @@ class Remote:
                 f"the certificate of {url.host} is not accepted: {error.certificate_error}"
             ) from error
         except (aiohttp.ConnectionTimeoutError, aiohttp.ClientConnectorError) as error:
-            raise UpstreamUnavailable(f"{url.host} can't be reached: {_reason(error)}") from error
+            raise UpstreamUnavailable(f"{url.host} can't be reached: {reason_of(error)}") from error
         except TimeoutError as error:
             raise UpstreamUnavailable(f"{url.host} was silent for {silence:g} seconds") from error
         except (aiohttp.ClientError, OSError) as error:
-            raise _BrokenOff(f"{url.host} broke off: {_reason(error)}") from error
-
-    async def _raise_for_status(self, response: aiohttp.ClientResponse) -> None:
-        """Say what an error status means, and what to do about it."""
-        status = response.status
-        if status == 200:
-            return
-        where = f"{self._base} answered {status}"
-        retry_after = _retry_after_seconds(response)
-        if status == 429 or (status in (403, 503) and retry_after is not None):
-            raise UpstreamUnavailable(
-                f"{where}: it asks us to slow down", retry_after_seconds=retry_after
-            )
-        hint = _HINTS.get((status, self._credentials is not None))
-        if hint is not None:
-            raise UpstreamRefused(f"{where}: {hint}")
-        page = await _beginning(response) or response.reason
-        if status >= 500:
-            raise UpstreamUnavailable(f"{where}: {page}")
-        raise UpstreamRefused(f"{where}: {page}")
+            raise BrokenOff(f"{url.host} broke off: {reason_of(error)}") from error
 
     async def _whole_body(self, response: aiohttp.ClientResponse) -> bytes:
         body = bytearray()
@@ -344,48 +352,16 @@ class Remote:
         return bytes(body)
 
 
+async def _work(function: Callable[[bytes], T], body: bytes) -> T:
+    """Work on an answer: on a large one in a thread."""
+    if len(body) <= WORKED_ON_AT_ONCE_BYTES_MAX:
+        return function(body)
+    return await asyncio.to_thread(function, body)
+
+
+def _digest(body: bytes) -> bytes:
+    return hashlib.blake2b(body, digest_size=32).digest()
+
+
 def _chunks(response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
     return response.content.iter_chunked(READ_BYTES).__aiter__()
-
-
-@contextmanager
-def _upstream_errors() -> Iterator[None]:
-    """What our parsers refuse is the upstream's fault here, not a reader's."""
-    try:
-        yield
-    except ProtocolError as error:
-        raise UpstreamUnavailable(str(error)) from error
-
-
-def _check_content_type(response: aiohttp.ClientResponse, expected: str) -> None:
-    if response.content_type != expected:
-        raise UpstreamRefused(
-            f"{response.url.with_query(None)} answered with {response.content_type!r} instead of"
-            f" {expected!r}: this is not a smart-HTTP Git server, or not the repository's URL"
-        )
-
-
-def _retry_after_seconds(response: aiohttp.ClientResponse) -> float | None:
-    """Read Retry-After (RFC 9110, 10.2.3): seconds or a date."""
-    value = response.headers.get("Retry-After", "").strip()
-    if value.isdecimal():
-        return min(float(value), RETRY_AFTER_SECONDS_MAX)
-    try:
-        at = parsedate_to_datetime(value)
-        now = parsedate_to_datetime(response.headers["Date"])
-        return min(max(0.0, (at - now).total_seconds()), RETRY_AFTER_SECONDS_MAX)
-    except (ValueError, TypeError, KeyError):
-        return None
-
-
-def _reason(error: BaseException) -> str:
-    return str(error).strip() or type(error).__name__
-
-
-async def _beginning(response: aiohttp.ClientResponse) -> str:
-    """Return the first words of an error page, as far as there are any."""
-    try:
-        raw = await response.content.read(ERROR_BODY_BYTES_MAX)
-    except (TimeoutError, aiohttp.ClientError):
-        return ""
-    return " ".join(raw.decode("utf-8", "replace").split())

@@ -36,12 +36,14 @@ class Listing:
         head: What HEAD resolves to; `None` when it is unborn or not there.
         head_target: The branch that HEAD names, also an unborn one; `None` when it is detached.
         shallow: Whether the upstream itself is a shallow repository (only v0 tells).
+        digest: Of the answer's bytes, where the caller of the parser made one.
     """
 
     refs: tuple[Ref, ...]
     head: ObjectId | None
     head_target: RefName | None
     shallow: bool = False
+    digest: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from mirror.demo.forge import ForgeRequest, HttpBackend
 from mirror.metrics import Metrics
 from mirror.refresh.gate import Admitted, Gate
 from mirror.refresh.mirror import Mirror
-from mirror.refresh.refresher import Refresher, RefreshPlaces, Trigger
+from mirror.refresh.refresher import OnPublished, Refresher, RefreshPlaces, Trigger
 from mirror.refresh.update import Updated, Updater
 from mirror.repository.packing.engine import PackEngine
 from mirror.upstream.forges import RefChange
@@ -186,7 +186,12 @@ class Running:
     """A bench whose refresher runs, with the gate that readers come through."""
 
     def __init__(
-        self, bench: Bench, *, places: RefreshPlaces | None = None, seconds_max: float = 60.0
+        self,
+        bench: Bench,
+        *,
+        places: RefreshPlaces | None = None,
+        seconds_max: float = 60.0,
+        on_published: OnPublished = lambda *_: None,
     ) -> None:
         self.bench = bench
         self.mirror = bench.mirror
@@ -204,6 +209,7 @@ class Running:
             refresh_seconds_max=seconds_max,
             clock=self.clock,
             chance=lambda: 0.0,
+            on_published=on_published,
         )
         self.gate = Gate(bench.mirror, self.refresher, clock=self.clock)
         self._task: asyncio.Task[None] | None = None

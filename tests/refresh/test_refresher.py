@@ -10,7 +10,10 @@ from structlog.testing import capture_logs
 
 from mirror.demo.forge import Faults, ForgeRequest, HttpBackend
 from mirror.errors import LocalError, PackError, UpstreamRefused, UpstreamUnavailable
+from mirror.refresh.freshness import Freshness
+from mirror.refresh.mirror import Mirror
 from mirror.refresh.refresher import RefreshPlaces, Trigger
+from mirror.refresh.update import Updated
 from mirror.repository.bare import BareRepository
 from mirror.repository.packing.engine import PackEngine
 from mirror.repository.snapshot import RefSnapshot
@@ -193,6 +196,31 @@ async def test_refreshes_over_the_bound_wait_for_their_turn(
         assert keeper.most == 2
 
 
+async def test_a_silent_forge_leaves_a_quarter_of_the_places_to_others(
+    upstream_root: Path, forge: HttpBackend, make_bench: MakeBench
+) -> None:
+    places = RefreshPlaces.of(4)
+    async with AsyncExitStack() as stack:
+        silent = await several(stack, upstream_root, make_bench, places, list("abcd"))
+        upstream = Upstream(upstream_root, "acme/elsewhere")
+        upstream.commit()
+        elsewhere = f"{forge.url.replace('127.0.0.1', 'localhost')}/acme/elsewhere.git"
+        bench = make_bench(upstream, url=elsewhere, poll_interval_seconds=None)
+        other = await stack.enter_async_context(Running(bench, places=places))
+        for running in (*silent, other):
+            await running.refreshed()
+        stalled = asyncio.Event()
+        forge.faults = Faults(stall=stalled, only=lambda request: "elsewhere" not in request.path)
+        forge.requests.clear()
+        outcomes = [running.refresher.request(Trigger.WEBHOOK) for running in silent]
+        await forge.wait_for_requests(3)
+        await other.refreshed(Trigger.WEBHOOK)
+        assert not any(outcome.done() for outcome in outcomes)
+        assert len(forge.requests) == 4
+        stalled.set()
+        await asyncio.wait(outcomes)
+
+
 def test_one_place_is_one_for_clones_too() -> None:
     places = RefreshPlaces.of(1)
     assert not places.all.locked()
@@ -302,7 +330,7 @@ async def test_a_bug_of_ours_does_not_end_the_refreshes(
         if where == "before":
             patch.setattr(running.bench.updater, "_list", lambda *_: 1 / 0)
         else:
-            patch.setattr(RefSnapshot, "changes_since", lambda *_: 1 / 0)
+            patch.setattr(Freshness, "confirm", lambda *_, **__: 1 / 0)
         with pytest.raises(LocalError, match="unexpected ZeroDivisionError"):
             await running.refreshed()
     assert "refresh_broke" in [log["event"] for log in logs]
@@ -395,3 +423,30 @@ async def test_a_repack_that_fails_stops_nothing_and_is_not_tried_at_every_refre
         await running.refreshed()
     await soon(lambda: tries == 2)  # with 2 packs, and with 4
     running.bench.mirrors()
+
+
+# --- telling -----------------------------------------------------------------------------------
+
+
+async def test_who_is_told_of_a_publication_learns_it_before_those_who_waited(
+    bench: Bench,
+) -> None:
+    told: list[tuple[RefSnapshot | None, Updated]] = []
+
+    def on_published(mirror: Mirror, before: RefSnapshot | None, updated: Updated) -> None:
+        assert mirror.snapshot is updated.snapshot
+        told.append((before, updated))
+        if len(told) == 2:
+            raise RuntimeError("a bug of who is told")
+
+    async with Running(bench, on_published=on_published) as running:
+        await running.refreshed(Trigger.START)
+        first = bench.mirror.snapshot
+        await running.refreshed()
+        assert [before for before, _ in told] == [None], "an unchanged repository is no news"
+        bench.upstream.commit()
+        with capture_logs() as logs:
+            await running.refreshed()
+        assert [before for before, _ in told] == [None, first]
+        assert "on_published_broke" in [log["event"] for log in logs]
+        bench.mirrors()

@@ -94,12 +94,16 @@ async def test_a_mirror_is_there_again_at_once_even_with_the_upstream_down(
 ) -> None:
     async with serving(settings(data_dir, url, engine)) as mirror:
         await mirrored(mirror)
+    (kept,) = data_dir.rglob("git-mirror-confirmed")
+    confirmed_at = kept.stat().st_mtime - 3600
+    os.utime(kept, (confirmed_at, confirmed_at))
     forge.faults = Faults(status=500)
     async with Service(settings(data_dir, url, engine)) as service:
         hosted = service.registry.find(NAME)
         assert shown(hosted.mirror) == upstream.refs(), "before anybody was asked"
         admitted = await hosted.gate.admit()
-        assert admitted.stale_seconds == 0, "stale, and nobody knows since when"
+        assert admitted.stale_seconds is not None
+        assert 3600 <= admitted.stale_seconds < 7200, "since it was confirmed last, an hour ago"
         assert admitted.snapshot.head == upstream.oid().encode()
         tip = upstream.commit()
         forge.faults = Faults()

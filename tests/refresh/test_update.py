@@ -2,17 +2,20 @@
 
 import asyncio
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
+from mirror.config import EngineChoice
 from mirror.demo.forge import Faults, ForgeRequest, HttpBackend
 from mirror.errors import LocalError, UpstreamError
 from mirror.repository.bare import BareRepository
-from mirror.repository.packing.engine import PackEngine
+from mirror.repository.packing.engine import PackEngine, PackRequest
+from mirror.service import open_engine
 from mirror.wire.names import ObjectId
 from tests.git_client import Upstream
-from tests.refresh.bench import shown_by_git
+from tests.refresh.bench import moved, shown_by_git
 from tests.refresh.conftest import MakeBench
 
 Change = Callable[[Upstream], object]
@@ -319,3 +322,66 @@ async def test_a_mirror_whose_refs_name_what_is_not_there_is_not_opened(
     finally:
         repository.close()
     assert not bench.holds(ObjectId(b"e" * 40).decode())
+
+
+async def test_a_listing_that_says_what_is_shown_is_not_looked_into(
+    rich: Upstream, make_bench: MakeBench, engine: PackEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = make_bench(rich, engine=engine)
+    shown = (await bench.update()).snapshot
+    with monkeypatch.context() as patch:
+        patch.setattr("mirror.refresh.update.compare", lambda *_: 1 / 0)
+        assert (await bench.update()).snapshot is shown
+    rich.commit()
+    await bench.update()
+    bench.mirrors()
+    back = rich.force("main", "main~1")
+    await bench.update()
+    assert bench.refs()["refs/heads/main"] == back, "also what was shown before the last"
+
+
+async def test_a_listing_whose_refs_could_not_be_published_is_looked_into_again(
+    rich: Upstream, make_bench: MakeBench, engine: PackEngine
+) -> None:
+    bench = make_bench(rich, engine=engine)
+    await bench.update()
+    rich.commit()
+    await bench.updater.update(bench.mirror, bench.remote)  # and nobody publishes it
+    await bench.update()
+    bench.mirrors()
+
+
+async def test_a_push_brings_the_answer_for_who_had_the_old_tip(
+    rich: Upstream, make_bench: MakeBench, tmp_path: Path
+) -> None:
+    async with open_engine(EngineChoice.AUTO) as auto:
+        bench = make_bench(rich, engine=auto)
+        await bench.update()
+        old, new = rich.oid(), rich.commit(files={"base/app.yaml": "image: web:2.0.0\n"})
+        reader = Upstream(tmp_path / "reader")
+        reader.git("fetch", "--quiet", str(bench.path), f"{old}:refs/heads/main")
+        updated = await bench.update(moved(old, new))
+        (answer,) = updated.answers
+        assert answer.request == PackRequest(
+            wants=(ObjectId(new.encode()),), haves=(ObjectId(old.encode()),),
+            thin=True, ofs_delta=True,
+        )  # fmt: skip
+        reader.git("index-pack", "--stdin", "--fix-thin", stdin=answer.data)
+        reader.force("main", new)
+        reader.git("fsck", "--strict", "--full", "--connectivity-only")
+        rich.tag("v9")
+        assert (await bench.update()).answers == (), "nobody had the tag before"
+
+
+async def test_the_time_of_a_confirmation_is_kept_now_and_then(
+    rich: Upstream, make_bench: MakeBench
+) -> None:
+    bench = make_bench(rich)
+    noted = []
+    for _ in range(4):
+        await bench.update()
+        with closing(BareRepository.open(bench.path)) as again:
+            noted.append(again.confirmed_before)
+        bench.now += 40
+    start = bench.now - 160
+    assert noted == [start, start, start + 80, start + 80]

@@ -5,6 +5,7 @@ import os
 import subprocess
 from pathlib import Path
 
+import aiohttp
 import pytest
 from aiohttp import web
 
@@ -13,6 +14,7 @@ from mirror.demo.forge import Faults, HttpBackend
 from mirror.errors import UpstreamRefused
 from mirror.upstream.connect import open_session, remote_for
 from mirror.upstream.credentials import BasicCredentials
+from mirror.upstream.remote import WARMED_EVERY_SECONDS, Remote, RemoteLimits
 from mirror.wire.client import Listing
 from mirror.wire.pktline import FLUSH_PKT, encode
 from tests.git_client import Upstream
@@ -251,3 +253,46 @@ async def test_a_compressed_answer_is_read(make_remote: MakeRemote) -> None:
     async with scripted(answer) as server:
         listing = await make_remote(server.repository_url).list_refs(ALL)
     assert len(listing.refs) == 500
+
+
+@pytest.mark.parametrize("is_v0", [False, True])
+async def test_an_answer_that_was_seen_before_is_no_news(
+    forge: HttpBackend, upstream: Upstream, make_remote: MakeRemote, is_v0: bool
+) -> None:
+    """Of many refs too, which are worked on in a thread."""
+    forge.faults = Faults(force_protocol_v0=is_v0)
+    upstream.branches({f"topic/{number:04}": upstream.oid() for number in range(2000)})
+    remote = make_remote(forge.repository_url(upstream.name))
+    first = await remote.list_refs(ALL)
+    assert by_name(first) == upstream.refs()
+    assert await remote.list_news(ALL, seen=first.digest) is None
+    upstream.force("topic/0007", upstream.commit())
+    news = await remote.list_news(ALL, seen=first.digest)
+    assert news is not None
+    assert by_name(news) == upstream.refs()
+    assert await remote.list_news(ALL, seen=news.digest) is None
+
+
+async def test_a_second_connection_is_asked_for_now_and_then(
+    forge: HttpBackend, upstream: Upstream, session: aiohttp.ClientSession
+) -> None:
+    now = 0.0
+    remote = Remote(
+        session,
+        forge.repository_url(upstream.name),
+        credentials=None,
+        limits=RemoteLimits(20.0, 1 << 20),
+        agent=AGENT,
+        clock=lambda: now,
+    )
+    await remote.warm()
+    assert forge.operations == [], "nothing is known of it yet"
+    await remote.list_refs(ALL)
+    forge.requests.clear()
+    await remote.warm()
+    await remote.warm()
+    assert forge.operations == ["info/refs"]
+    now += WARMED_EVERY_SECONDS
+    forge.faults = Faults(status=500)
+    await remote.warm()
+    assert forge.operations == ["info/refs"] * 2, "and what fails is no trouble"

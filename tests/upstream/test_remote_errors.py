@@ -10,7 +10,7 @@ from aiohttp import web
 from mirror.demo.forge import Faults, HttpBackend
 from mirror.errors import UpstreamRefused, UpstreamUnavailable
 from mirror.upstream.credentials import BasicCredentials
-from mirror.upstream.remote import RETRY_AFTER_SECONDS_MAX
+from mirror.upstream.failures import RETRY_AFTER_SECONDS_MAX
 from mirror.wire.pktline import FLUSH_PKT, encode, encode_lines
 from tests.git_client import Upstream
 from tests.upstream.conftest import ALL, BASIC, SECRET, MakeRemote, failure

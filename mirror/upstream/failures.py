@@ -1,0 +1,111 @@
+"""What an upstream's refusals mean, and what to do about them: from HTTP to our error tree.
+
+Never tells a secret: credentials are in no URL and no message.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from email.utils import parsedate_to_datetime
+from typing import Final
+
+import aiohttp
+from yarl import URL
+
+from mirror.errors import ProtocolError, UpstreamRefused, UpstreamUnavailable
+
+RETRY_AFTER_SECONDS_MAX: Final = 3600.0
+"""Longer than forges ask for: a slip of a proxy must not silence us for days."""
+
+ERROR_BODY_BYTES_MAX: Final = 500
+
+
+class BrokenOff(UpstreamUnavailable):
+    """The connection ended too early; a kept-alive one may have been dead before."""
+
+
+_HINTS: Final = {
+    (401, True): "the credentials are wrong or expired; put new ones into the password file",
+    (401, False): "it wants credentials; set `credentials`",
+    (403, True): "these credentials may not read the repository",
+    (403, False): "not everybody may read the repository; set `credentials`",
+    (404, True): "there is no such repository, or these credentials may not see it",
+    (404, False): "there is no such repository, or it can't be seen without `credentials`",
+    (410, True): "the repository is gone",
+    (410, False): "the repository is gone",
+}
+"""What to do about a status, with credentials and without."""
+
+
+async def raise_for_status(
+    response: aiohttp.ClientResponse, base: URL, *, has_credentials: bool
+) -> None:
+    """Say what an error status means, and what to do about it.
+
+    Raises:
+        UpstreamError: The status is not 200.
+    """
+    status = response.status
+    if status == 200:
+        return
+    where = f"{base} answered {status}"
+    retry_after = _retry_after_seconds(response)
+    if status == 429 or (status in (403, 503) and retry_after is not None):
+        raise UpstreamUnavailable(
+            f"{where}: it asks us to slow down", retry_after_seconds=retry_after
+        )
+    hint = _HINTS.get((status, has_credentials))
+    if hint is not None:
+        raise UpstreamRefused(f"{where}: {hint}")
+    page = await _beginning(response) or response.reason
+    if status >= 500:
+        raise UpstreamUnavailable(f"{where}: {page}")
+    raise UpstreamRefused(f"{where}: {page}")
+
+
+@contextmanager
+def upstream_errors() -> Iterator[None]:
+    """What our parsers refuse is the upstream's fault here, not a reader's."""
+    try:
+        yield
+    except ProtocolError as error:
+        raise UpstreamUnavailable(str(error)) from error
+
+
+def check_content_type(response: aiohttp.ClientResponse, expected: str) -> None:
+    """Tell a smart-HTTP Git server from a web page.
+
+    Raises:
+        UpstreamRefused: It is none.
+    """
+    if response.content_type != expected:
+        raise UpstreamRefused(
+            f"{response.url.with_query(None)} answered with {response.content_type!r} instead of"
+            f" {expected!r}: this is not a smart-HTTP Git server, or not the repository's URL"
+        )
+
+
+def _retry_after_seconds(response: aiohttp.ClientResponse) -> float | None:
+    """Read Retry-After (RFC 9110, 10.2.3): seconds or a date."""
+    value = response.headers.get("Retry-After", "").strip()
+    if value.isdecimal():
+        return min(float(value), RETRY_AFTER_SECONDS_MAX)
+    try:
+        at = parsedate_to_datetime(value)
+        now = parsedate_to_datetime(response.headers["Date"])
+        return min(max(0.0, (at - now).total_seconds()), RETRY_AFTER_SECONDS_MAX)
+    except (ValueError, TypeError, KeyError):
+        return None
+
+
+def reason_of(error: BaseException) -> str:
+    """Return what to say of an error of the line."""
+    return str(error).strip() or type(error).__name__
+
+
+async def _beginning(response: aiohttp.ClientResponse) -> str:
+    """Return the first words of an error page, as far as there are any."""
+    try:
+        raw = await response.content.read(ERROR_BODY_BYTES_MAX)
+    except (TimeoutError, aiohttp.ClientError):
+        return ""
+    return " ".join(raw.decode("utf-8", "replace").split())
