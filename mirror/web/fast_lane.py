@@ -146,7 +146,7 @@ class FastLane:
     async def close(self) -> None:
         """End the connections that aiohttp knows nothing of; what was written goes out first."""
         self.is_closing = True
-        for connection in self._alone:
+        for connection in tuple(self._alone):
             connection.close()
         if self._alone:
             self._emptied = asyncio.Event()
@@ -154,7 +154,7 @@ class FastLane:
                 async with asyncio.timeout(CLOSE_SECONDS_MAX):
                     await self._emptied.wait()
             except TimeoutError:
-                for connection in self._alone:
+                for connection in tuple(self._alone):
                     connection.abort()
 
 
