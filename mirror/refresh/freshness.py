@@ -112,8 +112,8 @@ class Freshness:
 
         This is `judge` saying `FRESH`, without its cost: the answer to a repeated poll.
         """
-        return self.satisfied >= self.announced and _is_young(
-            self.confirmed_at, now, max_age_seconds
+        return self.satisfied >= self.announced and (
+            max_age_seconds is None or _is_young(self.confirmed_at, now, max_age_seconds)
         )
 
     def is_overdue(self, now: float, asked_at: float, policy: Policy) -> bool:

@@ -89,7 +89,7 @@ class FastLane:
         self.request_ids = _request_ids()
         self._metrics = metrics
         self._date = b""
-        self._second = 0
+        self._date_until = 0.0
         self._alone: set[Connection] = set()
         self._handled: dict[object, Connection] = {}
         self._emptied: asyncio.Event | None = None
@@ -98,12 +98,12 @@ class FastLane:
         """Make the protocol of a new connection."""
         return Connection(self)
 
-    def date(self) -> bytes:
-        """Return the value of Date for an answer given now."""
-        now = int(time.time())
-        if now != self._second:
-            self._second = now
-            self._date = formatdate(now, usegmt=True).encode()
+    def date(self, now: float) -> bytes:
+        """Return the value of Date for an answer given now, which `time.perf_counter` says."""
+        if now >= self._date_until:
+            seconds = time.time()
+            self._date = formatdate(seconds, usegmt=True).encode()
+            self._date_until = now + 1.0 - seconds % 1.0
         return self._date
 
     def answers_with(self, request: web.Request, response: web.StreamResponse) -> None:
@@ -146,7 +146,7 @@ class FastLane:
     async def close(self) -> None:
         """End the connections that aiohttp knows nothing of; what was written goes out first."""
         self.is_closing = True
-        for connection in self._alone:
+        for connection in tuple(self._alone):
             connection.close()
         if self._alone:
             self._emptied = asyncio.Event()
@@ -154,7 +154,7 @@ class FastLane:
                 async with asyncio.timeout(CLOSE_SECONDS_MAX):
                     await self._emptied.wait()
             except TimeoutError:
-                for connection in self._alone:
+                for connection in tuple(self._alone):
                     connection.abort()
 
 
@@ -195,7 +195,7 @@ class Connection(asyncio.Protocol):
         if lane.is_closing:
             self._transport.close()
             return
-        self._active_at = self._loop.time()
+        self._active_at = time.perf_counter()
         self._idle_timer = self._loop.call_later(lane.keepalive_seconds, self._end_if_idle)
 
     def data_received(self, data: bytes) -> None:
@@ -253,7 +253,7 @@ class Connection(asyncio.Protocol):
         if transport is None:
             return
         request_id = next(lane.request_ids)
-        head = b"%b%b\r\n\r\n" % (prepared.head(lane.date()), request_id)
+        head = b"%b%b\r\n\r\n" % (prepared.head(lane.date(began_at)), request_id)
         body = prepared.body
         if len(body) <= JOINED_BYTES_MAX:
             transport.write(head + body)
@@ -262,7 +262,7 @@ class Connection(asyncio.Protocol):
         if prepared.closes:
             transport.close()
         elif self._handler is None:
-            self._active_at = self._loop.time()
+            self._active_at = began_at
         else:
             _stays_open(self._handler, until=self._loop.time() + lane.keepalive_seconds)
         prepared.record(time.perf_counter() - began_at)
@@ -328,12 +328,11 @@ class Connection(asyncio.Protocol):
 
     def _end_if_idle(self) -> None:
         """Close a connection that was idle for too long; aiohttp does it where it has a handler."""
-        now = self._loop.time()
-        idle_at = self._active_at + self._lane.keepalive_seconds
-        if self._is_write_paused:
-            idle_at = now + self._lane.keepalive_seconds
-        if now < idle_at:
-            self._idle_timer = self._loop.call_at(idle_at, self._end_if_idle)
+        seconds_left = self._lane.keepalive_seconds
+        if not self._is_write_paused:
+            seconds_left -= time.perf_counter() - self._active_at
+        if seconds_left > 0:
+            self._idle_timer = self._loop.call_later(seconds_left, self._end_if_idle)
         else:
             self.close()
 

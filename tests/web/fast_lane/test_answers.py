@@ -75,9 +75,24 @@ async def test_what_is_no_plain_poll_is_never_repeated(
 async def test_one_readers_answer_is_not_anothers(
     mirror: MirrorService, repeated: list[Prepared]
 ) -> None:
-    for password in ("b25lOm9uZQ==", "dHdvOnR3bw=="):
-        await exchange(mirror, get(INFO_REFS, f"Authorization: Basic {password}"), LAST)
-    assert repeated == []
+    await ask_twice(mirror, get(INFO_REFS, "Authorization: Basic b25lOm9uZQ=="))
+    assert len(repeated) == 1
+    async with connected(mirror, get(INFO_REFS, "Authorization: Basic dHdvOnR3bw==")) as (
+        reader,
+        _,
+    ):
+        await read_answer(reader)
+    assert len(repeated) == 1
+
+
+async def test_what_tells_readers_apart_beside_their_bytes_tells_answers_apart(
+    mirror: MirrorService, repeated: list[Prepared], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await ask_twice(mirror, POLLS["v0"])
+    assert len(repeated) == 1
+    monkeypatch.setattr(fast_lane, "identity_of", lambda _: "somebody else")
+    await ask_twice(mirror, POLLS["v0"])
+    assert len(repeated) == 2, "the first of the two was not known for that reader"
 
 
 # --- never an old answer -----------------------------------------------------------------------
