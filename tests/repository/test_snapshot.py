@@ -5,9 +5,10 @@ import gzip
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mirror.repository.snapshot import GZIP_BYTES_MIN, LS_REFS_ANSWERS_MAX, RefSnapshot
+from mirror.repository.snapshot import ANSWERS_MAX, GZIP_BYTES_MIN, RefSnapshot
 from mirror.wire.advertise import encode_ls_refs
 from mirror.wire.names import HEAD, ObjectId, Ref, RefName
+from mirror.wire.ref_table import RefTable
 from mirror.wire.requests import LsRefsRequest
 from tests.wire.work import calls_made
 
@@ -76,7 +77,7 @@ def test_what_is_published_later_does_not_reach_who_holds_an_earlier_one() -> No
     advertised = before.advertisement(0)
     given.append(ref(b"refs/tags/late", 2))
     after = snapshot(*given, number=2)
-    assert before.refs == (ref(MAIN, 1),)
+    assert tuple(before.refs) == (ref(MAIN, 1),)
     assert before.ls_refs(LsRefsRequest()) == answer
     assert before.advertisement(0) == advertised
     assert b"late" in after.advertisement(0).plain
@@ -103,11 +104,11 @@ def test_an_answer_is_encoded_once() -> None:
 
 def test_only_so_many_kinds_of_answers_are_kept() -> None:
     taken = snapshot(ref(MAIN))
-    requests = [LsRefsRequest(ref_prefixes=(b"%d" % n,)) for n in range(3 * LS_REFS_ANSWERS_MAX)]
+    requests = [LsRefsRequest(ref_prefixes=(b"%d" % n,)) for n in range(3 * ANSWERS_MAX)]
     for request in requests:
         taken.ls_refs(request)
-    assert len(taken._ls_refs) == LS_REFS_ANSWERS_MAX
-    expected = encode_ls_refs([], requests[0], head=taken.head, head_target=MAIN)
+    assert len(taken._kept) == ANSWERS_MAX
+    expected = encode_ls_refs(RefTable(), requests[0], head=taken.head, head_target=MAIN)
     assert taken.ls_refs(requests[0]) == expected
 
 
