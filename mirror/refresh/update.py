@@ -11,16 +11,16 @@ import re
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import aclosing, closing
 from dataclasses import dataclass
 from functools import cache
-from itertools import islice
 from pathlib import Path
 from typing import Final, ParamSpec, TypeVar
 from urllib.parse import quote
 
 from mirror.errors import LocalError, UpstreamUnavailable
+from mirror.refresh.changes import ListedChange, choose_haves, find_changes
 from mirror.refresh.mirror import Mirror, Progress
 from mirror.repository.bare import (
     BareRepository,
@@ -33,6 +33,7 @@ from mirror.repository.snapshot import RefSnapshot
 from mirror.upstream.remote import Remote
 from mirror.wire.client import Listing
 from mirror.wire.names import ObjectId, Ref, RefName
+from mirror.wire.ref_table import RefTable
 
 KEPT_SECONDS: Final = 24 * 3600
 """Old tips stay fetchable that long after a force-push or a deletion."""
@@ -163,7 +164,8 @@ class Updater:
     async def _list(self, mirror: Mirror, remote: Remote) -> Listing:
         """Ask for the refs. An empty answer that is news is asked for once more."""
         patterns = _patterns(mirror.settings.refs)
-        listing = await remote.list_refs(patterns.prefixes())
+        known = mirror.snapshot.by_name if mirror.snapshot is not None else RefTable()
+        listing = await remote.list_refs(patterns.prefixes(), known=known)
         is_empty = not any(patterns.matches(ref.name) for ref in listing.refs)
         if is_empty and (mirror.snapshot is None or not mirror.snapshot.is_empty):
             remote.forget()
@@ -187,25 +189,31 @@ class Updater:
     async def _refresh(
         self, mirror: Mirror, repository: BareRepository, remote: Remote, listing: Listing
     ) -> Updated:
-        patterns = _patterns(mirror.settings.refs)
-        listed = {ref.name: ref.oid for ref in listing.refs if patterns.matches(ref.name)}
         detached = listing.head if listing.head_target is None else None
         before = mirror.snapshot
-        if before is not None and _is_same(before, listed, listing.head_target, detached):
+        known = before.by_name if before is not None else RefTable()
+        matches = _patterns(mirror.settings.refs).matches
+        changes = await asyncio.to_thread(find_changes, known, listing.refs, matches)
+        if (
+            before is not None
+            and not changes
+            and before.head_target == listing.head_target
+            and (listing.head_target is not None or before.head == detached)
+        ):
             return Updated(repository, before, 0)
-        tips = {*listed.values(), *([detached] if detached else [])}
+        tips = {change.new.oid for change in changes if change.new is not None}
+        tips.update([detached] if detached else [])
         missing = await asyncio.to_thread(_missing, repository, tips)
         received = 0
         if missing:
-            haves = _choose_haves(before, listed) if before is not None else []
+            haves = choose_haves(before, changes, HAVES_MAX) if before is not None else []
             with repository.quarantine() as quarantine:
                 received = await self._receive(mirror, remote, quarantine, missing, haves)
                 mirror.report(Progress("checking"))
                 await self._engine.check_connected(quarantine, missing)
                 await _in_thread(quarantine.migrate)
-        number = before.number + 1 if before is not None else 1
         snapshot = await _in_thread(
-            self._replace_refs, repository, listed, listing.head_target, detached, number
+            self._replace_refs, repository, changes, listing.head_target, detached, before
         )
         return Updated(repository, snapshot, received)
 
@@ -247,31 +255,30 @@ class Updater:
     def _replace_refs(
         self,
         repository: BareRepository,
-        listed: dict[RefName, ObjectId],
+        changes: Sequence[ListedChange],
         head_target: RefName | None,
         detached: ObjectId | None,
-        number: int,
+        before: RefSnapshot | None,
     ) -> RefSnapshot:
         """Write the refs and make the snapshot; blocking."""
         old = repository.read_refs()
         graph = repository.graph
-        refs = {}
-        for name, oid in listed.items():
-            was = old.refs.get(name)
-            if was is not None and was.oid == oid:
-                refs[name] = was
-                continue
-            peeled = graph.peel(oid)
-            refs[name] = Ref(name, oid, peeled if peeled != oid else None)
         now = int(self._now())
         kept = {oid: until for oid, until in old.kept.items() if until > now}
-        for name, ref in old.refs.items():
-            new = listed.get(name)
-            if new != ref.oid and not (new and _is_fast_forward(repository, ref.oid, new)):
-                kept[ref.oid] = now + KEPT_SECONDS
+        new: dict[RefName, Ref | None] = {}
+        for change in changes:
+            was, oid = old.refs.get(change.name), change.new.oid if change.new else None
+            if was is not None and not (oid and _is_fast_forward(repository, was.oid, oid)):
+                kept[was.oid] = now + KEPT_SECONDS
+            new[change.name] = None
+            if oid is not None:
+                peeled = graph.peel(oid)
+                new[change.name] = Ref(change.name, oid, peeled if peeled != oid else None)
+        refs = RefTable.of(old.refs.values()).replace(new)
         stored = StoredRefs(refs, head_target, detached, kept)
         repository.write_refs(stored)
-        return self._snapshot(number, stored).prepare()
+        number = before.number + 1 if before is not None else 1
+        return self._snapshot(number, stored).prepare(before)
 
     def _snapshot(self, number: int, stored: StoredRefs) -> RefSnapshot:
         return RefSnapshot(
@@ -283,35 +290,8 @@ class Updater:
         )
 
 
-def _is_same(
-    before: RefSnapshot,
-    listed: dict[RefName, ObjectId],
-    head_target: RefName | None,
-    detached: ObjectId | None,
-) -> bool:
-    return (
-        before.head_target == head_target
-        and (head_target is not None or before.head == detached)
-        and listed == {ref.name: ref.oid for ref in before.refs}
-    )
-
-
 def _missing(repository: BareRepository, tips: Iterable[ObjectId]) -> list[ObjectId]:
     return [tip for tip in sorted(tips) if not repository.source.contains(tip)]
-
-
-def _choose_haves(before: RefSnapshot, listed: dict[RefName, ObjectId]) -> list[ObjectId]:
-    """Choose the tips that say most: those of refs that change now, HEAD, branches, the rest."""
-
-    def rank(ref: Ref) -> tuple[bool, bool, bool]:
-        return (
-            listed.get(ref.name) == ref.oid,
-            ref.name != before.head_target,
-            not ref.name.startswith(b"refs/heads/"),
-        )
-
-    tips = (ref.oid for ref in sorted(before.refs, key=rank))
-    return list(islice(dict.fromkeys(tips), HAVES_MAX))
 
 
 def _is_fast_forward(repository: BareRepository, old: ObjectId, new: ObjectId) -> bool:

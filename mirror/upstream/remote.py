@@ -7,12 +7,14 @@ A redirect (a renamed repository) is followed within the same host only: credent
 a place that the configuration does not name.
 """
 
+import asyncio
 import gzip
 import io
 from collections.abc import (
     AsyncGenerator,
     AsyncIterator,
     Callable,
+    Generator,
     Iterable,
     Iterator,
     Mapping,
@@ -21,7 +23,7 @@ from collections.abc import (
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
-from typing import Final
+from typing import Final, TypeVar
 
 import aiohttp
 from yarl import URL
@@ -35,10 +37,11 @@ from mirror.wire.client import (
     encode_fetch,
     encode_ls_refs_command,
     parse_info_refs,
-    parse_ls_refs,
 )
+from mirror.wire.listing import read_ls_refs
 from mirror.wire.names import ObjectId
 from mirror.wire.pktline import decode_all
+from mirror.wire.ref_table import RefTable
 
 ANSWER_BYTES_MAX: Final = 256 << 20
 """A listing of two million refs; more is refused rather than held in memory."""
@@ -52,6 +55,10 @@ GZIP_BYTES_MIN: Final = 1024
 READ_BYTES: Final = 128 * 1024
 ERROR_BODY_BYTES_MAX: Final = 500
 
+PARSE_INLINE_BYTES_MAX: Final = 64 * 1024
+"""To parse more takes more than a few milliseconds: not on the event loop."""
+
+_NOTHING: Final = RefTable()
 _SERVICE: Final = "git-upload-pack"
 _ADVERTISEMENT: Final = f"application/x-{_SERVICE}-advertisement"
 _REQUEST: Final = f"application/x-{_SERVICE}-request"
@@ -59,6 +66,9 @@ _RESULT: Final = f"application/x-{_SERVICE}-result"
 
 FetchProgress = Callable[[int, bytes], None]
 """Called with (pack bytes received, the upstream's own progress message)."""
+
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,18 +129,18 @@ class Remote:
         """Forget what the upstream can do, so that the next look starts from the beginning."""
         self._features = None
 
-    async def list_refs(self, prefixes: Iterable[bytes]) -> Listing:
+    async def list_refs(self, prefixes: Iterable[bytes], *, known: RefTable = _NOTHING) -> Listing:
         """Ask for the refs whose names begin with one of `prefixes`, and HEAD.
 
-        A v0 upstream sends all it has.
+        A v0 upstream sends all it has. What is as in `known` is not read again.
 
         Raises:
             UpstreamError: It did not answer as it should.
         """
-        known = self._features
-        if known is not None and known.version == 2:
+        features = self._features
+        if features is not None and features.version == 2:
             try:
-                return await self._ls_refs(known, prefixes)
+                return await self._ls_refs(features, prefixes, known)
             except (_BrokenOff, UpstreamRefused):
                 # A kept-alive connection that had died, a renamed repository, another server behind
                 # the same name: start over once, and let that error stand if there is one.
@@ -140,16 +150,18 @@ class Remote:
                 raise
         features = self._features = await self._first_answer()
         if features.listing is None:
-            return await self._ls_refs(features, prefixes)
+            return await self._ls_refs(features, prefixes, known)
         if features.listing.shallow:
             raise UpstreamRefused("the upstream is a shallow repository; unshallow it to mirror it")
         return features.listing
 
-    async def _ls_refs(self, features: UpstreamFeatures, prefixes: Iterable[bytes]) -> Listing:
+    async def _ls_refs(
+        self, features: UpstreamFeatures, prefixes: Iterable[bytes], known: RefTable
+    ) -> Listing:
         command = encode_ls_refs_command(features, [b"HEAD", *prefixes], self._agent)
         with _upstream_errors():
             async with self._post(command, features) as response:
-                return parse_ls_refs(decode_all(await self._whole_body(response)))
+                return await _in_steps(read_ls_refs(await self._whole_body(response), known))
 
     async def fetch_pack(
         self,
@@ -195,7 +207,11 @@ class Remote:
                 await self._raise_for_status(response)
                 _check_content_type(response, _ADVERTISEMENT)
                 with _upstream_errors():
-                    features = parse_info_refs(decode_all(await self._whole_body(response)))
+                    body = await self._whole_body(response)
+                    if len(body) <= PARSE_INLINE_BYTES_MAX:
+                        features = _parse_first_answer(body)
+                    else:  # the whole listing of a v0 upstream
+                        features = await asyncio.to_thread(_parse_first_answer, body)
             if features.object_format != b"sha1":
                 raise UpstreamRefused(
                     f"the upstream uses {features.object_format.decode('ascii', 'replace')} object"
@@ -305,6 +321,21 @@ class Remote:
             if len(body) > ANSWER_BYTES_MAX:
                 raise UpstreamRefused(f"the upstream's answer is over {ANSWER_BYTES_MAX} bytes")
         return bytes(body)
+
+
+def _parse_first_answer(body: bytes) -> UpstreamFeatures:
+    return parse_info_refs(decode_all(body))
+
+
+async def _in_steps(steps: Generator[None, None, T]) -> T:
+    """Run a generator to its end; the loop is not to stand still meanwhile."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as done:
+            result: T = done.value
+            return result
+        await asyncio.sleep(0)
 
 
 def _chunks(response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:

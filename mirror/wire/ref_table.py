@@ -49,6 +49,11 @@ class Chunk:
         self._deflated: bytes | None = None
         self._tags: tuple[Ref, ...] | None = None
 
+    @property
+    def last(self) -> RefName:
+        """The name of the last ref."""
+        return _name_at(self.lines, self.lines.rfind(b"\n", 0, -1) + 1)
+
     def refs(self) -> list[Ref]:
         """Return the refs."""
         return [
