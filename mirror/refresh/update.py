@@ -273,6 +273,7 @@ class Updater:
             new[change.name] = None
             if oid is not None:
                 peeled = graph.peel(oid)
+                graph.node(peeled)  # kept for the fetches that come now
                 new[change.name] = Ref(change.name, oid, peeled if peeled != oid else None)
         refs = RefTable.of(old.refs.values()).replace(new)
         stored = StoredRefs(refs, head_target, detached, kept)

@@ -109,7 +109,7 @@ class BareRepository:
         self.objects = path / "objects"
         self.upstream_url = upstream_url
         self.source = source
-        self.graph = CommitGraph(source)
+        self.graph = CommitGraph(source, index=self.objects / "info" / "commit-graph")
         self._packed_refs: tuple[_Identity, RefTable, Mapping[ObjectId, int]] | None = None
 
     @classmethod
