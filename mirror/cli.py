@@ -4,6 +4,7 @@ Exit codes: 0 all well; 1 something is wrong and said so; 2 a mistake on the com
 """
 
 import asyncio
+import gc
 import json
 import signal
 import sys
@@ -78,6 +79,10 @@ async def _serve(settings: Settings, display: Display) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     async with Service(settings, watch=_watch(display)) as service:
+        # What is here now stays: the collector need not look at it again, which for 1,000
+        # repositories takes 40 to 80 ms each time, with the event loop standing still.
+        gc.collect()
+        gc.freeze()
         stopping = asyncio.create_task(stop.wait())
         broken = asyncio.create_task(service.wait())
         await asyncio.wait((stopping, broken), return_when=asyncio.FIRST_COMPLETED)

@@ -380,11 +380,19 @@ async def test_a_big_first_clone_gets_an_index_of_its_commits_once_it_is_publish
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("mirror.refresh.refresher.INDEXED_BYTES_MIN", 1)
+    indexed = asyncio.Event()
+    repack = bench.engine.repack
+
+    async def repack_and_tell(repository: BareRepository) -> None:
+        assert bench.mirror.snapshot is not None
+        await repack(repository)
+        indexed.set()
+
+    monkeypatch.setattr(bench.engine, "repack", repack_and_tell)
     async with Running(bench) as running:
         await running.refreshed(Trigger.START)
-        assert bench.mirror.repository is not None
-        index = bench.mirror.repository.objects / "info" / "commit-graph"
-        await soon(index.exists)
+        await asyncio.wait_for(indexed.wait(), WAIT_SECONDS_MAX)
+        assert (bench.path / "objects" / "info" / "commit-graph").exists()
         bench.git("commit-graph", "verify")
     bench.mirrors()
 
