@@ -38,8 +38,11 @@ COMMIT: Final = 1
 TREE: Final = 2
 TAG: Final = 4
 
-DELTA_CACHE_BYTES: Final = 16 << 20
+DELTA_CACHE_BYTES_MAX: Final = 16 << 20
 """For each pack, of objects made from deltas; dulwich's own default is 96 MiB."""
+
+DELTA_CACHE_BYTES_MIN: Final = 1 << 20
+"""Of a small pack. In between it is as large as the pack: many small ones are not to need much."""
 
 MAPPED_BYTES_MIN: Final = 16 * 1024
 """Most packs of a refresh are smaller: read into memory, they cost no descriptor and no mapping."""
@@ -90,11 +93,13 @@ class OpenPack:
             try:
                 data = stack.enter_context(_opened(path))
                 index = stack.enter_context(_opened(path.with_suffix(".idx")))
+                size = path.stat().st_size
             except FileNotFoundError as error:
                 raise PackGone from error
             self._index = load_pack_index_file(os.fspath(path), index, SHA1)
             stack.callback(self._index.close)
-            self._data = PackData(path, SHA1, data, delta_base_cache_limit=DELTA_CACHE_BYTES)
+            cached = min(DELTA_CACHE_BYTES_MAX, max(DELTA_CACHE_BYTES_MIN, size))
+            self._data = PackData(path, SHA1, data, delta_base_cache_limit=cached)
             stack.callback(self._data.close)
             if len(self._index) != len(self._data) or (
                 self._index.get_pack_checksum() != self._data.get_stored_checksum()
