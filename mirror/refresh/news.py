@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from itertools import chain, islice
 from typing import Final
 
+from mirror.refresh.changes import ListedChange, find_changes
 from mirror.refresh.mirror import Mirror
 from mirror.refresh.patterns import patterns_of
 from mirror.repository.bare import BareRepository
 from mirror.repository.snapshot import RefSnapshot
 from mirror.wire.client import Listing
 from mirror.wire.names import ObjectId, RefName
+from mirror.wire.ref_table import RefTable
 
 HAVES_MAX: Final = 256
 """The tips we tell the upstream of; those of the refs that change come first."""
@@ -25,53 +27,52 @@ REFS_LOOKED_AT_MAX: Final = 5_000
 
 @dataclass(frozen=True, slots=True)
 class News:
-    """What an upstream lists, and how that differs from what readers see.
+    """How what an upstream lists differs from what readers see.
 
     Attributes:
-        listed: The mirrored refs.
+        changes: The refs that differ.
         head_target: The branch that HEAD names; `None` when it is detached.
         detached: What a detached HEAD is.
-        moves: The refs that differ, and what each was; `None` for a new one.
         missing: Tips that are not here.
         is_any: Whether anything differs, HEAD included.
     """
 
-    listed: dict[RefName, ObjectId]
+    changes: list[ListedChange]
     head_target: RefName | None
     detached: ObjectId | None
-    moves: dict[RefName, ObjectId | None]
     missing: list[ObjectId]
     is_any: bool
+
+    @property
+    def changed(self) -> list[RefName]:
+        """The names of the refs that differ."""
+        return [change.name for change in self.changes]
 
     def moved_from(self) -> ObjectId | None:
         """Return from where refs move to the one missing tip, when that is one place."""
         places = {
-            old for name, old in self.moves.items() if old and self.listed.get(name) in self.missing
+            change.old.oid
+            for change in self.changes
+            if change.old and change.new and change.new.oid in self.missing
         }
         return places.pop() if len(self.missing) == len(places) == 1 else None
 
 
 def compare(mirror: Mirror, repository: BareRepository, listing: Listing) -> News:
     """Compare what the upstream lists with what readers see; blocking."""
-    patterns = patterns_of(mirror.settings.refs)
-    listed = {ref.name: ref.oid for ref in listing.refs if patterns.matches(ref.name)}
-    detached = listing.head if listing.head_target is None else None
     before = mirror.snapshot
-    old = before.by_name if before is not None else {}
-    moves: dict[RefName, ObjectId | None] = {
-        name: ref.oid for name, ref in old.items() if listed.get(name) != ref.oid
-    }
-    moves.update((name, None) for name in listed if name not in old)
+    known = before.by_name if before is not None else RefTable()
+    is_mirrored = patterns_of(mirror.settings.refs).matches
+    changes = find_changes(known, listing.refs, is_mirrored)
+    detached = listing.head if listing.head_target is None else None
     is_head_moved = before is not None and (
         before.head_target != listing.head_target
         or (listing.head_target is None and before.head != detached)
     )
-    tips = {
-        *(oid for name in moves if (oid := listed.get(name))),
-        *([detached] if detached else []),
-    }
+    tips = {change.new.oid for change in changes if change.new is not None}
+    tips.update([detached] if detached else [])
     missing = [tip for tip in sorted(tips) if not repository.source.contains(tip)]
-    return News(listed, listing.head_target, detached, moves, missing, bool(moves) or is_head_moved)
+    return News(changes, listing.head_target, detached, missing, bool(changes) or is_head_moved)
 
 
 def choose_haves(before: RefSnapshot, changed: Iterable[RefName]) -> list[ObjectId]:

@@ -33,6 +33,10 @@ PACKS_MAX: Final = 24
 """With more packs in a repository each look-up gets dearer: time to merge some. Where that did not
 help, it is tried again only with twice as many."""
 
+INDEXED_BYTES_MIN: Final = 4 << 20
+"""A pack of that size has so many commits that an index of them pays at once, not at the first
+repack only; the engine makes it, after the first clone was published."""
+
 EXPECTATIONS_MAX: Final = 1000
 """Announced tips remembered per repository; what is over that is left to the upstream's listing."""
 
@@ -158,6 +162,7 @@ class Refresher:
         self._wake = asyncio.Event()
         self._expected: list[_Expected] = []
         self._repack_at = PACKS_MAX + 1
+        self._is_indexed = False
         self._log = logger.bind(repository=mirror.name)
 
     def request(self, trigger: Trigger) -> "asyncio.Future[None]":
@@ -347,11 +352,23 @@ class Refresher:
         return delay
 
     def _crowded(self) -> BareRepository | None:
-        """Return the repository when it has so many packs that some should be merged."""
+        """Return the repository when it is time to tidy it up: many packs, or no index yet."""
         repository = self.mirror.repository
-        if repository is None or len(repository.pack_files()) < self._repack_at:
+        if repository is None:
             return None
-        return repository
+        count = len(repository.pack_files())
+        return repository if count >= self._repack_at or self._lacks_index(repository) else None
+
+    def _lacks_index(self, repository: BareRepository) -> bool:
+        """Tell whether this is a big first clone, which has no index of its commits yet."""
+        if self._is_indexed:
+            return False
+        self._is_indexed = True  # not asked again
+        return (
+            len(repository.pack_files()) == 1
+            and repository.bytes_on_disk() >= INDEXED_BYTES_MIN
+            and not (repository.objects / "info" / "commit-graph").exists()
+        )
 
     async def _repack(self, repository: BareRepository) -> None:
         before = len(repository.pack_files())

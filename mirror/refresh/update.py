@@ -29,6 +29,7 @@ from mirror.upstream.forges import UNKNOWN, RefChange
 from mirror.upstream.remote import Remote
 from mirror.wire.client import Listing
 from mirror.wire.names import ObjectId, Ref, RefName
+from mirror.wire.ref_table import RefTable
 
 NOTED_EVERY_SECONDS: Final = 60.0
 """So often the time of the last confirmation is kept on disk, for the time after a restart."""
@@ -189,12 +190,13 @@ class Updater:
         if mirror.shown is not None and mirror.shown[1] is mirror.snapshot:
             seen = mirror.shown[0]
         patterns = patterns_of(mirror.settings.refs)
-        listing = await remote.list_news(patterns.prefixes(), seen=seen)
+        listing = await remote.list_news(patterns.prefixes(), seen=seen, known=_known(mirror))
         mirror.moved_to = remote.moved_to
         return listing if listing is None else await self._unless_empty(mirror, remote, listing)
 
     async def _list_anew(self, mirror: Mirror, remote: Remote) -> Listing:
-        listing = await remote.list_refs(patterns_of(mirror.settings.refs).prefixes())
+        prefixes = patterns_of(mirror.settings.refs).prefixes()
+        listing = await remote.list_refs(prefixes, known=_known(mirror))
         mirror.moved_to = remote.moved_to
         return await self._unless_empty(mirror, remote, listing)
 
@@ -236,14 +238,14 @@ class Updater:
             return Updated(repository, before, 0)
         received = Received()
         if news.missing:
-            haves = choose_haves(before, news.moves) if before is not None else []
+            haves = choose_haves(before, news.changed) if before is not None else []
             known = Known(haves, news.moved_from())
             received = await self._receive(
                 mirror, repository, receiver, news.missing, known, speculation
             )
         snapshot = await _in_thread(self._replace_refs, repository, before, news)
         mirror.shown = (listing.digest, snapshot)
-        return Updated(repository, snapshot, received.size, len(news.moves), received.answers)
+        return Updated(repository, snapshot, received.size, len(news.changed), received.answers)
 
     async def _receive(
         self,
@@ -279,22 +281,25 @@ class Updater:
     ) -> RefSnapshot:
         """Write the refs and make the snapshot; blocking."""
         graph = repository.graph
-        old = before.by_name if before is not None else {}
-        refs = {name: old[name] for name in news.listed if name not in news.moves}
-        for name in news.moves:
-            oid = news.listed.get(name)
+        graph = repository.graph
+        old = repository.read_refs()
+        now = int(self._now())
+        kept = {oid: until for oid, until in old.kept.items() if until > now}
+        new: dict[RefName, Ref | None] = {}
+        for change in news.changes:
+            was, oid = old.refs.get(change.name), change.new.oid if change.new else None
+            if was is not None and not (oid and _is_fast_forward(repository, was.oid, oid)):
+                kept[was.oid] = now + KEPT_SECONDS
+            new[change.name] = None
             if oid is not None:
                 peeled = graph.peel(oid)
-                refs[name] = Ref(name, oid, peeled if peeled != oid else None)
-        now = int(self._now())
-        kept = {oid: until for oid, until in repository.read_refs().kept.items() if until > now}
-        for name, was in news.moves.items():
-            new = news.listed.get(name)
-            if was and not (new and _is_fast_forward(repository, was, new)):
-                kept[was] = now + KEPT_SECONDS
+                graph.node(peeled)  # kept for the fetches that come now
+                new[change.name] = Ref(change.name, oid, peeled if peeled != oid else None)
+        refs = RefTable.of(old.refs.values()).replace(new)
         stored = StoredRefs(refs, news.head_target, news.detached, kept)
         repository.write_refs(stored)
-        return self._snapshot(before.number + 1 if before is not None else 1, stored).prepare()
+        number = before.number + 1 if before is not None else 1
+        return self._snapshot(number, stored).prepare(before)
 
     def _snapshot(self, number: int, stored: StoredRefs) -> RefSnapshot:
         return RefSnapshot(
@@ -328,6 +333,10 @@ def _answers(
         return ()
     request = PackRequest(wants=tuple(missing), haves=(known.onto,), thin=True, ofs_delta=True)
     return (ReadyPack(request, data),)
+
+
+def _known(mirror: Mirror) -> RefTable:
+    return mirror.snapshot.by_name if mirror.snapshot is not None else RefTable()
 
 
 def _is_fast_forward(repository: BareRepository, old: ObjectId, new: ObjectId) -> bool:

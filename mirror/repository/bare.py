@@ -10,7 +10,6 @@ Tips that a force-push or a deletion took away are kept under `refs/git-mirror/k
 """
 
 import os
-import re
 import secrets
 import shutil
 from collections.abc import Iterator, Mapping
@@ -26,16 +25,16 @@ from mirror.errors import LocalError, ProtocolError
 from mirror.repository.graph import CommitGraph
 from mirror.repository.objects import ObjectSource
 from mirror.wire.names import ObjectId, Ref, RefName, object_id, ref_name
+from mirror.wire.ref_table import Chunk, RefTable, packed_lines, parse_packed_lines
 
 KEPT_PREFIX: Final = b"refs/git-mirror/kept/"
 """Ours alone: never taken from an upstream, never advertised."""
 
 _PACKED_REFS_HEADER: Final = b"# pack-refs with: peeled fully-peeled sorted \n"
-_PACKED_REF: Final = re.compile(
-    rb"([0-9a-f]{40}) (refs/[^\x00-\x20\x7f]+)\n(?:\^([0-9a-f]{40})\n)?"
-)
 _CONFIRMED: Final = "git-mirror-confirmed"  # an empty file: its time is what counts
 _QUARANTINE_PREFIX: Final = "tmp_objdir-incoming-"  # git's own name for it: its gc knows it
+
+_Identity = tuple[int, int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +42,7 @@ class StoredRefs:
     """What the refs on disk say.
 
     Attributes:
-        refs: The mirrored refs, by name.
+        refs: The mirrored refs, by name; what is read from disk is a `RefTable`.
         head_target: The branch that HEAD names; `None` when HEAD is detached.
         head: The id of a detached HEAD; `None` otherwise.
         kept: Old tips and until when (seconds since the epoch) they are kept.
@@ -111,7 +110,8 @@ class BareRepository:
         self.objects = path / "objects"
         self.upstream_url = upstream_url
         self.source = source
-        self.graph = CommitGraph(source)
+        self.graph = CommitGraph(source, index=self.objects / "info" / "commit-graph")
+        self._packed_refs: tuple[_Identity, RefTable, Mapping[ObjectId, int]] | None = None
         self.confirmed_before = _modified_at(path / _CONFIRMED)
         """When the upstream had confirmed the refs, as far as was known when this was opened."""
 
@@ -169,13 +169,7 @@ class BareRepository:
         """
         try:
             head = (self.path / "HEAD").read_bytes().strip()
-            stored = _parse_packed_refs((self.path / "packed-refs").read_bytes())
-            kept = {
-                ref.oid: int(ref.name.removeprefix(KEPT_PREFIX).partition(b"/")[0])
-                for ref in stored
-                if ref.name.startswith(KEPT_PREFIX)
-            }
-            refs = {ref.name: ref for ref in stored if not ref.name.startswith(KEPT_PREFIX)}
+            refs, kept = self._read_packed_refs()
             if head.startswith(b"ref: "):
                 return StoredRefs(refs, ref_name(head.removeprefix(b"ref: ").strip()), None, kept)
             return StoredRefs(refs, None, object_id(head), kept)
@@ -188,21 +182,18 @@ class BareRepository:
         Raises:
             LocalError: They could not be written; those on disk are as before.
         """
+        refs = RefTable.of(stored.refs.values())
         kept = (
             Ref(RefName(b"%b%d/%b" % (KEPT_PREFIX, until, oid)), oid)
             for oid, until in stored.kept.items()
         )
-        refs = sorted((*stored.refs.values(), *kept), key=lambda ref: ref.name)
-        lines = [_PACKED_REFS_HEADER]
-        for ref in refs:
-            lines.append(b"%b %b\n" % (ref.oid, ref.name))
-            if ref.peeled is not None:
-                lines.append(b"^%b\n" % ref.peeled)
+        table = refs.replace({ref.name: ref for ref in kept})
+        lines = (packed_lines(chunk.lines) for chunk in table.chunks)
         if stored.head_target is not None:
             head = b"ref: %b\n" % stored.head_target
         else:
             head = (stored.head or b"ref: refs/heads/main") + b"\n"
-        contents = {"packed-refs": b"".join(lines)}
+        contents = {"packed-refs": b"".join((_PACKED_REFS_HEADER, *lines))}
         try:
             if (self.path / "HEAD").read_bytes() != head:
                 contents["HEAD"] = head
@@ -212,6 +203,7 @@ class BareRepository:
             for name in contents:
                 (self.path / f"{name}.tmp").rename(self.path / name)
                 fsync_directory(self.path)
+            self._packed_refs = (_identity(self.path / "packed-refs"), refs, dict(stored.kept))
         except OSError as error:
             raise LocalError(f"can't write the refs of {self.path}: {error.strerror}") from error
 
@@ -223,6 +215,22 @@ class BareRepository:
         with suppress(OSError):
             (self.path / _CONFIRMED).touch()
             os.utime(self.path / _CONFIRMED, (at, at))
+
+    def _read_packed_refs(self) -> tuple[RefTable, Mapping[ObjectId, int]]:
+        """Return the mirrored refs and the kept tips; of a file that is known, without reading."""
+        path = self.path / "packed-refs"
+        identity = _identity(path)
+        if self._packed_refs is None or self._packed_refs[0] != identity:
+            content = path.read_bytes()
+            start = content.index(b"\n") + 1 if content.startswith(b"#") else 0
+            table = RefTable(parse_packed_lines(content[start:]))
+            ours = [ref for lines in table.lines_with(KEPT_PREFIX) for ref in Chunk(lines).refs()]
+            kept = {
+                ref.oid: int(ref.name.removeprefix(KEPT_PREFIX).partition(b"/")[0]) for ref in ours
+            }
+            refs = table.replace(dict.fromkeys(ref.name for ref in ours))
+            self._packed_refs = (identity, refs, kept)
+        return self._packed_refs[1:]
 
     # --- objects -------------------------------------------------------------------------------
 
@@ -268,22 +276,10 @@ class BareRepository:
             fsync_directory(Path(directory))
 
 
-def _parse_packed_refs(content: bytes) -> list[Ref]:
-    """Parse the file that `write_refs` wrote; git's own are the same.
-
-    Raises:
-        ValueError: It is damaged.
-    """
-    refs = []
-    position = content.index(b"\n") + 1 if content.startswith(b"#") else 0
-    while position < len(content):
-        line = _PACKED_REF.match(content, position)
-        if line is None:
-            raise ValueError(f"no ref at byte {position} of packed-refs")
-        oid, name, peeled = line.groups()
-        refs.append(Ref(RefName(name), ObjectId(oid), ObjectId(peeled) if peeled else None))
-        position = line.end()
-    return refs
+def _identity(path: Path) -> _Identity:
+    """Return what tells a file from any other that was or will be in its place."""
+    found = path.stat()
+    return found.st_ino, found.st_mtime_ns, found.st_size
 
 
 def _clear_leftovers(path: Path) -> None:

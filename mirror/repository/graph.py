@@ -1,21 +1,29 @@
 """The commit graph of one repository, read as far as somebody walks it, and kept.
 
-Commits never change, so what was read once stays true. Bounded: past `COMMITS_CACHED_MAX` the cache
-starts afresh. Walks are blocking work on objects: callers run them in a thread.
+Commits never change, so what was read once stays true. What git has indexed comes from its
+commit-graph file, the newer commits from their objects. Bounded: past `COMMITS_CACHED_MAX` the
+cache starts afresh. Walks are blocking work on objects: callers run them in a thread.
 """
 
 import heapq
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
+import structlog
+
 from mirror.errors import LocalError
+from mirror.repository.commit_graph_file import CommitGraphFile
 from mirror.repository.objects import COMMIT, TAG, ObjectSource
 from mirror.wire.names import ObjectId
 
-COMMITS_CACHED_MAX: Final = 500_000
-"""About 150 MB at the very worst; a repository of that many commits is a rare one."""
+COMMITS_CACHED_MAX: Final = 100_000
+"""About 40 MB at the very worst. From the commit-graph file a cache is filled in half a second."""
+
+GENERATION_UNKNOWN: Final = 1 << 62
+"""Of a commit that is not in the file: above all that are."""
 
 # As lenient as git: old history has committers without an address or a date, and tags without a
 # tagger. What comes after these lines is not looked at.
@@ -28,22 +36,37 @@ _COMMIT: Final = re.compile(
 _TAG: Final = re.compile(rb"object ([0-9a-f]{40})\n")
 _PARENT_BYTES: Final = len(b"parent \n") + 40
 
+logger = structlog.stdlib.get_logger()
+
 
 @dataclass(frozen=True, slots=True)
 class CommitNode:
-    """What the walks need of a commit; `time` in seconds since the epoch."""
+    """What the walks need of a commit; `time` in seconds since the epoch.
+
+    `generation` is larger than that of each parent, as far as both are known.
+    """
 
     tree: ObjectId
     parents: tuple[ObjectId, ...]
     time: int
+    generation: int = GENERATION_UNKNOWN
 
 
 class CommitGraph:
     """Parents, trees and times of a repository's commits."""
 
-    def __init__(self, source: ObjectSource) -> None:
+    def __init__(self, source: ObjectSource, *, index: Path | None = None) -> None:
+        """Take the objects of `source`.
+
+        Args:
+            source: Where commits are that the index lacks.
+            index: git's commit-graph file. It may be absent, come later, or be replaced.
+        """
         self._source = source
         self._nodes: dict[ObjectId, CommitNode] = {}
+        self._index_path = index
+        self._index: CommitGraphFile | None = None
+        self._index_identity: tuple[int, int, int] | None = None
 
     def node(self, oid: ObjectId) -> CommitNode | None:
         """Return the commit `oid`, or `None` when that is not a commit.
@@ -54,14 +77,53 @@ class CommitGraph:
         known = self._nodes.get(oid)
         if known is not None:
             return known
-        kind, content = self._source.raw(oid)
-        if kind != COMMIT:
-            return None
-        node = _parse_commit(oid, content)
+        node = self._indexed(oid)
+        if node is None:
+            kind, content = self._source.raw(oid)
+            if kind != COMMIT:
+                return None
+            node = _parse_commit(oid, content)
         if len(self._nodes) >= COMMITS_CACHED_MAX:
             self._nodes = {}
         self._nodes[oid] = node
         return node
+
+    def _indexed(self, oid: ObjectId) -> CommitNode | None:
+        """Look the commit up in git's index, in a newer one if there is."""
+        try:
+            sha = bytes.fromhex(oid.decode())
+            found = self._index.get(sha) if self._index is not None else None
+            if found is None and self._has_new_index() and self._index is not None:
+                found = self._index.get(sha)
+        except ValueError as error:
+            self._index = None  # until it is replaced
+            logger.warning("commit_graph_not_used", path=str(self._index_path), error=str(error))
+            return None
+        if found is None:
+            return None
+        parents = tuple(ObjectId(parent.hex().encode()) for parent in found.parents)
+        tree = ObjectId(found.tree.hex().encode())
+        generation = found.generation or GENERATION_UNKNOWN  # 0: written before there were any
+        return CommitNode(tree, parents, found.time, generation)
+
+    def _has_new_index(self) -> bool:
+        """Open the index if another file is in its place now.
+
+        Raises:
+            ValueError: It is damaged.
+        """
+        if self._index_path is None:
+            return False
+        try:
+            stat = self._index_path.stat()
+            identity = (stat.st_ino, stat.st_mtime_ns, stat.st_size)
+            if identity == self._index_identity:
+                return False
+            self._index_identity = identity
+            self._index = CommitGraphFile(self._index_path)
+        except OSError:
+            return False
+        return True
 
     def peel(self, oid: ObjectId) -> ObjectId:
         """Follow tags to what they finally point to; anything else is returned as it is.
@@ -103,15 +165,21 @@ class CommitGraph:
             return False
         oldest = min(node.time for node in nodes.values())
         reaching = {*nodes, *(parent for node in nodes.values() for parent in node.parents)}
+        lowest = min(self._lowest(node) for node in nodes.values())
         dead_ends: set[ObjectId] = set()
         return all(
-            self._reaches(start, reaching, dead_ends, oldest)
+            self._reaches(start, reaching, dead_ends, oldest, lowest)
             for start in map(self.peel, starts)
             if self.node(start)
         )
 
     def _reaches(
-        self, start: ObjectId, reaching: set[ObjectId], dead_ends: set[ObjectId], oldest: int
+        self,
+        start: ObjectId,
+        reaching: set[ObjectId],
+        dead_ends: set[ObjectId],
+        oldest: int,
+        lowest: int,
     ) -> bool:
         """Walk depth first. What is found out stays in `reaching` and `dead_ends` for the next."""
         if start in reaching:
@@ -126,16 +194,25 @@ class CommitGraph:
                     return True
                 if parent not in seen and parent not in dead_ends:
                     seen.add(parent)
-                    path.append((parent, iter(self._parents_since(parent, oldest))))
+                    path.append((parent, iter(self._parents_since(parent, oldest, lowest))))
                     break
             else:
                 dead_ends.add(oid)
                 path.pop()
         return False
 
-    def _parents_since(self, oid: ObjectId, oldest: int) -> tuple[ObjectId, ...]:
+    def _parents_since(self, oid: ObjectId, oldest: int, lowest: int) -> tuple[ObjectId, ...]:
         node = self.node(oid)
-        return node.parents if node is not None and node.time >= oldest else ()
+        if node is None or node.time < oldest or node.generation <= lowest:
+            return ()
+        return node.parents
+
+    def _lowest(self, goal: CommitNode) -> int:
+        """Return the lowest generation of a goal and its parents: who is as low reaches none."""
+        if goal.generation == GENERATION_UNKNOWN:
+            return 0  # its parents need not be indexed either
+        parents = filter(None, map(self.node, goal.parents))
+        return min((parent.generation for parent in parents), default=goal.generation)
 
     def is_ancestor(self, ancestor: ObjectId, descendant: ObjectId, *, commits_max: int) -> bool:
         """Tell whether `ancestor` is reachable from `descendant`, looking at `commits_max` at most.
@@ -146,7 +223,14 @@ class CommitGraph:
         goal = self.node(ancestor)
         if goal is None:
             return False
-        for number, oid in enumerate(self.by_date([descendant], self._parents)):
+
+        lowest = goal.generation if goal.generation != GENERATION_UNKNOWN else 0
+
+        def parents(oid: ObjectId) -> tuple[ObjectId, ...]:
+            node = self.node(oid)
+            return node.parents if node is not None and node.generation > lowest else ()
+
+        for number, oid in enumerate(self.by_date([descendant], parents)):
             if oid == ancestor:
                 return True
             node = self.node(oid)

@@ -11,14 +11,22 @@ import threading
 import weakref
 import zlib
 from collections.abc import Iterator
+from contextlib import ExitStack
+from io import BytesIO
 from pathlib import Path
-from typing import Final
+from typing import IO, Final
 
 from dulwich.errors import ApplyDeltaError, ChecksumMismatch, ObjectFormatException
 from dulwich.object_format import SHA1
 from dulwich.objects import ObjectID as DulwichId
 from dulwich.objects import hex_to_sha
-from dulwich.pack import Pack, PackFileDisappeared, UnpackedObject, UnresolvedDeltas
+from dulwich.pack import (
+    Pack,
+    PackData,
+    UnpackedObject,
+    UnresolvedDeltas,
+    load_pack_index_file,
+)
 
 from mirror.errors import LocalError
 from mirror.wire.names import ObjectId
@@ -30,8 +38,14 @@ COMMIT: Final = 1
 TREE: Final = 2
 TAG: Final = 4
 
-DELTA_CACHE_BYTES: Final = 16 << 20
+DELTA_CACHE_BYTES_MAX: Final = 16 << 20
 """For each pack, of objects made from deltas; dulwich's own default is 96 MiB."""
+
+DELTA_CACHE_BYTES_MIN: Final = 1 << 20
+"""Of a small pack. In between it is as large as the pack: many small ones are not to need much."""
+
+MAPPED_BYTES_MIN: Final = 16 * 1024
+"""Most packs of a refresh are smaller: read into memory, they cost no descriptor and no mapping."""
 
 SCANS_MAX: Final = 10
 """A repack may take away a pack that was listed a moment ago; so many in a row are no accident."""
@@ -54,10 +68,15 @@ PACK_DAMAGE: Final = (
 """What dulwich raises over bytes that are no pack."""
 
 
+class PackGone(Exception):
+    """A pack that was listed a moment ago is not there any longer."""
+
+
 class OpenPack:
     """A pack, mapped into memory: readable to the end, even if its files are removed meanwhile.
 
-    It is closed when nobody refers to it any longer.
+    It is closed when nobody refers to it any longer. Until then it has a descriptor for each of its
+    two files, which the mapping holds; a small file has none and is in memory.
     """
 
     def __init__(self, path: Path) -> None:
@@ -67,19 +86,30 @@ class OpenPack:
             path: The `.pack` file; the index lies beside it.
 
         Raises:
-            PackFileDisappeared: One of the two is not there.
+            PackGone: One of the two is not there.
         """
         self.path = path
-        basename = os.fspath(path.with_suffix(""))
-        pack = Pack(basename, object_format=SHA1, delta_base_cache_limit=DELTA_CACHE_BYTES)
-        # Loaded now: dulwich does it at the first use, twice if two threads come at once.
-        try:
-            self._index, self._data = pack.index, pack.data
-        except BaseException:
-            pack.close()
-            raise
-        self._pack = pack
-        weakref.finalize(self, pack.close)
+        with ExitStack() as stack:
+            try:
+                data = stack.enter_context(_opened(path))
+                index = stack.enter_context(_opened(path.with_suffix(".idx")))
+                size = path.stat().st_size
+            except FileNotFoundError as error:
+                raise PackGone from error
+            self._index = load_pack_index_file(os.fspath(path), index, SHA1)
+            stack.callback(self._index.close)
+            cached = min(DELTA_CACHE_BYTES_MAX, max(DELTA_CACHE_BYTES_MIN, size))
+            self._data = PackData(path, SHA1, data, delta_base_cache_limit=cached)
+            stack.callback(self._data.close)
+            if len(self._index) != len(self._data) or (
+                self._index.get_pack_checksum() != self._data.get_stored_checksum()
+            ):
+                raise ValueError("the index is of another pack")
+            self._pack = Pack.from_objects(self._data, self._index)
+            stack.pop_all()  # all is well: to be closed later, but for the two files
+            data.close()
+            index.close()
+        weakref.finalize(self, self._pack.close)
 
     def __len__(self) -> int:
         return len(self._index)
@@ -102,6 +132,15 @@ class OpenPack:
     def ids(self) -> Iterator[ObjectId]:
         """Yield the id of each object."""
         return map(ObjectId, self._index)
+
+
+def _opened(path: Path) -> IO[bytes]:
+    """Open a file that dulwich is to map, or to read if it is small."""
+    file = path.open("rb")
+    if os.fstat(file.fileno()).st_size >= MAPPED_BYTES_MIN:
+        return file
+    with file:
+        return BytesIO(file.read())
 
 
 class ObjectSource:
@@ -136,7 +175,7 @@ class ObjectSource:
                     # The time first: what changes while we look is then looked for again.
                     changed_at = self._directory.stat().st_mtime_ns
                     packs = self._scan()
-                except PackFileDisappeared:
+                except PackGone:
                     continue
                 except OSError as error:
                     message = f"the packs in {self._directory} can't be read: {error.strerror}"

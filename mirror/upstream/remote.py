@@ -16,6 +16,7 @@ from collections.abc import (
     AsyncGenerator,
     AsyncIterator,
     Callable,
+    Generator,
     Iterable,
     Mapping,
     Sequence,
@@ -48,10 +49,11 @@ from mirror.wire.client import (
     encode_fetch,
     encode_ls_refs_command,
     parse_info_refs,
-    parse_ls_refs,
 )
+from mirror.wire.listing import read_ls_refs
 from mirror.wire.names import ObjectId
 from mirror.wire.pktline import decode_all
+from mirror.wire.ref_table import RefTable
 
 ANSWER_BYTES_MAX: Final = 256 << 20
 """A listing of two million refs; more is refused rather than held in memory."""
@@ -64,7 +66,8 @@ READ_BYTES: Final = 128 * 1024
 WORKED_ON_AT_ONCE_BYTES_MAX: Final = 64 * 1024
 """About a thousand refs, a millisecond or two."""
 
-_NOTHING: Final = b""  # no answer's digest
+_NEVER_SEEN: Final = b""  # no answer's digest
+_NOTHING: Final = RefTable()
 _SERVICE: Final = "git-upload-pack"
 _ADVERTISEMENT: Final = f"application/x-{_SERVICE}-advertisement"
 _REQUEST: Final = f"application/x-{_SERVICE}-request"
@@ -149,20 +152,22 @@ class Remote:
         """Forget what the upstream can do, so that the next look starts from the beginning."""
         self._features = None
 
-    async def list_refs(self, prefixes: Iterable[bytes]) -> Listing:
+    async def list_refs(self, prefixes: Iterable[bytes], *, known: RefTable = _NOTHING) -> Listing:
         """Ask for the refs whose names begin with one of `prefixes`, and HEAD.
 
-        A v0 upstream sends all it has.
+        A v0 upstream sends all it has. What is as in `known` is not read again.
 
         Raises:
             UpstreamError: It did not answer as it should.
         """
-        listing = await self.list_news(prefixes, seen=_NOTHING)
+        listing = await self.list_news(prefixes, seen=_NEVER_SEEN, known=known)
         if listing is None:
             raise UpstreamUnavailable("the upstream's answer has no digest")  # they all have
         return listing
 
-    async def list_news(self, prefixes: Iterable[bytes], *, seen: bytes) -> Listing | None:
+    async def list_news(
+        self, prefixes: Iterable[bytes], *, seen: bytes, known: RefTable = _NOTHING
+    ) -> Listing | None:
         """Do as `list_refs`, but return `None` if the answer is the one whose digest is `seen`.
 
         Most looks find nothing new; a hundred thousand refs are then hashed, not parsed.
@@ -170,10 +175,10 @@ class Remote:
         Raises:
             UpstreamError: It did not answer as it should.
         """
-        known = self._features
-        if known is not None and known.version == 2:
+        features = self._features
+        if features is not None and features.version == 2:
             try:
-                return await self._ls_refs(known, prefixes, seen)
+                return await self._ls_refs(features, prefixes, seen, known)
             except (BrokenOff, UpstreamRefused):
                 # A kept-alive connection that had died, a renamed repository, another server behind
                 # the same name: start over once, and let that error stand if there is one.
@@ -183,13 +188,17 @@ class Remote:
                 raise
         features = self._features = await self._first_answer()
         if features.listing is None:
-            return await self._ls_refs(features, prefixes, seen)
+            return await self._ls_refs(features, prefixes, seen, known)
         if features.listing.shallow:
             raise UpstreamRefused("the upstream is a shallow repository; unshallow it to mirror it")
         return features.listing if features.listing.digest != seen else None
 
     async def _ls_refs(
-        self, features: UpstreamFeatures, prefixes: Iterable[bytes], seen: bytes
+        self,
+        features: UpstreamFeatures,
+        prefixes: Iterable[bytes],
+        seen: bytes,
+        known: RefTable,
     ) -> Listing | None:
         command = encode_ls_refs_command(features, [b"HEAD", *prefixes], self._agent)
         with upstream_errors():
@@ -198,7 +207,7 @@ class Remote:
             digest = await _work(_digest, body)
             if digest == seen:
                 return None
-            listing = await _work(lambda whole: parse_ls_refs(decode_all(whole)), body)
+            listing = await _in_steps(read_ls_refs(body, known))
             return replace(listing, digest=digest)
 
     async def fetch_pack(
@@ -361,6 +370,17 @@ async def _work(function: Callable[[bytes], T], body: bytes) -> T:
 
 def _digest(body: bytes) -> bytes:
     return hashlib.blake2b(body, digest_size=32).digest()
+
+
+async def _in_steps(steps: Generator[None, None, T]) -> T:
+    """Run a generator to its end; the loop is not to stand still meanwhile."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as done:
+            result: T = done.value
+            return result
+        await asyncio.sleep(0)
 
 
 def _chunks(response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:

@@ -4,14 +4,21 @@ v0 and v1: gitprotocol-pack(5), "Reference Discovery", under the service line of
 gitprotocol-http(5). v2: gitprotocol-v2(5). Only what works is advertised.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator
+from dataclasses import dataclass
+from struct import pack
 from typing import Final
+from zlib import crc32
 
-from mirror.wire.names import HEAD, ZERO_ID, ObjectId, Ref, RefName
+from mirror.wire.names import HEAD, ZERO_ID, ObjectId, RefName
 from mirror.wire.pktline import FLUSH_PKT, encode, encode_lines
+from mirror.wire.ref_table import DEFLATE_END, Chunk, RefTable, deflate, unpeeled_lines
 from mirror.wire.requests import LsRefsRequest
 
 SERVICE_LINE: Final = encode(b"# service=git-upload-pack\n") + FLUSH_PKT
+
+_GZIP_START: Final = b"\x1f\x8b\x08\0\0\0\0\0\0\xff"
+"""The header: no file name, and no time, so that the same refs give the same bytes."""
 
 _V0_CAPABILITIES: Final = (
     b"multi_ack thin-pack side-band side-band-64k ofs-delta shallow deepen-since deepen-not"
@@ -41,18 +48,45 @@ def encode_v2_capabilities(agent: bytes) -> bytes:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Advertisement:
+    """A v0 or v1 advertisement in pieces.
+
+    Attributes:
+        start: What is its own: the service line and the line that tells the capabilities.
+        chunks: Those whose lines follow.
+    """
+
+    start: bytes
+    chunks: tuple[Chunk, ...]
+
+    def plain(self) -> bytes:
+        """Return it whole."""
+        return b"".join((self.start, *(chunk.advertised for chunk in self.chunks), FLUSH_PKT))
+
+    def chunks_to_deflate(self) -> int:
+        """Return how many chunks `gzip` has to compress first, a millisecond each."""
+        return sum(not chunk.is_deflated for chunk in self.chunks)
+
+    def gzip(self, plain: bytes) -> bytes:
+        """Return `plain`, which is the whole of it, as a gzip file of one member (RFC 1952)."""
+        deflated = (chunk.deflated for chunk in self.chunks)
+        pieces = (_GZIP_START, deflate(self.start), *deflated, deflate(FLUSH_PKT), DEFLATE_END)
+        return b"".join((*pieces, pack("<II", crc32(plain), len(plain) & 0xFFFFFFFF)))
+
+
 def encode_v0_advertisement(
-    refs: Sequence[Ref],
+    refs: RefTable,
     *,
     head: ObjectId | None,
     head_target: RefName | None,
     agent: bytes,
     version: int = 0,
-) -> bytes:
-    """Encode the whole v0 (or v1) advertisement, service line included.
+) -> Advertisement:
+    """Encode a v0 (or v1) advertisement, service line included.
 
     Args:
-        refs: The refs in the order of their names, HEAD not among them.
+        refs: The refs, HEAD not among them.
         head: What HEAD resolves to; `None` when it is unborn.
         head_target: The branch that HEAD names. Only HEAD's symref is announced: two `symref=`
             capabilities make git 2.39's client loop for ever.
@@ -63,20 +97,21 @@ def encode_v0_advertisement(
     if head is not None and head_target is not None:
         capabilities += b" symref=HEAD:" + head_target
     capabilities += b" object-format=sha1 agent=" + agent
-    lines = [head + b" HEAD"] if head is not None else []
-    for ref in refs:
-        lines.append(b"%b %b" % (ref.oid, ref.name))
-        if ref.peeled is not None:
-            lines.append(b"%b %b^{}" % (ref.peeled, ref.name))
-    if not lines:
-        lines = [ZERO_ID + b" capabilities^{}"]
-    lines[0] += b"\0" + capabilities
+    chunks, rest = refs.chunks, b""
+    if head is not None:
+        line = head + b" HEAD"
+    elif chunks:
+        # Without a HEAD the first ref's line is the one: its chunk is no longer as it was.
+        line, rest = chunks[0].advertised[4:].split(b"\n", 1)
+        chunks = chunks[1:]
+    else:
+        line = ZERO_ID + b" capabilities^{}"
     start = SERVICE_LINE + (encode(b"version 1\n") if version == 1 else b"")
-    return start + encode_lines(lines) + FLUSH_PKT
+    return Advertisement(start + encode_lines([line + b"\0" + capabilities]) + rest, chunks)
 
 
 def encode_ls_refs(
-    refs: Iterable[Ref],
+    refs: RefTable,
     request: LsRefsRequest,
     *,
     head: ObjectId | None,
@@ -85,28 +120,31 @@ def encode_ls_refs(
     """Encode the answer to ls-refs.
 
     Args:
-        refs: The refs that match `request.ref_prefixes`, in the order of their names.
+        refs: The refs, HEAD not among them.
         request: What the client asked for.
         head: What HEAD resolves to; `None` when it is unborn.
         head_target: The branch that HEAD names.
     """
-    lines: list[bytes] = []
+    first: list[bytes] = []
     if _matches(HEAD, request.ref_prefixes):
         symref = b" symref-target:" + head_target if head_target and request.symrefs else b""
         if head is not None:
-            lines.append(b"%b HEAD%b" % (head, symref))
+            first.append(b"%b HEAD%b" % (head, symref))
         elif request.unborn and symref:
-            lines.append(b"unborn HEAD" + symref)
-    if request.peel:
-        lines += [
-            b"%b %b" % (ref.oid, ref.name)
-            if ref.peeled is None
-            else b"%b %b peeled:%b" % (ref.oid, ref.name, ref.peeled)
-            for ref in refs
-        ]
-    else:
-        lines += [b"%b %b" % (ref.oid, ref.name) for ref in refs]
-    return encode_lines(lines) + FLUSH_PKT
+            first.append(b"unborn HEAD" + symref)
+    lines = _lines_with(refs, request.ref_prefixes)
+    if not request.peel:
+        lines = map(unpeeled_lines, lines)
+    return b"".join((encode_lines(first), *lines, FLUSH_PKT))
+
+
+def _lines_with(refs: RefTable, prefixes: tuple[bytes, ...]) -> Iterator[bytes]:
+    """Yield the lines of refs that begin with one of `prefixes`, in order, each once."""
+    covered: bytes | None = None
+    for prefix in sorted(prefixes or (b"",)):
+        if covered is None or not prefix.startswith(covered):
+            covered = prefix
+            yield from refs.lines_with(prefix)
 
 
 def _matches(name: bytes, prefixes: tuple[bytes, ...]) -> bool:

@@ -6,7 +6,7 @@ One POST per fetch: all wants, our tips as haves, and ``done``; the upstream wor
 """
 
 import enum
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -32,14 +32,14 @@ class Listing:
     """The refs of an upstream.
 
     Attributes:
-        refs: All refs but HEAD, by name; peeled where the upstream told.
+        refs: All refs but HEAD, in any order; peeled where the upstream told.
         head: What HEAD resolves to; `None` when it is unborn or not there.
         head_target: The branch that HEAD names, also an unborn one; `None` when it is detached.
         shallow: Whether the upstream itself is a shallow repository (only v0 tells).
         digest: Of the answer's bytes, where the caller of the parser made one.
     """
 
-    refs: tuple[Ref, ...]
+    refs: Collection[Ref]
     head: ObjectId | None
     head_target: RefName | None
     shallow: bool = False

@@ -404,6 +404,27 @@ async def test_many_packs_are_merged(
     bench.mirrors()
 
 
+async def test_a_big_first_clone_gets_an_index_of_its_commits_once_it_is_published(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mirror.refresh.refresher.INDEXED_BYTES_MIN", 1)
+    indexed = asyncio.Event()
+    repack = bench.engine.repack
+
+    async def repack_and_tell(repository: BareRepository) -> None:
+        assert bench.mirror.snapshot is not None
+        await repack(repository)
+        indexed.set()
+
+    monkeypatch.setattr(bench.engine, "repack", repack_and_tell)
+    async with Running(bench) as running:
+        await running.refreshed(Trigger.START)
+        await asyncio.wait_for(indexed.wait(), WAIT_SECONDS_MAX)
+        assert (bench.path / "objects" / "info" / "commit-graph").exists()
+        bench.git("commit-graph", "verify")
+    bench.mirrors()
+
+
 @pytest.mark.parametrize("error", [PackError("no memory"), ZeroDivisionError("a bug")])
 async def test_a_repack_that_fails_stops_nothing_and_is_not_tried_at_every_refresh(
     running: Running, monkeypatch: pytest.MonkeyPatch, error: Exception

@@ -2,12 +2,14 @@
 
 import gzip
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mirror.repository.snapshot import GZIP_BYTES_MIN, LS_REFS_ANSWERS_MAX, RefSnapshot
+from mirror.repository.snapshot import ANSWERS_MAX, GZIP_BYTES_MIN, UNASKED_MAX, RefSnapshot
 from mirror.wire.advertise import encode_ls_refs
 from mirror.wire.names import HEAD, ObjectId, Ref, RefName
+from mirror.wire.ref_table import RefTable
 from mirror.wire.requests import LsRefsRequest
 from tests.wire.work import calls_made
 
@@ -76,7 +78,7 @@ def test_what_is_published_later_does_not_reach_who_holds_an_earlier_one() -> No
     advertised = before.advertisement(0)
     given.append(ref(b"refs/tags/late", 2))
     after = snapshot(*given, number=2)
-    assert before.refs == (ref(MAIN, 1),)
+    assert tuple(before.refs) == (ref(MAIN, 1),)
     assert before.ls_refs(LsRefsRequest()) == answer
     assert before.advertisement(0) == advertised
     assert b"late" in after.advertisement(0).plain
@@ -103,11 +105,11 @@ def test_an_answer_is_encoded_once() -> None:
 
 def test_only_so_many_kinds_of_answers_are_kept() -> None:
     taken = snapshot(ref(MAIN))
-    requests = [LsRefsRequest(ref_prefixes=(b"%d" % n,)) for n in range(3 * LS_REFS_ANSWERS_MAX)]
+    requests = [LsRefsRequest(ref_prefixes=(b"%d" % n,)) for n in range(3 * ANSWERS_MAX)]
     for request in requests:
         taken.ls_refs(request)
-    assert len(taken._ls_refs) == LS_REFS_ANSWERS_MAX
-    expected = encode_ls_refs([], requests[0], head=taken.head, head_target=MAIN)
+    assert len(taken._kept) == ANSWERS_MAX
+    expected = encode_ls_refs(RefTable(), requests[0], head=taken.head, head_target=MAIN)
     assert taken.ls_refs(requests[0]) == expected
 
 
@@ -173,3 +175,53 @@ def test_changes_are_told_by_name_with_what_was_and_what_is() -> None:
 def test_only_annotated_tags_are_tags_to_be_followed() -> None:
     taken = snapshot(ref(MAIN), ref(b"refs/tags/light", 1), ref(b"refs/tags/v1", 2, 1))
     assert list(taken.tags()) == [ref(b"refs/tags/v1", 2, 1)]
+
+
+def lots(count: int) -> list[Ref]:
+    return [ref(b"refs/heads/%05d" % number, number) for number in range(count)]
+
+
+def test_what_was_asked_of_one_snapshot_is_ready_in_the_next(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    odd = LsRefsRequest(ref_prefixes=(b"refs/heads/0001",))
+    before = snapshot(*lots(1000)).prepare()
+    before.ls_refs(odd)
+    before.advertisement(1)
+    after = snapshot(*lots(1001), number=2).prepare(before)
+    monkeypatch.delattr(RefSnapshot, "_encode")
+    assert b"refs/heads/00019" in after.ls_refs(odd)
+    assert b"refs/heads/01000" in after.advertisement(1).plain
+
+
+def test_a_form_that_nobody_asks_for_is_forgotten_after_a_while() -> None:
+    request = LsRefsRequest(ref_prefixes=(b"refs/heads/0001",))
+    taken = snapshot(*lots(10)).prepare()
+    taken.ls_refs(request)
+    for _ in range(UNASKED_MAX + 1):
+        assert request in taken.wanted_forms()
+        taken = snapshot(*lots(10)).prepare(taken)
+        taken.advertisement(0)
+    assert list(taken.wanted_forms()) == [0]
+
+
+def test_answers_kept_are_bounded_in_bytes_but_the_latest_stays(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("mirror.repository.snapshot.ANSWERS_BYTES_MAX", 3000)
+    taken = snapshot(*lots(40))
+    requests = [LsRefsRequest(ref_prefixes=(b"refs/heads/", b"%d" % number)) for number in (1, 2)]
+    answers = [taken.ls_refs(request) for request in requests]
+    assert len(answers[0]) > 1500
+    assert list(taken.wanted_forms()) == requests[1:]
+    assert taken.ls_refs(requests[0]) == answers[0]
+    assert list(taken.wanted_forms()) == requests[:1]
+
+
+def test_who_comes_before_much_is_compressed_gets_it_plain_and_the_next_snapshot_has_it() -> None:
+    refs = lots(10_000)
+    taken = snapshot(*refs)
+    assert taken.advertisement(0).gzip is None
+    after = snapshot(*refs, number=2).prepare(taken).advertisement(0)
+    assert after.gzip is not None
+    assert gzip.decompress(after.gzip) == after.plain

@@ -162,7 +162,7 @@ async def test_a_server_that_speaks_v0_only_all_of_a_sudden_is_no_trouble(
         remote = make_remote(server.repository_url)
         first = await remote.list_refs(ALL)
         server.answer = old
-        assert (await remote.list_refs(ALL)).refs == first.refs
+        assert tuple((await remote.list_refs(ALL)).refs) == tuple(first.refs)
 
 
 async def test_an_error_while_starting_over_stands(make_remote: MakeRemote) -> None:

@@ -14,6 +14,7 @@ from mirror.wire.client import (
 )
 from mirror.wire.names import ZERO_ID, ObjectId, Ref, RefName
 from mirror.wire.pktline import Packet, Special, decode_all
+from mirror.wire.ref_table import RefTable
 from mirror.wire.requests import (
     AckMode,
     FetchRequest,
@@ -280,7 +281,9 @@ def test_our_v2_server_reads_the_fetch_that_our_client_sends(
 def test_our_v0_server_reads_the_fetch_that_our_client_sends(
     wants: list[ObjectId], haves: list[ObjectId]
 ) -> None:
-    advertisement = encode_v0_advertisement((), head=None, head_target=None, agent=AGENT)
+    advertisement = encode_v0_advertisement(
+        RefTable(), head=None, head_target=None, agent=AGENT
+    ).plain()
     features = parse_info_refs(decode_all(advertisement))
     body = encode_fetch(features, wants=wants, haves=haves, agent=AGENT)
     assert parse_upload_pack(body) == UploadPackRequest(
@@ -320,7 +323,9 @@ def test_a_v0_upstream_is_asked_for_nothing_it_did_not_offer(
 
 _advertisements = st.builds(
     lambda refs, version: decode_all(
-        encode_v0_advertisement(refs, head=ONE, head_target=MAIN, agent=AGENT, version=version)
+        encode_v0_advertisement(
+            RefTable.of(refs), head=ONE, head_target=MAIN, agent=AGENT, version=version
+        ).plain()
     ),
     strategies.refs(),
     st.sampled_from([0, 1]),
@@ -328,7 +333,7 @@ _advertisements = st.builds(
 _listings = st.builds(
     lambda refs: decode_all(
         encode_ls_refs(
-            refs,
+            RefTable.of(refs),
             LsRefsRequest(peel=True, symrefs=True, unborn=True),
             head=ONE,
             head_target=MAIN,
