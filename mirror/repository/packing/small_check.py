@@ -32,8 +32,8 @@ READS_MAX: Final = 400
 TREE_BYTES_MAX: Final = 512 * 1024
 """Of trees parsed: about 15,000 entries, 3 ms."""
 
-KNOWN_PEELED_MAX: Final = 16
-"""Of the known tips, those that are looked behind."""
+KNOWN_LOOKED_BEHIND_MAX: Final = 16
+"""Of the known tips: the likeliest, which come first."""
 
 ANCESTORS_LOOKED_AT_MAX: Final = 300
 """How far behind a known tip the fork of a merged branch is looked for."""
@@ -113,8 +113,8 @@ class _Walk:
     ) -> None:
         self._repository = repository
         self._packs = packs
-        self._newest_known = [repository.graph.peel(oid) for oid in known[:KNOWN_PEELED_MAX]]
-        self._known = frozenset((*known, *self._newest_known))
+        self._likely = known[:KNOWN_LOOKED_BEHIND_MAX]
+        self._known = frozenset(known)
         self._onto = onto
         self._reads = 0
         self._tree_bytes = 0
@@ -192,7 +192,7 @@ class _Walk:
 
     @cached_property
     def _recently_known(self) -> frozenset[ObjectId]:
-        return self._recent(self._newest_known)
+        return self._recent(map(self._repository.graph.peel, self._likely))
 
     def _recent(self, tips: Iterable[ObjectId]) -> frozenset[ObjectId]:
         """Return the newest commits that these reach: merged branches forked off there."""
