@@ -1,0 +1,77 @@
+"""Servers under measurement: started, waited for, ended by their process id, whatever happens."""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Final
+
+START_SECONDS_MAX: Final = 30.0
+STOP_SECONDS_MAX: Final = 30.0
+CHECK_EVERY_SECONDS: Final = 0.02
+
+
+class NotStarted(Exception):
+    """A server ended, or did not answer in time; the message has the end of its log."""
+
+
+@contextlib.contextmanager
+def running(
+    arguments: Sequence[str | Path], *, log: Path, environment: dict[str, str] | None = None
+) -> Iterator["subprocess.Popen[bytes]"]:
+    """Run a server in a process group of its own, until the end of the block."""
+    with log.open("ab") as output:
+        process = subprocess.Popen(
+            [*map(str, arguments)],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            process_group=0,
+        )
+    try:
+        yield process
+    finally:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(STOP_SECONDS_MAX)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        with contextlib.suppress(ProcessLookupError):  # children that it left behind
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def wait_until(
+    met: Callable[[], bool],
+    *,
+    process: "subprocess.Popen[bytes]",
+    log: Path,
+    seconds_max: float = START_SECONDS_MAX,
+) -> None:
+    """Look again and again until `met`.
+
+    Raises:
+        NotStarted: The process ended, or time is up.
+    """
+    deadline = time.monotonic() + seconds_max
+    while not met():
+        if process.poll() is not None or time.monotonic() > deadline:
+            raise NotStarted(f"{process.args}: {log.read_text(errors='replace')[-1500:]}")
+        time.sleep(CHECK_EVERY_SECONDS)
+
+
+def free_port() -> int:
+    """Return a port of 127.0.0.1 that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def is_listening(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
