@@ -5,6 +5,7 @@ is not what is measured.
 """
 
 import socket
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, Self
 
@@ -73,7 +74,7 @@ class Connection:
         self._exchange(request, 200, drop)
         return sum(sizes)
 
-    def _exchange(self, request: Request, expected: int, consume) -> None:
+    def _exchange(self, request: Request, expected: int, consume: Callable[[int], None]) -> None:
         self._socket.sendall(request.encode(self.port))
         head = self._until(b"\r\n\r\n")
         fields = head.lower() + b"\r\n"

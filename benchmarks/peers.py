@@ -36,7 +36,6 @@ http {{
   tcp_nodelay on;
   keepalive_timeout 75s;
   keepalive_requests 1000000000;
-  open_file_cache max=1000 inactive=10m;
   gzip off;
   default_type application/x-git-upload-pack-result;
   client_max_body_size 0;
@@ -88,14 +87,21 @@ class Peer:
     Attributes:
         root: Repositories put here are served, as `/<name>.git`.
         directory: Its own files.
+        nginx: nginx' process; its worker is a child.
     """
 
     port: int
     root: Path
     directory: Path
+    nginx: int
 
     def url(self, name: str) -> str:
         return f"http://127.0.0.1:{self.port}/{name}.git"
+
+    def processes(self) -> tuple[int, ...]:
+        """Return nginx' processes."""
+        workers = Path(f"/proc/{self.nginx}/task/{self.nginx}/children").read_text().split()
+        return (self.nginx, *map(int, workers))
 
     def static(self, name: str, content: bytes) -> Request:
         """Put a file in place and return the request for it."""
@@ -132,7 +138,7 @@ def open_peer(directory: Path, root: Path, *, nice: int = 0) -> Iterator[Peer]:
     ):
         wait_until((directory / "fcgiwrap.sock").exists, process=wrap, log=log)
         wait_until(lambda: is_listening(port), process=nginx, log=log)
-        yield Peer(port, root, directory)
+        yield Peer(port, root, directory, nginx.pid)
 
 
 @contextlib.contextmanager

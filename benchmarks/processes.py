@@ -58,11 +58,14 @@ def wait_until(
     Raises:
         NotStarted: The process ended, or time is up.
     """
-    deadline = time.monotonic() + seconds_max
+    began_at = asked_at = time.monotonic()
     while not met():
-        if process.poll() is not None or time.monotonic() > deadline:
+        answered_at = time.monotonic()
+        if process.poll() is not None or answered_at > began_at + seconds_max:
             raise NotStarted(f"{process.args}: {log.read_text(errors='replace')[-1500:]}")
-        time.sleep(CHECK_EVERY_SECONDS)
+        # A question that is work for the server is asked less often.
+        time.sleep(max(CHECK_EVERY_SECONDS, 3 * (answered_at - asked_at)))
+        asked_at = time.monotonic()
 
 
 def free_port() -> int:

@@ -3,6 +3,7 @@
 Turns (A B A B) and not one after the other, so that whatever else the machine does hits both.
 """
 
+import contextlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -14,6 +15,7 @@ from benchmarks import wrk
 from benchmarks.figures import Side
 from benchmarks.http_client import Request, WrongAnswer, ask_once
 from benchmarks.peers import Peer
+from benchmarks.processors import apart
 from benchmarks.repositories import Repositories, Repository
 from benchmarks.scale import Scale
 from benchmarks.service import Service, open_service
@@ -21,10 +23,15 @@ from benchmarks.service import Service, open_service
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """A request and the port of the server that is to answer it."""
+    """A request and the port of the server that is to answer it.
+
+    Attributes:
+        server: The server's processes; where all are known, a single client runs apart from them.
+    """
 
     port: int
     request: Request
+    server: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,19 +75,28 @@ class Run:
         """
         sizes = [len(ask_once(place.port, place.request)) for place in places]
         rounds: list[list[Side]] = [[] for _ in places]
-        for _ in range(self.scale.wrk_rounds):
-            for place, size, sides in zip(places, sizes, rounds, strict=True):
-                result = wrk.run(
-                    place.port,
-                    place.request,
-                    load,
-                    seconds=self.scale.wrk_seconds,
-                    directory=self.directory,
-                )
-                if result.bytes < size * result.requests:
-                    raise WrongAnswer(f"{place.request.path}: answers are shorter under load")
-                sides.append(result.side())
+        with contextlib.ExitStack() as stack:
+            prefix: list[str] = []
+            if load.clients == 1 and all(place.server for place in places):
+                servers = {process for place in places for process in place.server}
+                prefix = stack.enter_context(apart(servers))
+            for _ in range(self.scale.wrk_rounds):
+                for place, size, sides in zip(places, sizes, rounds, strict=True):
+                    sides.append(self._load_once(load, place, size, prefix))
         return [Side.of_rounds(sides) for sides in rounds]
+
+    def _load_once(self, load: wrk.Load, place: Place, size: int, prefix: list[str]) -> Side:
+        result = wrk.Wrk(
+            place.port,
+            place.request,
+            load,
+            seconds=self.scale.wrk_seconds,
+            directory=self.directory,
+            prefix=prefix,
+        ).finish()
+        if result.bytes < size * result.requests:
+            raise WrongAnswer(f"{place.request.path}: answers are shorter under load")
+        return result.side()
 
 
 def take_turns(count: int, *actions: Callable[[int], object]) -> list[Side]:

@@ -16,7 +16,7 @@ class Scale:
         big_megabytes: The repository that is cloned under the polls.
         refs: How many refs the growth row serves.
         hosted: How many repositories the growth row serves.
-        idle_refs: Refs of the one repository whose idle memory is stated.
+        many_refs: Of the repository whose idle memory is stated, and of which one ref changes.
     """
 
     name: str
@@ -29,7 +29,7 @@ class Scale:
     big_megabytes: int
     refs: tuple[int, ...]
     hosted: tuple[int, ...]
-    idle_refs: int
+    many_refs: int
 
 
 SMALL = Scale(
@@ -43,7 +43,7 @@ SMALL = Scale(
     big_megabytes=60,
     refs=(1_000, 18_000),
     hosted=(10, 1_000),
-    idle_refs=18_000,
+    many_refs=18_000,
 )
 FULL = Scale(
     name="full",
@@ -56,5 +56,5 @@ FULL = Scale(
     big_megabytes=300,
     refs=(1_000, 18_000, 100_000),
     hosted=(10, 1_000, 5_000),
-    idle_refs=100_000,
+    many_refs=100_000,
 )

@@ -82,14 +82,14 @@ class Service:
 
     def memory_mb(self, field: str = "VmRSS") -> float:
         """Return the memory of the mirror's own processes, without git's."""
-        return sum(_status_kb(pid, field) for pid in self._pids()) / 1024
+        return sum(_status_kb(pid, field) for pid in self.processes()) / 1024
 
     def forget_peak(self) -> None:
         """Have the kernel begin anew with VmHWM (proc(5), clear_refs)."""
-        for pid in self._pids():
+        for pid in self.processes():
             Path(f"/proc/{pid}/clear_refs").write_text("5")
 
-    def _pids(self) -> list[int]:
+    def processes(self) -> tuple[int, ...]:
         """Return the service and its workers: children that are the same program."""
         main = self._process.pid
         pids = [main]
@@ -99,7 +99,7 @@ class Service:
                 with contextlib.suppress(OSError):
                     if Path(f"/proc/{child}/exe").readlink() == program:
                         pids.append(int(child))
-        return pids
+        return tuple(pids)
 
     def announce(self, name: str, upstream: str, *, before: str, after: str) -> None:
         """Deliver the webhook of a push to main, signed as GitHub does.

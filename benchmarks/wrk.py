@@ -6,6 +6,7 @@ The script's `done` prints the figures, because wrk's own output rounds them.
 import json
 import signal
 import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -99,7 +100,14 @@ class Wrk:
     """A run of wrk that has begun; `finish` ends it early or waits for it."""
 
     def __init__(
-        self, port: int, request: Request, load: Load, *, seconds: int, directory: Path
+        self,
+        port: int,
+        request: Request,
+        load: Load,
+        *,
+        seconds: int,
+        directory: Path,
+        prefix: Sequence[str] = (),
     ) -> None:
         self._name = f"{request.method} {request.path}"
         place = directory / f"wrk-{port}-{abs(hash((request, load)))}.lua"
@@ -107,6 +115,7 @@ class Wrk:
         self._seconds = seconds
         self._process = subprocess.Popen(
             [
+                *prefix,
                 *("wrk", "--threads", "1", "--connections", str(load.clients)),
                 *("--duration", str(seconds), "--timeout", "30", "--script", str(place)),
                 f"http://127.0.0.1:{port}{request.path}",
@@ -135,8 +144,3 @@ class Wrk:
         if result.errors or not result.requests:
             raise WrongAnswer(f"{self._name}: {result}")
         return result
-
-
-def run(port: int, request: Request, load: Load, *, seconds: int, directory: Path) -> Result:
-    """Run wrk for so long."""
-    return Wrk(port, request, load, seconds=seconds, directory=directory).finish()

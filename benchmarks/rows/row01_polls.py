@@ -27,7 +27,8 @@ def measure(run: Run) -> Iterator[Measurement]:
                 answer = ask_once(service.port, request)
                 checks.lists(answer, repository.commit())
                 static = run.peer.static(f"poll-{version}-{repository.name}", answer)
-                ours, theirs = Place(service.port, request), Place(run.peer.port, static)
+                ours = Place(service.port, request, service.processes())
+                theirs = Place(run.peer.port, static, run.peer.processes())
                 for clients in (1, 64):
                     sides = run.load(Load(clients), ours, theirs)
                     is_alone = clients == 1

@@ -8,13 +8,14 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 from benchmarks import checks
 from benchmarks.figures import Kind, Measurement, Side, Target
 from benchmarks.git import ENVIRONMENT, GIT_SECONDS_MAX, git
 from benchmarks.http_client import WrongAnswer, ask_once
 from benchmarks.peers import open_peer
-from benchmarks.protocol import poll_v0
+from benchmarks.protocol import poll_v0, poll_v2
 from benchmarks.repositories import Repository, push
 from benchmarks.run import Run
 from benchmarks.service import Service
@@ -28,20 +29,23 @@ REPACK_SECONDS_MAX = 60.0
 PUSHES = 30
 """The mirror merges packs when there are more than 24."""
 
+REF_CHANGES = 5
+
 NICE = 10
 
 
 def measure(run: Run) -> Iterator[Measurement]:
-    """The mirror's first clone, a client's clone, a repack; peace before and after each."""
+    """A first clone, a client's clone, a repack, many refs; peace before and after each."""
     repositories, scale = run.repositories, run.scale
     polled = repositories.gitops()
     churning = repositories.copy(repositories.pack_20_mb(), "churning")
     big = repositories.unpublished(repositories.big(scale.big_megabytes))
     place = run.new_directory()
-    soon = frozenset({polled.name, churning.name})
+    crowded = repositories.copy(repositories.with_refs(scale.many_refs), "crowded")
+    soon = frozenset({polled.name, churning.name, crowded.name})
     with (
         open_peer(place / "peer", run.peer.root, nice=NICE) as upstream,
-        run.service(polled, churning, big, wait_for=soon, peer=upstream) as service,
+        run.service(polled, churning, crowded, big, wait_for=soon, peer=upstream) as service,
     ):
         checks.lists(ask_once(service.port, poll_v0(f"/{polled.name}")), polled.commit())
 
@@ -57,10 +61,16 @@ def measure(run: Run) -> Iterator[Measurement]:
         def repack() -> str:
             return _repack(service, churning, upstream.url(churning.name))
 
+        def change_a_ref() -> str:
+            for number in range(REF_CHANGES):
+                _push(service, crowded, upstream.url(crowded.name), number)
+            return "every commit"
+
         for name, work in (
             (f"the mirror first clones {scale.big_megabytes} MB", mirror),
             (f"a client clones {scale.big_megabytes} MB", clone),
             (f"{PUSHES} pushes to another of 20 MB, and its repack", repack),
+            (f"{REF_CHANGES} pushes to another of {scale.many_refs:,} refs", change_a_ref),
         ):
             yield from _compare(run, service, polled, name, work)
         _check_clone(place / "clone", big)
@@ -109,7 +119,7 @@ def _polls(run: Run, service: Service, polled: Repository, seconds: int) -> Side
     return _begin(run, service, polled, seconds).finish().side()
 
 
-def _clone(url: str, place) -> None:
+def _clone(url: str, place: Path) -> None:
     shutil.rmtree(place, ignore_errors=True)
     subprocess.run(
         ["nice", "-n", str(NICE), "git", "clone", "--quiet", "--bare", url, str(place)],
@@ -119,7 +129,7 @@ def _clone(url: str, place) -> None:
     )
 
 
-def _check_clone(clone, repository: Repository) -> None:
+def _check_clone(clone: Path, repository: Repository) -> None:
     if git("rev-parse", "HEAD", cwd=clone) != repository.commit():
         raise WrongAnswer("the big clone has another tip")
     git("fsck", "--connectivity-only", "--no-dangling", cwd=clone)
@@ -130,9 +140,7 @@ def _repack(service: Service, repository: Repository, upstream: str) -> str:
     packs = service.data / "repositories" / f"{repository.name}.git" / "objects" / "pack"
     most = 0
     for number in range(PUSHES):
-        old, new = push(repository, number)
-        service.announce(repository.name, upstream, before=old, after=new)
-        checks.lists(ask_once(service.port, poll_v0(f"/{repository.name}")), new)
+        _push(service, repository, upstream, number)
         most = max(most, len(list(packs.glob("*.pack"))))
     deadline = time.monotonic() + REPACK_SECONDS_MAX
     while (left := len(list(packs.glob("*.pack")))) >= min(most, 24):
@@ -140,3 +148,11 @@ def _repack(service: Service, repository: Repository, upstream: str) -> str:
             return f"every commit; no repack seen, {left} packs"
         time.sleep(0.05)
     return f"every commit; from {most} packs to {left}"
+
+
+def _push(service: Service, repository: Repository, upstream: str, number: int) -> None:
+    """Push to the upstream, deliver the webhook, and poll until the commit is there."""
+    old, new = push(repository, number)
+    service.announce(repository.name, upstream, before=old, after=new)
+    request = poll_v2(f"/{repository.name}", ("refs/heads/main",))
+    checks.lists(ask_once(service.port, request), new)

@@ -67,7 +67,7 @@ def _by_refs(run: Run) -> Iterator[Measurement]:
         yield from _whole_listings(run, services, repositories, whole)
         for service, count in zip(services, counts, strict=True):
             # After the polls: encoded listings are part of what is kept.
-            if count in (counts[0], run.scale.idle_refs):
+            if count in (counts[0], run.scale.many_refs):
                 yield _idle(f"1 repository of {count:,} refs, polled before", service.memory_mb())
 
 
@@ -103,8 +103,12 @@ def _whole_listings(
     for service, repository, request in zip(services, repositories, requests, strict=True):
         answer = ask_once(service.port, request)
         checks.lists(answer, repository.commit())
-        static = Place(run.peer.port, run.peer.static(f"listing-{repository.name}", answer))
-        ours, theirs = run.load(Load(1), Place(service.port, request), static)
+        file = run.peer.static(f"listing-{repository.name}", answer)
+        ours, theirs = run.load(
+            Load(1),
+            Place(service.port, request, service.processes()),
+            Place(run.peer.port, file, run.peer.processes()),
+        )
         yield Measurement(
             NUMBER,
             f"poll v0 of {repository.name.removeprefix('refs-')} refs, 1 client",
