@@ -53,7 +53,7 @@ docs: $(VENV)/run.stamp ## Write docs/configuration.md anew from the code
 	@$(BIN)/git-mirror config reference > docs/configuration.md
 
 bench: $(VENV)/dev.stamp ## Measure against peers in 5 minutes; FULL=1 takes longer and writes docs/performance.md
-	@$(BIN)/python -m benchmarks $(if $(FULL),--full --markdown docs/performance.md) $(ARGS)
+	@$(BIN)/python -m benchmarks $(if $(FULL),--full $(if $(findstring --rows,$(ARGS)),,--markdown docs/performance.md)) $(ARGS)
 
 lock: ## Write the locks anew (needs uv); no registry address ends up in them
 	uv pip compile pyproject.toml --group build --generate-hashes --universal --python-version 3.11 --upgrade --no-header --no-annotate --quiet --output-file requirements/run.lock

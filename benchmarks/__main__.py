@@ -57,11 +57,11 @@ def main() -> int:
         "date": f"{dt.datetime.now(dt.UTC):%Y-%m-%d}",
         "overrides": overrides,
     }
-    _print(results)
     if arguments.json:
         report.write(arguments.json, report.render_json(results, scale=scale.name, **facts))
     if arguments.markdown:
         report.write(arguments.markdown, report.render_page(results, notes=NOTES, **facts))
+    _print(results)
     return int(any(isinstance(each, Skipped) and each.is_failure for each in results))
 
 

@@ -5,7 +5,6 @@ import platform
 import subprocess
 from pathlib import Path
 
-from benchmarks.git import git
 from benchmarks.tools import path_of
 from mirror import __version__
 
@@ -18,7 +17,7 @@ def describe() -> dict[str, str]:
         "system": f"{_field('/etc/os-release', 'PRETTY_NAME', '=')}, Linux {platform.release()}",
         "git-mirror": __version__,
         "Python": platform.python_version(),
-        "git": git("--version").removeprefix("git version "),
+        "git": _said("git", "--version").removeprefix("git version "),
         "nginx": _said("nginx", "-v").rpartition("/")[2],
         "wrk": _said("wrk", "-v").partition(" [")[0].removeprefix("wrk "),
     }

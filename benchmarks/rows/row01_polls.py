@@ -14,12 +14,14 @@ from benchmarks.wrk import Load
 
 NUMBER = 1
 NEEDS = ("git", "nginx", "fcgiwrap", "wrk")
-REFS_OF_100_KB = 1_450
+REFS_OF_1_KB = 10
+REFS_OF_100_KB = 1_400
 
 
 def measure(run: Run) -> Iterator[Measurement]:
     """Polls of two sizes, by one client and by many."""
-    small, large = run.repositories.gitops(), run.repositories.with_refs(REFS_OF_100_KB)
+    small = run.repositories.with_refs(REFS_OF_1_KB)
+    large = run.repositories.with_refs(REFS_OF_100_KB)
     with run.service(small, large) as service:
         for size, repository in (("1 KB", small), ("100 KB", large)):
             for version, poll in (("v0", poll_v0), ("v2", poll_v2)):

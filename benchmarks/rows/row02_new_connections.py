@@ -10,6 +10,7 @@ from benchmarks import checks
 from benchmarks.figures import Kind, Measurement, Side, Target
 from benchmarks.http_client import ask_once
 from benchmarks.protocol import poll_v0
+from benchmarks.rows.row01_polls import REFS_OF_1_KB
 from benchmarks.run import Place, Run
 from benchmarks.wrk import Load
 
@@ -20,7 +21,7 @@ CLIENTS = 64
 
 def measure(run: Run) -> Iterator[Measurement]:
     """A v0 poll of 1 KB."""
-    repository = run.repositories.gitops()
+    repository = run.repositories.with_refs(REFS_OF_1_KB)
     with run.service(repository) as service:
         request = poll_v0(f"/{repository.name}")
         answer = ask_once(service.port, request)
