@@ -1,19 +1,21 @@
 """A crowd of clients: each request on a new connection, so many in flight, every answer kept.
 
-Answers are taken apart after the last one has come: nothing but reading happens on the clock.
+Written on epoll itself, because the crowd shares two cores with the server: a request costs it a
+third of what it would cost on an event loop with transports. Answers are taken apart after the
+last one has come.
 """
 
-import asyncio
+import select
+import socket
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-import uvloop
-
 from benchmarks.http_client import Request, WrongAnswer
 
-ANSWER_SECONDS_MAX: Final = 60.0
+READ_BYTES: Final = 256 * 1024
+SILENCE_SECONDS_MAX: Final = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,46 +47,71 @@ class Answered:
             at = end + 4 + size
 
 
-class _Reader(asyncio.Protocol):
-    def __init__(self, request: bytes, ended: "asyncio.Future[bytes]") -> None:
-        self._request = request
-        self._ended = ended
-        self._parts: list[bytes] = []
+class _Client:
+    """One request under way."""
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        transport.write(self._request)  # type: ignore[attr-defined]
+    def __init__(self, port: int, request: Request) -> None:
+        self.request = request
+        self.parts: list[bytes] = []
+        self._encoded = request.encode(port, is_last=True)
+        self.began_at = time.perf_counter()
+        self.socket = socket.socket()
+        self.socket.settimeout(0)
+        self.is_connecting = bool(self.socket.connect_ex(("127.0.0.1", port)))
+        if not self.is_connecting:
+            self.send()
 
-    def data_received(self, data: bytes) -> None:
-        self._parts.append(data)
+    def send(self) -> None:
+        self.is_connecting = False
+        if self.socket.send(self._encoded) != len(self._encoded):
+            raise WrongAnswer(f"{self.request.path}: the request does not fit into the socket")
 
-    def connection_lost(self, error: Exception | None) -> None:
-        if not self._ended.done():
-            self._ended.set_result(b"".join(self._parts))
+    def answered(self) -> Answered:
+        took = (time.perf_counter() - self.began_at) * 1000
+        self.socket.close()
+        return Answered(self.request, b"".join(self.parts), took)
 
 
 def stampede(port: int, requests: Sequence[Request], *, in_flight: int) -> list[Answered]:
-    """Ask all of them, `in_flight` at any time, each on a new connection."""
-    return uvloop.run(_stampede(port, requests, in_flight))
+    """Ask all of them, `in_flight` at any time, each on a new connection.
 
-
-async def _stampede(port: int, requests: Sequence[Request], in_flight: int) -> list[Answered]:
-    loop = asyncio.get_running_loop()
+    Raises:
+        WrongAnswer: Nothing came for `SILENCE_SECONDS_MAX`, or a connection was refused.
+    """
     answers: list[Answered] = []
-    waiting = iter([(request, request.encode(port, is_last=True)) for request in requests])
+    clients: dict[int, _Client] = {}
+    waiting = iter(requests)
+    with select.epoll() as poller:
 
-    async def client() -> None:
-        for request, encoded in waiting:
-            ended: asyncio.Future[bytes] = loop.create_future()
-            began_at = time.perf_counter()
-            transport, _ = await loop.create_connection(
-                lambda encoded=encoded, ended=ended: _Reader(encoded, ended), "127.0.0.1", port
-            )
-            async with asyncio.timeout(ANSWER_SECONDS_MAX):
-                raw = await ended
-            answers.append(Answered(request, raw, (time.perf_counter() - began_at) * 1000))
-            transport.close()
+        def begin() -> None:
+            if (request := next(waiting, None)) is None:
+                return
+            client = _Client(port, request)
+            clients[client.socket.fileno()] = client
+            wanted = select.EPOLLOUT if client.is_connecting else select.EPOLLIN
+            poller.register(client.socket, wanted)
 
-    async with asyncio.TaskGroup() as clients:
-        for _ in range(in_flight):
-            clients.create_task(client())
+        try:
+            for _ in range(in_flight):
+                begin()
+            while clients:
+                events = poller.poll(SILENCE_SECONDS_MAX)
+                if not events:
+                    raise WrongAnswer(f"{len(clients)} requests are not answered")
+                for number, _ in events:
+                    client = clients[number]
+                    if client.is_connecting:
+                        client.send()
+                        poller.modify(number, select.EPOLLIN)
+                    elif data := client.socket.recv(READ_BYTES):
+                        client.parts.append(data)
+                    else:
+                        del clients[number]
+                        answers.append(client.answered())
+                        begin()
+        except OSError as error:
+            raise WrongAnswer(f"port {port}: {error}") from error
+        finally:
+            for client in clients.values():
+                client.socket.close()
     return answers

@@ -48,6 +48,7 @@ def measure(run: Run) -> Iterator[Measurement]:
             builds.append(service.builds() - built)
         _, new = _push(service, repository, upstream, run.scale.stampedes)
         held = _poll(service.port, f"/{repository.name}", new)
+    floor = _floor(run, repository)
     pushes = f"{run.scale.stampedes} push{'es' if run.scale.stampedes > 1 else ''}"
     for name, taken, checked in (
         (f"{POLLS} polls, {POLLS_IN_FLIGHT} in flight, {pushes}", polls, "commit in every answer"),
@@ -85,6 +86,22 @@ def measure(run: Run) -> Iterator[Measurement]:
         Side.of_times(held),
         checked="commit in every answer",
     )
+    yield Measurement(
+        NUMBER,
+        f"{POLLS} polls of nginx static: what the crowd itself costs",
+        Side(),
+        "nginx static",
+        floor,
+    )
+
+
+def _floor(run: Run, repository: Repository) -> Side:
+    """Return what the crowd measures of a server that costs next to nothing."""
+    answer = ask_once(run.peer.port, poll_v0(f"/{repository.name}.git"))
+    static = run.peer.static("stampede", answer)
+    answers = stampede(run.peer.port, [static] * POLLS, in_flight=POLLS_IN_FLIGHT)
+    checks.all_equal(each.body() for each in answers)
+    return Side.of_times(_times(answers, POLLS))
 
 
 def _push(service: Service, repository: Repository, upstream: str, number: int) -> tuple[str, str]:

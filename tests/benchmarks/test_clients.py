@@ -99,6 +99,13 @@ def test_a_wrong_status_in_a_crowd_is_found(port: int) -> None:
         answer.body()
 
 
+def test_a_crowd_that_is_refused_says_so() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as gone:
+        closed = gone.getsockname()[1]
+    with pytest.raises(WrongAnswer, match=f"port {closed}"):
+        stampede(closed, [Request("/whole")], in_flight=1)
+
+
 def test_a_fetch_answer_is_taken_apart() -> None:
     answer = b"0011shallow-info\n0034shallow " + b"1" * 40 + b"0001000dpackfile\n"
     answer += b"000b\x02hello\n0008\x01PAC0006\x01K0000"
