@@ -5,7 +5,7 @@ Turns (A B A B) and not one after the other, so that whatever else the machine d
 
 import contextlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,8 +117,3 @@ def take_turns(count: int, *actions: Callable[[int], object]) -> list[Side]:
 def plural(count: int, noun: str) -> str:
     """Return "1 client", "64 clients"."""
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
-
-
-def middle(values: Sequence[float]) -> float:
-    """Return the median of what is not empty."""
-    return sorted(values)[len(values) // 2]
