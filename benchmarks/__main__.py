@@ -23,6 +23,7 @@ from benchmarks.figures import Measurement, Skipped
 from benchmarks.machine import describe
 from benchmarks.notes import NOTES
 from benchmarks.peers import open_peer
+from benchmarks.processes import allow_open_files
 from benchmarks.repositories import Repositories
 from benchmarks.rows import ROWS
 from benchmarks.run import Run
@@ -34,6 +35,7 @@ console = Console(highlight=False, soft_wrap=True)
 def main() -> int:
     """Measure and print."""
     arguments = _parse()
+    allow_open_files()
     scale = FULL if arguments.full else SMALL
     rows = [row for row in ROWS if not arguments.rows or row.NUMBER in arguments.rows]
     overrides = dict(_override(text) for text in arguments.set)
@@ -107,11 +109,9 @@ def _measure(row: ModuleType, run: Run) -> list[Measurement | Skipped]:
     console.print(f"row {row.NUMBER} ...", style="dim")
     results: list[Measurement | Skipped] = []
     try:
-        for measurement in row.measure(run):
-            results.append(measurement)
-            console.print(
-                "  " + "  ".join(filter(None, report.cells(measurement, is_markdown=False)[1:]))
-            )
+        for result in row.measure(run):
+            results.append(result)
+            console.print("  " + "  ".join(filter(None, _cells(result)[1:])))
     except Exception as error:  # noqa: BLE001 - told below, and in the table
         traceback.print_exc()
         results.append(
@@ -119,6 +119,10 @@ def _measure(row: ModuleType, run: Run) -> list[Measurement | Skipped]:
         )
     console.print(f"  {time.monotonic() - began_at:.0f} s", style="dim")
     return results
+
+
+def _cells(result: Measurement | Skipped) -> list[str]:
+    return report.cells(result, is_markdown=False)
 
 
 def _print(results: list[Measurement | Skipped]) -> None:
@@ -130,11 +134,7 @@ def _print(results: list[Measurement | Skipped]) -> None:
     ):
         table.add_column(heading, justify=justify)
     for each in results:
-        if isinstance(each, Skipped):
-            word = "failed" if each.is_failure else "skipped"
-            table.add_row(str(each.row), f"{word}: {each.reason}")
-        else:
-            table.add_row(*report.cells(each, is_markdown=False))
+        table.add_row(*_cells(each))
     console.print()
     # A pipe has no width: tables there are as wide as they need to be.
     (console if console.is_terminal else Console(width=200, highlight=False)).print(table)

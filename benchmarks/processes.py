@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -13,10 +14,21 @@ from typing import Final
 START_SECONDS_MAX: Final = 30.0
 STOP_SECONDS_MAX: Final = 30.0
 CHECK_EVERY_SECONDS: Final = 0.02
+OPEN_FILES_MAX: Final = 65_536
+"""Of each server: what systemd/git-mirror.service allows."""
 
 
 class NotStarted(Exception):
-    """A server ended, or did not answer in time; the message has the end of its log."""
+    """A server ended, or did not answer in time; a note has the end of its log."""
+
+
+def allow_open_files() -> None:
+    """Let what is started from now on open so many files, or as many as a user may."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError):  # only root may go beyond
+        resource.setrlimit(resource.RLIMIT_NOFILE, (OPEN_FILES_MAX, max(hard, OPEN_FILES_MAX)))
+        return
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 @contextlib.contextmanager
@@ -62,10 +74,17 @@ def wait_until(
     while not met():
         answered_at = time.monotonic()
         if process.poll() is not None or answered_at > began_at + seconds_max:
-            raise NotStarted(f"{process.args}: {log.read_text(errors='replace')[-1500:]}")
+            raise _not_started(process, log.read_text(errors="replace").strip())
         # A question that is work for the server is asked less often.
         time.sleep(max(CHECK_EVERY_SECONDS, 3 * (answered_at - asked_at)))
         asked_at = time.monotonic()
+
+
+def _not_started(process: "subprocess.Popen[bytes]", said: str) -> NotStarted:
+    state = "is not ready in time" if process.poll() is None else "ended"
+    error = NotStarted(said.rpartition("\n")[2] or "it said nothing")
+    error.add_note(f"{process.args} {state}; it said:\n{said[-2000:]}")
+    return error
 
 
 def free_port() -> int:

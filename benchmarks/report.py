@@ -47,12 +47,7 @@ def _overrides(overrides: Mapping[str, Any]) -> str:
 def render_table(results: Sequence[Measurement | Skipped]) -> str:
     """Return the Markdown table."""
     lines = [_row(HEADINGS), _row(["--:", "---", "--:", "---", "--:", "--:", "---", "---"])]
-    for each in results:
-        if isinstance(each, Skipped):
-            word = "failed" if each.is_failure else "skipped"
-            lines.append(_row([str(each.row), f"{word}: {each.reason}", *[""] * 6]))
-        else:
-            lines.append(_row(cells(each)))
+    lines += [_row(cells(each)) for each in results]
     return "\n".join(lines) + "\n"
 
 
@@ -60,8 +55,11 @@ def _row(texts: Sequence[str]) -> str:
     return "| " + " | ".join(text.replace("|", "\\|") for text in texts) + " |"
 
 
-def cells(measurement: Measurement, *, is_markdown: bool = True) -> list[str]:
+def cells(measurement: Measurement | Skipped, *, is_markdown: bool = True) -> list[str]:
     """Return the texts of one line of the table."""
+    if isinstance(measurement, Skipped):
+        word = "failed" if measurement.is_failure else "skipped"
+        return [str(measurement.row), f"{word}: {measurement.reason}", *[""] * 6]
     mark = "**" if is_markdown else ""
     return [
         str(measurement.row),

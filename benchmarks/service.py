@@ -84,6 +84,10 @@ class Service:
         """Return the memory of the mirror's own processes, without git's."""
         return sum(_status_kb(pid, field) for pid in self.processes()) / 1024
 
+    def open_files(self) -> int:
+        """Return how many file descriptors the mirror's own processes have."""
+        return sum(len(list(Path(f"/proc/{pid}/fd").iterdir())) for pid in self.processes())
+
     def forget_peak(self) -> None:
         """Have the kernel begin anew with VmHWM (proc(5), clear_refs)."""
         for pid in self.processes():

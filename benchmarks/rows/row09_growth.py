@@ -6,12 +6,13 @@ their upstreams are other names of one repository.
 
 import contextlib
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from benchmarks import checks
-from benchmarks.figures import Kind, Measurement, Side, Target
+from benchmarks.figures import Kind, Measurement, Side, Skipped, Target
 from benchmarks.http_client import Request, ask_once
+from benchmarks.processes import NotStarted
 from benchmarks.protocol import poll_v0, poll_v2
 from benchmarks.repositories import Repository
 from benchmarks.run import Place, Run
@@ -29,29 +30,40 @@ how soon a processor wakes up."""
 ONE_REF = ("refs/heads/main",)
 
 
-def measure(run: Run) -> Iterator[Measurement]:
+def measure(run: Run) -> Iterator[Measurement | Skipped]:
     """First by repositories, then by refs."""
     yield from _by_repositories(run)
     yield from _by_refs(run)
 
 
-def _by_repositories(run: Run) -> Iterator[Measurement]:
+def _by_repositories(run: Run) -> Iterator[Measurement | Skipped]:
     repository = run.repositories.with_refs(REFS_EACH)
     with contextlib.suppress(FileExistsError):
         (run.peer.root / "many.git").symlink_to(repository.bare)
     template = _mirror_of(run, "many/00000")
-    counts = run.scale.hosted
+    counts, services = [], []
     with contextlib.ExitStack() as stack:
-        services = [stack.enter_context(_with_copies(run, template, count)) for count in counts]
+        for count in run.scale.hosted:
+            try:
+                services.append(stack.enter_context(_with_copies(run, template, count)))
+            except NotStarted as error:
+                yield Skipped(NUMBER, f"{count:,} repositories: {error}", is_failure=True)
+            else:
+                counts.append(count)
         requests = [poll_v0(f"/{_name(count // 2)}") for count in counts]
         for service, request in zip(services, requests, strict=True):
             checks.lists(ask_once(service.port, request), repository.commit())
         yield from _poll_costs(run, services, requests, "poll v0 among {:,} repositories", counts)
-        memory = [service.memory_mb() for service in services]
-    for count, megabytes in zip(counts, memory, strict=True):
-        per_repository = (megabytes - memory[0]) * 1024 / max(1, count - counts[0])
-        each = f" ({per_repository:.0f} KB each)" if count != counts[0] else ""
-        yield _idle(f"{count:,} repositories of {REFS_EACH} refs{each}", megabytes)
+        for count, service in zip(counts, services, strict=True):
+            what = f"{count:,} repositories of {REFS_EACH} refs"
+            yield _idle(what, service.memory_mb())
+            yield Measurement(
+                NUMBER,
+                f"open files of {what}",
+                Side(amount=service.open_files()),
+                judged="amount",
+                unit="",
+            )
 
 
 def _by_refs(run: Run) -> Iterator[Measurement]:
@@ -76,7 +88,7 @@ def _poll_costs(
     services: list[Service],
     requests: list[Request],
     name: str,
-    counts: tuple[int, ...],
+    counts: Sequence[int],
 ) -> Iterator[Measurement]:
     places = [
         Place(service.port, request) for service, request in zip(services, requests, strict=True)
