@@ -52,12 +52,12 @@ format: $(VENV)/dev.stamp ## Format the code and sort its imports
 docs: $(VENV)/run.stamp ## Write docs/configuration.md anew from the code
 	@$(BIN)/git-mirror config reference > docs/configuration.md
 
-bench: $(VENV)/dev.stamp ## Measure against peers on this machine and print ratios
-	@$(BIN)/python -m benchmarks $(ARGS)
+bench: $(VENV)/dev.stamp ## Measure against peers in 5 minutes; FULL=1 takes longer and writes docs/performance.md
+	@$(BIN)/python -m benchmarks $(if $(FULL),--full $(if $(findstring --rows,$(ARGS)),,--markdown docs/performance.md)) $(ARGS)
 
 lock: ## Write the locks anew (needs uv); no registry address ends up in them
 	uv pip compile pyproject.toml --group build --generate-hashes --universal --python-version 3.11 --upgrade --no-header --no-annotate --quiet --output-file requirements/run.lock
 	uv pip compile pyproject.toml --group dev --generate-hashes --universal --python-version 3.11 --upgrade --no-header --no-annotate --quiet --output-file requirements/dev.lock
 
 clean: ## Remove .venv and caches
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) .bench .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
