@@ -202,12 +202,15 @@ async def test_webhooks_make_the_refresher_guess(upstream: Upstream, make_bench:
 async def test_two_connections_are_open_before_the_first_push(
     upstream: Upstream, forge: HttpBackend, engine: PackEngine, tmp_path: Path
 ) -> None:
-    """And polls take them in turn, so that none falls asleep."""
+    """And polls take them in turn, so that none falls asleep.
+
+    The line is slow, so that one is still busy when the other is wanted.
+    """
     secret = tmp_path / "secret"
     secret.write_text("webhook secret of sixteen and more\n", encoding="utf-8")
     async with (
         open_session() as session,
-        LatencyProxy("127.0.0.1", forge.port, 0.02) as line,
+        LatencyProxy("127.0.0.1", forge.port, 0.2) as line,
     ):
         url = f"{line.url}/{upstream.name}.git"
         data = tmp_path / "data"
