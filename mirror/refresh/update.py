@@ -295,7 +295,10 @@ class Updater:
                 peeled = graph.peel(oid)
                 graph.node(peeled)  # kept for the fetches that come now
                 new[change.name] = Ref(change.name, oid, peeled if peeled != oid else None)
-        refs = RefTable.of(old.refs.values()).replace(new)
+        base = RefTable.of(old.refs.values())
+        if before is not None and before.by_name == base:
+            base = before.by_name  # whose chunks are compressed; they differ after a first clone
+        refs = base.replace(new)
         stored = StoredRefs(refs, news.head_target, news.detached, kept)
         repository.write_refs(stored)
         number = before.number + 1 if before is not None else 1
