@@ -39,6 +39,12 @@ def main() -> int:
     scale = FULL if arguments.full else SMALL
     rows = [row for row in ROWS if not arguments.rows or row.NUMBER in arguments.rows]
     overrides = dict(_override(text) for text in arguments.set)
+    facts = {
+        "machine": describe(),
+        "date": f"{dt.datetime.now(dt.UTC):%Y-%m-%d}",
+        "scale": scale.name,
+        "overrides": overrides,
+    }
     results: list[Measurement | Skipped] = []
     # Everything is served by nginx, the mirror's upstreams too.
     if advice := tools.missing(("git", "nginx", "fcgiwrap")):
@@ -54,13 +60,8 @@ def main() -> int:
             run = Run(scale, directory, peer, repositories, overrides)
             for row in rows:
                 results += _measure(row, run)
-    facts = {
-        "machine": describe(),
-        "date": f"{dt.datetime.now(dt.UTC):%Y-%m-%d}",
-        "overrides": overrides,
-    }
     if arguments.json:
-        report.write(arguments.json, report.render_json(results, scale=scale.name, **facts))
+        report.write(arguments.json, report.render_json(results, **facts))
     if arguments.markdown:
         report.write(arguments.markdown, report.render_page(results, notes=NOTES, **facts))
     _print(results)

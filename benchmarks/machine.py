@@ -15,6 +15,7 @@ def describe() -> dict[str, str]:
         "processor": f"{os.cpu_count()} x {_field('/proc/cpuinfo', 'model name')}",
         "memory": f"{int(_field('/proc/meminfo', 'MemTotal').split()[0]) / 1024**2:.0f} GiB",
         "system": f"{_field('/etc/os-release', 'PRETTY_NAME', '=')}, Linux {platform.release()}",
+        "busy before the run": f"{os.getloadavg()[0]:.1f} processes (load average)",
         "git-mirror": __version__,
         "Python": platform.python_version(),
         "git": _said("git", "--version").removeprefix("git version "),

@@ -21,6 +21,7 @@ def render_page(
     *,
     machine: Mapping[str, str],
     date: str,
+    scale: str,
     overrides: Mapping[str, Any],
     notes: Mapping[int, str],
 ) -> str:
@@ -28,7 +29,7 @@ def render_page(
     facts = "\n".join(f"* {name}: {value}" for name, value in machine.items())
     named = {"directory": "...", "port": "...", "root": "...", "program": "git-http-backend"}
     return PAGE.read_text().format(
-        machine=f"* date: {date}\n{facts}",
+        machine=f"* date: {date}\n* size: {scale}\n{facts}",
         table=render_table(results),
         notes=render_notes(results, notes),
         overrides=_overrides(overrides),

@@ -5,6 +5,7 @@ their upstreams are other names of one repository.
 """
 
 import contextlib
+import resource
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -47,7 +48,9 @@ def _by_repositories(run: Run) -> Iterator[Measurement | Skipped]:
             try:
                 services.append(stack.enter_context(_with_copies(run, template, count)))
             except NotStarted as error:
-                yield Skipped(NUMBER, f"{count:,} repositories: {error}", is_failure=True)
+                allowed = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+                reason = f"{count:,} repositories, {allowed:,} open files allowed: {error}"
+                yield Skipped(NUMBER, reason, is_failure=True)
             else:
                 counts.append(count)
         requests = [poll_v0(f"/{_name(count // 2)}") for count in counts]

@@ -57,9 +57,20 @@ def test_an_explanation_stands_below_the_table_only_while_its_row_is_short() -> 
 
 def test_the_page_tells_the_machine_the_date_and_the_peers_configuration() -> None:
     page = render_page(
-        [POLL, MISS], machine=MACHINE, date="2026-01-05", overrides={"engine": "git"}, notes={}
+        [POLL, MISS],
+        machine=MACHINE,
+        date="2026-01-05",
+        scale="full",
+        overrides={"engine": "git"},
+        notes={},
     )
-    for text in ("* processor: 2 x Model T", "* date: 2026-01-05", "`engine: git`", "sendfile on;"):
+    for text in (
+        "* processor: 2 x Model T",
+        "* date: 2026-01-05",
+        "* size: full",
+        "`engine: git`",
+        "sendfile on;",
+    ):
         assert text in page
     assert render_table([POLL, MISS]) in page
 
