@@ -22,9 +22,10 @@ from rich.table import Table
 from mirror import __version__, config, logs
 from mirror.config import LogFormat, LogSettings, Settings
 from mirror.errors import MirrorError
+from mirror.places import DataDirectory, DataDirectoryInUse
 from mirror.progress import Display, display_for_stderr
 from mirror.refresh.mirror import Mirror, Progress
-from mirror.service import DataDirectory, DataDirectoryInUse, Service, probe, sync_once
+from mirror.service import Service, probe, sync_once
 
 T = TypeVar("T")
 

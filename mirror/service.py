@@ -1,160 +1,35 @@
-"""The composition root: builds every part, and owns their start and stop.
-
-data_dir/
-lock            held while a process uses the directory
-control.sock    what `git-mirror sync` talks to
-repositories/   the bare mirrors, by name
-staging/        first clones under way; cleared at the start
-spool/          packs on their way to slow readers; files without a name
-set-aside/      mirrors that could not be used; kept for a look, never served
-"""
+"""The composition root: builds every part, and owns their start and stop."""
 
 import asyncio
-import fcntl
-import shutil
-import time
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Final
+from contextlib import AsyncExitStack
 
 import structlog
 from aiohttp import web
 
 from mirror import __version__
-from mirror.config import EngineChoice, RepositorySettings, Settings
-from mirror.errors import LocalError, MirrorError, PackError
+from mirror.config import ListenAddress, RepositorySettings, Settings
+from mirror.errors import MirrorError
 from mirror.metrics import Metrics
-from mirror.refresh.gate import Gate
+from mirror.mirroring import Mirroring, Watch, close_mirror, open_mirror
+from mirror.places import DataDirectory
+from mirror.refresh.announcements import Announcements
 from mirror.refresh.mirror import Mirror
-from mirror.refresh.refresher import Refresher, RefreshPlaces, Trigger
-from mirror.refresh.registry import Hosted, Registry
+from mirror.refresh.registry import Registry
 from mirror.refresh.update import Updater
-from mirror.repository.bare import BareRepository
-from mirror.repository.packing.builds import PackBuilds
-from mirror.repository.packing.dulwich_engine import DulwichEngine
 from mirror.repository.packing.engine import PackEngine
-from mirror.repository.packing.git_engine import GitEngine
-from mirror.repository.packing.spawner import Spawner
+from mirror.serving import (
+    AGENT,
+    build_metrics,
+    listen,
+    open_app,
+    open_engine,
+    open_runner,
+)
 from mirror.upstream.connect import open_session, remote_for
-from mirror.upstream.credentials import SecretFile
-from mirror.upstream.forges import RECEIVERS
-from mirror.web.app import build_app
 from mirror.web.control import build_control_app
-from mirror.web.monitoring import Monitoring
-from mirror.web.protocol import Operation
-from mirror.web.smart_http import SmartHttp
-from mirror.web.webhooks import Webhooks
-
-AGENT: Final = f"git-mirror/{__version__}".encode()
-SHUTDOWN_SECONDS_MAX: Final = 10.0
-"""aiohttp waits that long twice: for handlers to end, and again once they are cancelled."""
-
-HEADER_BYTES_MAX: Final = 32 * 1024
-"""Tokens in an Authorization header can be long."""
-
-KEEPALIVE_SECONDS: Final = 75.0
-BACKLOG: Final = 1024
-
-Watch = Callable[[Mirror], None]
+from mirror.web.monitoring import OwnFigures
 
 logger = structlog.stdlib.get_logger()
-
-
-@dataclass(frozen=True, slots=True)
-class DataDirectory:
-    """The places below `data_dir`."""
-
-    root: Path
-
-    @property
-    def control(self) -> Path:
-        """The control socket."""
-        return self.root / "control.sock"
-
-    @property
-    def staging(self) -> Path:
-        """First clones under way."""
-        return self.root / "staging"
-
-    @property
-    def spool(self) -> Path:
-        """Packs on their way."""
-        return self.root / "spool"
-
-    @property
-    def set_aside(self) -> Path:
-        """Mirrors that could not be used."""
-        return self.root / "set-aside"
-
-    def repository(self, name: str) -> Path:
-        """The mirror of one repository."""
-        return self.root / "repositories" / f"{name}.git"
-
-    @contextmanager
-    def held(self) -> Iterator[None]:
-        """Make the places, hold the lock, clear what a crash left.
-
-        Raises:
-            LocalError: They can't be made, or another process has the lock.
-        """
-        try:
-            for place in (self.root, self.root / "repositories", self.spool, self.set_aside):
-                place.mkdir(parents=True, exist_ok=True, mode=0o750)
-            lock = (self.root / "lock").open("ab")
-        except OSError as error:
-            raise LocalError(f"can't use data_dir {self.root}: {error.strerror}") from error
-        with lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise DataDirectoryInUse(
-                    f"{self.root} is in use by another git-mirror; stop that one first"
-                ) from None
-            try:
-                shutil.rmtree(self.staging, ignore_errors=True)
-                self.staging.mkdir(exist_ok=True, mode=0o750)
-                yield
-            finally:
-                # Not by closing alone: a child that a thread is starting at this very moment has
-                # the file open too, until it has become another program.
-                fcntl.flock(lock, fcntl.LOCK_UN)
-
-
-class DataDirectoryInUse(LocalError):
-    """Another process works on the same data directory."""
-
-    label = "data_dir_in_use"
-
-
-@asynccontextmanager
-async def open_engine(choice: EngineChoice) -> AsyncIterator[PackEngine]:
-    """Provide the pack engine that the configuration asks for.
-
-    Raises:
-        PackError: It asks for git, and there is none that will do.
-    """
-    if choice is not EngineChoice.DULWICH:
-        spawner = Spawner()
-        try:
-            engine = await GitEngine.find(spawner)
-        except PackError as error:
-            spawner.close()
-            if choice is EngineChoice.GIT:
-                raise
-            logger.info("no_usable_git", reason=str(error))
-        else:
-            try:
-                yield engine
-            finally:
-                spawner.close()
-            return
-    in_process = DulwichEngine()
-    try:
-        yield in_process
-    finally:
-        in_process.close()
 
 
 class Service:
@@ -192,42 +67,14 @@ class Service:
         stack.enter_context(self._places.held())
         engine = await stack.enter_async_context(open_engine(settings.engine))
         session = await stack.enter_async_context(open_session())
-        metrics = Metrics(__version__)
-        metrics.create_series(
-            operations=Operation, triggers=Trigger, forges=RECEIVERS, engines=[engine.name]
+        metrics = build_metrics(engine)
+        mirroring = await Mirroring.open(
+            stack, settings, engine, session, metrics, agent=AGENT, watch=self._watch
         )
-        builds = PackBuilds(
-            engine,
-            directory=self._places.spool,
-            builds_max=settings.limits.pack_builds_max,
-            queued_max=settings.limits.pack_builds_queued_max,
-            metrics=metrics,
-        )
-        stack.push_async_callback(builds.close)
-        updater = Updater(engine, staging=self._places.staging, agent=AGENT)
-        places = RefreshPlaces.of(settings.limits.refreshes_max)
-        hosted = []
-        for repository in settings.repositories.values():
-            mirror = await asyncio.to_thread(open_mirror, repository, self._places, updater)
-            mirror.watch = self._watch
-            refresher = Refresher(
-                mirror,
-                remote_for(session, repository, settings.limits, agent=AGENT),
-                updater,
-                engine,
-                places=places,
-                metrics=metrics,
-                refresh_seconds_max=settings.limits.refresh_timeout_seconds,
-            )
-            hosted.append(_hosted(mirror, refresher, repository))
-            stack.callback(_close, mirror)
-        self.registry = Registry(hosted)
-        stack.push_async_callback(self._end_tasks)
-        self._tasks = [
-            asyncio.create_task(one.refresher.run(), name=f"refresh {one.mirror.name}")
-            for one in hosted
-        ]
-        await self._listen(engine, builds, metrics)
+        self.registry = mirroring.registry
+        self._tasks = mirroring.start()
+        self.url = _url(await self._serve(mirroring, engine, metrics))
+        await self._listen_for_control()
         logger.info(
             "serving",
             url=self.url,
@@ -238,93 +85,31 @@ class Service:
             version=__version__,
         )
 
-    async def _listen(self, engine: PackEngine, builds: PackBuilds, metrics: Metrics) -> None:
-        smart_http = SmartHttp(
+    async def _serve(
+        self, mirroring: Mirroring, engine: PackEngine, metrics: Metrics
+    ) -> ListenAddress:
+        """Serve from this process."""
+        runner = await open_app(
+            self._stack,
+            self.settings,
             self.registry,
-            builds,
+            engine,
             metrics,
-            agent=AGENT,
-            request_bytes_max=self.settings.limits.request_bytes_max,
+            announcer=Announcements(mirroring.refreshers),
+            figures=OwnFigures(self.registry, metrics, engine),
+            processes=1,
         )
-        webhooks = Webhooks(self.registry, metrics)
-        monitoring = Monitoring(self.registry, metrics, engine)
-        app = build_app(smart_http, webhooks, monitoring, metrics)
-        runner = await self._runner(app)
-        listen = self.settings.server.listen
-        try:
-            await web.TCPSite(runner, listen.host, listen.port, backlog=BACKLOG).start()
-        except OSError as error:
-            raise LocalError(
-                f"can't listen on {listen}: {error.strerror}; is another service using the port?"
-            ) from error
-        host, port = runner.addresses[0][:2]
-        self.url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-        control = await self._runner(build_control_app(self.registry))
+        return await listen(runner, self.settings.server.listen)
+
+    async def _listen_for_control(self) -> None:
+        control = await open_runner(self._stack, build_control_app(self.registry))
         self._places.control.unlink(missing_ok=True)
         await web.UnixSite(control, str(self._places.control)).start()
         self._places.control.chmod(0o600)
 
-    async def _runner(self, app: web.Application) -> web.AppRunner:
-        runner = web.AppRunner(
-            app,
-            access_log=None,
-            handle_signals=False,
-            max_field_size=HEADER_BYTES_MAX,
-            keepalive_timeout=KEEPALIVE_SECONDS,
-            shutdown_timeout=SHUTDOWN_SECONDS_MAX,
-        )
-        await runner.setup()
-        self._stack.push_async_callback(runner.cleanup)
-        return runner
 
-    async def _end_tasks(self) -> None:
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-
-
-def _hosted(mirror: Mirror, refresher: Refresher, settings: RepositorySettings) -> Hosted:
-    secret = settings.webhook_secret_file
-    return Hosted(
-        mirror, refresher, Gate(mirror, refresher), SecretFile(secret) if secret else None
-    )
-
-
-def _close(mirror: Mirror) -> None:
-    if mirror.repository is not None:
-        mirror.repository.close()
-
-
-def open_mirror(settings: RepositorySettings, places: DataDirectory, updater: Updater) -> Mirror:
-    """Open a repository's mirror if there is one on disk; blocking.
-
-    One that can't be read, or that is of another upstream, is set aside and cloned anew.
-    """
-    mirror = Mirror(settings, places.repository(settings.name))
-    if not mirror.path.exists():
-        return mirror
-    repository = None
-    try:
-        repository = BareRepository.open(mirror.path)
-        _check_upstream(repository, settings)
-        mirror.snapshot = updater.open(repository)
-        mirror.repository = repository
-    except LocalError as error:
-        if repository is not None:
-            repository.close()
-        aside = places.set_aside / f"{settings.name.replace('/', '%2F')}.{time.time_ns()}.git"
-        mirror.path.rename(aside)
-        logger.warning(
-            "mirror_set_aside", repository=settings.name, reason=str(error), path=str(aside)
-        )
-    return mirror
-
-
-def _check_upstream(repository: BareRepository, settings: RepositorySettings) -> None:
-    if repository.upstream_url != settings.upstream:
-        raise LocalError(
-            f"it mirrors {repository.upstream_url}; the configuration says {settings.upstream}"
-        )
+def _url(address: ListenAddress) -> str:
+    return f"http://{address}"
 
 
 async def sync_once(settings: Settings, name: str, *, watch: Watch | None) -> Mirror:
@@ -343,7 +128,7 @@ async def sync_once(settings: Settings, name: str, *, watch: Watch | None) -> Mi
         repository = settings.repositories[name]
         mirror = await asyncio.to_thread(open_mirror, repository, places, updater)
         mirror.watch = watch
-        stack.callback(_close, mirror)
+        stack.callback(close_mirror, mirror)
         remote = remote_for(session, repository, settings.limits, agent=AGENT)
         updated = await updater.update(mirror, remote)
         mirror.repository, mirror.snapshot = updated.repository, updated.snapshot
