@@ -99,6 +99,15 @@ class Metrics:
             "git_mirror_pack_builds_running", "Packs being built now.", registry=self.registry
         )
 
+        self._workers = Gauge(
+            "git_mirror_workers", "Processes that serve readers.", registry=self.registry
+        )
+        self._worker_restarts = Counter(
+            "git_mirror_worker_restarts",
+            "Worker processes started anew because one had ended.",
+            registry=self.registry,
+        )
+
     def create_series(
         self,
         *,
@@ -158,6 +167,14 @@ class Metrics:
         self._pack_builds_running.dec()
         self._pack_builds.labels(engine, outcome).observe(seconds)
         self._pack_bytes.labels(engine).inc(size)
+
+    def set_workers(self, count: int) -> None:
+        """So many processes serve."""
+        self._workers.set(count)
+
+    def record_worker_restart(self) -> None:
+        """A worker process ended and is started anew."""
+        self._worker_restarts.inc()
 
     def exposition(self) -> bytes:
         """Return all of it in Prometheus' text format."""

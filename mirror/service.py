@@ -1,6 +1,7 @@
 """The composition root: builds every part, and owns their start and stop."""
 
 import asyncio
+import os
 from contextlib import AsyncExitStack
 
 import structlog
@@ -28,6 +29,8 @@ from mirror.serving import (
 from mirror.upstream.connect import open_session, remote_for
 from mirror.web.control import build_control_app
 from mirror.web.monitoring import OwnFigures
+from mirror.workers.port import reserve
+from mirror.workers.supervisor import Supervisor
 
 logger = structlog.stdlib.get_logger()
 
@@ -39,6 +42,8 @@ class Service:
         self.settings = settings
         self.registry = Registry([])
         self.url = ""
+        self.workers = 0
+        self.supervisor: Supervisor | None = None
         self._watch = watch
         self._places = DataDirectory(settings.data_dir)
         self._stack = AsyncExitStack()
@@ -72,12 +77,14 @@ class Service:
             stack, settings, engine, session, metrics, agent=AGENT, watch=self._watch
         )
         self.registry = mirroring.registry
-        self._tasks = mirroring.start()
-        self.url = _url(await self._serve(mirroring, engine, metrics))
+        self.workers = settings.server.workers or len(os.sched_getaffinity(0))
+        serve = self._serve if self.workers == 1 else self._serve_by_workers
+        self.url = f"http://{await serve(mirroring, engine, metrics)}"
         await self._listen_for_control()
         logger.info(
             "serving",
             url=self.url,
+            workers=self.workers,
             repositories=len(self.registry),
             mirrored=sum(one.mirror.snapshot is not None for one in self.registry),
             engine=engine.name,
@@ -89,6 +96,8 @@ class Service:
         self, mirroring: Mirroring, engine: PackEngine, metrics: Metrics
     ) -> ListenAddress:
         """Serve from this process."""
+        metrics.set_workers(1)
+        self._tasks = mirroring.start()
         runner = await open_app(
             self._stack,
             self.settings,
@@ -101,15 +110,30 @@ class Service:
         )
         return await listen(runner, self.settings.server.listen)
 
+    async def _serve_by_workers(
+        self, mirroring: Mirroring, engine: PackEngine, metrics: Metrics
+    ) -> ListenAddress:
+        """Serve from several processes, none of which is this one."""
+        address = await reserve(self._stack, self.settings.server.listen)
+        self.supervisor = Supervisor(
+            self.settings,
+            self.registry,
+            metrics,
+            announcer=Announcements(mirroring.refreshers),
+            figures=OwnFigures(self.registry, metrics, engine),
+            address=address,
+            count=self.workers,
+        )
+        self._tasks = mirroring.start()
+        self._stack.push_async_callback(self.supervisor.close)
+        self._tasks += await self.supervisor.start()
+        return address
+
     async def _listen_for_control(self) -> None:
         control = await open_runner(self._stack, build_control_app(self.registry))
         self._places.control.unlink(missing_ok=True)
         await web.UnixSite(control, str(self._places.control)).start()
         self._places.control.chmod(0o600)
-
-
-def _url(address: ListenAddress) -> str:
-    return f"http://{address}"
 
 
 async def sync_once(settings: Settings, name: str, *, watch: Watch | None) -> Mirror:

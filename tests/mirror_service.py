@@ -56,6 +56,7 @@ def configuration(
     *,
     names: Iterable[str] = (NAME,),
     engine: str = "git",
+    workers: int | str = 1,
     sections: str = "",
     defaults: str = "",
     repository: str = "",
@@ -69,6 +70,7 @@ def configuration(
         directory: Takes the file, the secret and the data.
         names: The repositories, each named as its upstream is.
         engine: The pack engine.
+        workers: How many processes serve, or `auto`.
         sections: More sections, as they would stand in the file.
         defaults: More keys of `defaults:`.
         repository: More keys of every repository.
@@ -78,7 +80,7 @@ def configuration(
     secret.write_text(SECRET + "\n")
     secret.chmod(0o600)
     lines = [
-        'server: {listen: "127.0.0.1:0"}',
+        f'server: {{listen: "127.0.0.1:0", workers: {workers}}}',
         "data_dir: data",
         f"engine: {engine}",
         textwrap.dedent(sections).strip(),
@@ -123,11 +125,13 @@ class MirrorService:
     # --- waiting -------------------------------------------------------------------------------
 
     async def until(self, met: Callable[[Mirror], bool], name: str = NAME) -> None:
-        """Wait until the mirror is as `met` wants it."""
+        """Wait until the mirror is as `met` wants it, in every process."""
         mirror = self.mirror(name)
         async with asyncio.timeout(WAIT_SECONDS_MAX):
             while not met(mirror):
                 await mirror.changed.wait(WAIT_SECONDS_MAX)
+            if mirror.replicas is not None:
+                await mirror.replicas.refreshed(mirror)
 
     async def mirrored(self, name: str = NAME) -> None:
         """Wait for the first clone."""
@@ -303,7 +307,7 @@ async def serving(file: Path, forge: HttpBackend) -> AsyncIterator[MirrorService
 
 @asynccontextmanager
 async def mirroring(
-    forge: HttpBackend, directory: Path, *, names: Iterable[str] = (NAME,), **more: str
+    forge: HttpBackend, directory: Path, *, names: Iterable[str] = (NAME,), **more: Any
 ) -> AsyncIterator[MirrorService]:
     """Run the service over repositories of `forge` and wait until each is mirrored."""
     names = list(names)

@@ -30,7 +30,7 @@ from mirror.config.names import (
     USERNAME,
     ListenAddress,
 )
-from mirror.config.notation import choice, count, duration, duration_or_never, size
+from mirror.config.notation import choice, count, count_or_auto, duration, duration_or_never, size
 
 REFS_MAX: Final = 256
 """Patterns per repository: each costs a look at every ref of the upstream."""
@@ -120,6 +120,11 @@ class ServerSettings(_Section):
     listen: Annotated[ListenAddress, LISTEN_ADDRESS] = ListenAddress("127.0.0.1", 8470)
     """The address to listen on. Port 0 lets the system choose one. Plain HTTP: put a proxy that
     speaks TLS in front of it where the network is not yours."""
+
+    workers: Annotated[int | None, count_or_auto(1, 64)] = 1
+    """How many processes serve readers; `auto` is one for each processor. With 1, one process does
+    everything. With more, each takes memory of its own, and learns of every push before anybody is
+    told of it. One serves thousands of polls a second: add more when it keeps a processor busy."""
 
 
 class CredentialsDocument(_Section):

@@ -141,16 +141,23 @@ class BareRepository:
         Raises:
             LocalError: It is not a repository that can be read.
         """
-        try:
-            config = ConfigFile.from_path(str(path / "config"))
-            url = config.get((b"remote", b"origin"), b"url").decode()
-        except (OSError, KeyError, ValueError) as error:
-            raise LocalError(f"{path} is not a mirror: {error}") from error
+        url = _read_upstream_url(path)
         try:
             _clear_leftovers(path)
         except OSError as error:
             raise LocalError(f"{path} can't be tidied up: {error}") from error
         return cls(path, ObjectSource(path / "objects"), url)
+
+    @classmethod
+    def open_beside(cls, path: Path) -> Self:
+        """Open the repository at `path` to read it, while another process writes to it.
+
+        What looks like a leftover may be that process's work of this moment, and stays.
+
+        Raises:
+            LocalError: It is not a repository that can be read.
+        """
+        return cls(path, ObjectSource(path / "objects"), _read_upstream_url(path))
 
     def close(self) -> None:
         """Release the mapped packs."""
@@ -254,6 +261,14 @@ class BareRepository:
             for name in files:
                 _fsync(Path(directory, name))
             fsync_directory(Path(directory))
+
+
+def _read_upstream_url(path: Path) -> str:
+    try:
+        config = ConfigFile.from_path(str(path / "config"))
+        return config.get((b"remote", b"origin"), b"url").decode()
+    except (OSError, KeyError, ValueError) as error:
+        raise LocalError(f"{path} is not a mirror: {error}") from error
 
 
 def _parse_packed_refs(content: bytes) -> list[Ref]:
