@@ -38,6 +38,12 @@ def engine(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
+@pytest.fixture(scope="module")
+def workers() -> int:
+    """How many processes serve."""
+    return 1
+
+
 @dataclass(frozen=True)
 class Estate:
     """An upstream with a bit of everything, and the service in front of it. Not to be changed."""
@@ -57,14 +63,17 @@ class Estate:
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def estate(tmp_path_factory: pytest.TempPathFactory, engine: str) -> AsyncIterator[Estate]:
+async def estate(
+    tmp_path_factory: pytest.TempPathFactory, engine: str, workers: int
+) -> AsyncIterator[Estate]:
     directory = tmp_path_factory.mktemp("estate")
     root = directory / "forge"
     root.mkdir()
     upstream = build_upstream(root)
+    place, names = directory / "mirror", [upstream.name]
     async with (
         HttpBackend(root) as forge,
-        mirroring(forge, directory / "mirror", names=[upstream.name], engine=engine) as mirror,
+        mirroring(forge, place, names=names, engine=engine, workers=workers) as mirror,
     ):
         yield Estate(upstream, mirror)
         await GitClient(directory).fsck(mirror.mirror(upstream.name).path)
@@ -72,10 +81,11 @@ async def estate(tmp_path_factory: pytest.TempPathFactory, engine: str) -> Async
 
 @pytest.fixture
 async def mirror(
-    forge: HttpBackend, upstream: Upstream, tmp_path: Path, engine: str
+    forge: HttpBackend, upstream: Upstream, tmp_path: Path, engine: str, workers: int
 ) -> AsyncIterator[MirrorService]:
     """A service of the test's own in front of `upstream`; at the end its mirror must be sound."""
-    async with mirroring(forge, tmp_path / "mirror", names=[upstream.name], engine=engine) as own:
+    place, names = tmp_path / "mirror", [upstream.name]
+    async with mirroring(forge, place, names=names, engine=engine, workers=workers) as own:
         yield own
         await GitClient(tmp_path).fsck(own.mirror(upstream.name).path)
 

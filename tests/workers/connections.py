@@ -98,9 +98,17 @@ async def connect(url: str) -> Connection:
     end = socket.socket()
     end.setblocking(False)
     end.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, BUFFER_BYTES)
-    await asyncio.get_running_loop().sock_connect(end, (found[1], int(found[2])))
+    try:
+        await asyncio.get_running_loop().sock_connect(end, (found[1], int(found[2])))
+    except BaseException:
+        end.close()
+        raise
     connection = Connection(*await asyncio.open_connection(sock=end))
-    assert (await connection.get("/healthz")).status == 200
+    try:
+        assert (await connection.get("/healthz")).status == 200
+    except BaseException:
+        await connection.close()
+        raise
     return connection
 
 
