@@ -3,6 +3,7 @@
 import asyncio
 import os
 from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING
 
 import structlog
 from aiohttp import web
@@ -29,8 +30,9 @@ from mirror.serving import (
 from mirror.upstream.connect import open_session, remote_for
 from mirror.web.control import build_control_app
 from mirror.web.monitoring import OwnFigures
-from mirror.workers.port import reserve
-from mirror.workers.supervisor import Supervisor
+
+if TYPE_CHECKING:
+    from mirror.workers.supervisor import Supervisor
 
 logger = structlog.stdlib.get_logger()
 
@@ -43,7 +45,7 @@ class Service:
         self.registry = Registry([])
         self.url = ""
         self.workers = 0
-        self.supervisor: Supervisor | None = None
+        self.supervisor: Supervisor | None = None  # where there are several workers
         self._watch = watch
         self._places = DataDirectory(settings.data_dir)
         self._stack = AsyncExitStack()
@@ -114,6 +116,10 @@ class Service:
         self, mirroring: Mirroring, engine: PackEngine, metrics: Metrics
     ) -> ListenAddress:
         """Serve from several processes, none of which is this one."""
+        # Only here: the single process is to pay nothing for what it does not use.
+        from mirror.workers.port import reserve  # noqa: PLC0415
+        from mirror.workers.supervisor import Supervisor  # noqa: PLC0415
+
         address = await reserve(self._stack, self.settings.server.listen)
         self.supervisor = Supervisor(
             self.settings,
