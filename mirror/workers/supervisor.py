@@ -42,7 +42,8 @@ from mirror.workers.proxies import REPEATED
 from mirror.workers.state import refreshed, unpacked_changes
 
 ANNOUNCE_SECONDS_MAX: Final = 2.0
-"""To acknowledge an announcement, a worker's loop has to turn once. Forges give up at 10 s."""
+"""To acknowledge an announcement, or that nothing has changed, a worker's loop has to turn once.
+Forges give up at 10 s."""
 
 PUBLISH_SECONDS_MAX: Final = 30.0
 """To make a snapshot of very many refs, with others before it."""
@@ -233,7 +234,9 @@ class Supervisor:
         """See `Replicas.refreshed`."""
         message = refreshed(mirror, self._told[mirror.name])
         self._told[mirror.name] = mirror.snapshot
-        await self._ask_all(message, PUBLISH_SECONDS_MAX)
+        # Without news there is nothing to make: so the polls find a worker that hangs.
+        seconds_max = ANNOUNCE_SECONDS_MAX if message.snapshot is None else PUBLISH_SECONDS_MAX
+        await self._ask_all(message, seconds_max)
 
     async def _ask_all(self, message: Message, seconds_max: float) -> None:
         # Those that do not serve yet are told, too, but not waited for: they follow before they do.

@@ -18,6 +18,7 @@ import pytest
 from mirror.config import load
 from mirror.demo.forge import Faults, HttpBackend
 from mirror.errors import LocalError
+from mirror.refresh.refresher import Trigger
 from mirror.service import Service
 from mirror.workers import supervisor as supervising
 from mirror.workers.frames import encode
@@ -138,6 +139,17 @@ async def test_a_worker_that_hangs_is_dead_before_a_webhook_is_accepted(
     os.kill(hung, signal.SIGSTOP)
     upstream.commit()
     assert await deliver(accepting, *delivery(mirror, upstream)) == "accepted"
+    assert not Path(f"/proc/{hung}").exists()
+    assert len(await restarted(supervisor, hung)) == 2
+
+
+async def test_a_refresh_that_brings_nothing_finds_a_worker_that_hangs(
+    mirror: MirrorService, supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervising, "ANNOUNCE_SECONDS_MAX", 0.2)
+    hung = supervisor.pids[0]
+    os.kill(hung, signal.SIGSTOP)
+    await mirror.hosted().refresher.request(Trigger.MANUAL)
     assert not Path(f"/proc/{hung}").exists()
     assert len(await restarted(supervisor, hung)) == 2
 
