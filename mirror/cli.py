@@ -6,7 +6,9 @@ Exit codes: 0 all well; 1 something is wrong and said so; 2 a mistake on the com
 import asyncio
 import gc
 import json
+import os
 import signal
+import socket
 import sys
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import suppress
@@ -23,9 +25,10 @@ from rich.table import Table
 from mirror import __version__, config, logs
 from mirror.config import LogFormat, LogSettings, Settings
 from mirror.errors import MirrorError
+from mirror.places import DataDirectory, DataDirectoryInUse
 from mirror.progress import Display, display_for_stderr
 from mirror.refresh.mirror import Mirror, Progress
-from mirror.service import DataDirectory, DataDirectoryInUse, Service, probe, sync_once
+from mirror.service import Service, probe, sync_once
 
 T = TypeVar("T")
 
@@ -267,6 +270,21 @@ def demo(*, keep: bool) -> None:
         sys.exit(1)
 
 
+@main.command(hidden=True)
+@click.option("--channel", type=int, required=True, help="The descriptor of the channel.")
+def worker(channel: int) -> None:
+    """Serve as a worker process of `git-mirror serve`, which starts it."""
+    from mirror.workers.worker import Worker  # noqa: PLC0415 - only this command pays for it
+
+    _configure_logs(LogSettings())  # until its setup says otherwise
+
+    async def work() -> None:
+        if not await Worker(_configure_logs).run(socket.socket(fileno=channel)):
+            os._exit(1)  # at once, whatever its threads are at
+
+    _run(work())
+
+
 def _load(path: Path | None) -> Settings:
     try:
         return config.load(path or config.environment().config_path)
@@ -274,11 +292,11 @@ def _load(path: Path | None) -> Settings:
         _fail(str(error))
 
 
-def _configure_logs(settings: LogSettings) -> None:
+def _configure_logs(settings: LogSettings, worker: int | None = None) -> None:
     as_json = settings.format is LogFormat.JSON or (
         settings.format is LogFormat.AUTO and not sys.stderr.isatty()
     )
-    logs.configure(json=as_json, level=settings.level.value)
+    logs.configure(json=as_json, level=settings.level.value, worker=worker)
 
 
 def _watch(display: Display) -> Any:

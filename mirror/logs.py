@@ -38,15 +38,31 @@ class _MalformedRequests(logging.Filter):
         return True
 
 
-def configure(*, json: bool, level: str) -> None:
+class _Field:
+    """Adds the same field to every line."""
+
+    def __init__(self, name: str, value: object) -> None:
+        self._name = name
+        self._value = value
+
+    def __call__(
+        self, logger: object, method: str, event: structlog.typing.EventDict
+    ) -> structlog.typing.EventDict:
+        event.setdefault(self._name, self._value)
+        return event
+
+
+def configure(*, json: bool, level: str, worker: int | None = None) -> None:
     """Set up logging for the process, on stderr.
 
     Args:
         json: JSON lines, or lines for a person.
         level: `debug`, `info`, `warning` or `error`.
+        worker: The number of this worker process; each line names it.
     """
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
+        *([] if worker is None else [_Field("worker", worker)]),
         structlog.stdlib.add_log_level,
         structlog.stdlib.add_logger_name,
         structlog.stdlib.ExtraAdder(),

@@ -125,6 +125,14 @@ class Metrics:
             ["outcome"],
             registry=self.registry,
         )
+        self._workers = Gauge(
+            "git_mirror_workers", "Processes that serve readers.", registry=self.registry
+        )
+        self._worker_restarts = Counter(
+            "git_mirror_worker_restarts",
+            "Worker processes started anew because one had ended.",
+            registry=self.registry,
+        )
 
     def create_series(
         self,
@@ -211,6 +219,14 @@ class Metrics:
     def record_foreseen(self, outcome: str) -> None:
         """A foreseen pack was `built`, found `ready`, or `failed`."""
         self._foreseen.labels(outcome).inc()
+
+    def set_workers(self, count: int) -> None:
+        """So many processes serve."""
+        self._workers.set(count)
+
+    def record_worker_restart(self) -> None:
+        """A worker process ended and is started anew."""
+        self._worker_restarts.inc()
 
     def exposition(self) -> bytes:
         """Return all of it in Prometheus' text format."""

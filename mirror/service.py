@@ -1,163 +1,43 @@
-"""The composition root: builds every part, and owns their start and stop.
-
-data_dir/
-lock            held while a process uses the directory
-control.sock    what `git-mirror sync` talks to
-repositories/   the bare mirrors, by name
-staging/        first clones under way; cleared at the start
-packs/          packs that were made for readers, to be used again; may be removed at any time
-set-aside/      mirrors that could not be used; kept for a look, never served
-"""
+"""The composition root: builds every part, and owns their start and stop."""
 
 import asyncio
-import fcntl
-import shutil
-import time
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, closing, contextmanager
-from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
-from typing import Final
+import os
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING
 
 import structlog
 from aiohttp import web
 
 from mirror import __version__
-from mirror.config import EngineChoice, RepositorySettings, Settings
-from mirror.errors import LocalError, MirrorError, PackError
+from mirror.config import ListenAddress, RepositorySettings, Settings
+from mirror.errors import MirrorError
 from mirror.metrics import Metrics
+from mirror.mirroring import Mirroring, Watch, close_mirror, open_mirror
+from mirror.places import DataDirectory
+from mirror.refresh.announcements import Announcements
 from mirror.refresh.foresight import Foresight
-from mirror.refresh.gate import Gate
 from mirror.refresh.mirror import Mirror
-from mirror.refresh.refresher import Refresher, RefreshPlaces, Trigger
-from mirror.refresh.registry import Hosted, Registry
+from mirror.refresh.registry import Registry
 from mirror.refresh.update import Updater
-from mirror.repository.bare import BareRepository
-from mirror.repository.packing.auto_engine import AutoEngine
-from mirror.repository.packing.dulwich_engine import DulwichEngine
-from mirror.repository.packing.engine import PackEngine
-from mirror.repository.packing.git_engine import GitEngine
-from mirror.repository.packing.pack_cache import PackCache
-from mirror.repository.packing.pack_store import PackStore
-from mirror.repository.packing.spawner import Spawner
+from mirror.serving import (
+    AGENT,
+    Share,
+    build_metrics,
+    listen,
+    open_app,
+    open_engine,
+    open_packs,
+    open_runner,
+)
 from mirror.upstream.connect import open_session, remote_for
-from mirror.upstream.credentials import SecretFile
-from mirror.upstream.forges import RECEIVERS
-from mirror.web.app import build_app
 from mirror.web.control import build_control_app
-from mirror.web.fast_lane import FastLane, FastLaneRunner, open_fast_lane
 from mirror.web.fetch import Fetches
-from mirror.web.monitoring import Monitoring
-from mirror.web.protocol import Operation
-from mirror.web.smart_http import SmartHttp
-from mirror.web.webhooks import Webhooks
+from mirror.web.monitoring import OwnFigures
 
-AGENT: Final = f"git-mirror/{__version__}".encode()
-SHUTDOWN_SECONDS_MAX: Final = 10.0
-"""aiohttp waits that long twice: for handlers to end, and again once they are cancelled."""
-
-HEADER_BYTES_MAX: Final = 32 * 1024
-"""Tokens in an Authorization header can be long."""
-
-KEEPALIVE_SECONDS: Final = 75.0
-BACKLOG: Final = 1024
-
-Watch = Callable[[Mirror], None]
+if TYPE_CHECKING:
+    from mirror.workers.supervisor import Supervisor
 
 logger = structlog.stdlib.get_logger()
-
-
-@dataclass(frozen=True, slots=True)
-class DataDirectory:
-    """The places below `data_dir`."""
-
-    root: Path
-
-    @property
-    def control(self) -> Path:
-        """The control socket."""
-        return self.root / "control.sock"
-
-    @property
-    def staging(self) -> Path:
-        """First clones under way."""
-        return self.root / "staging"
-
-    @property
-    def packs(self) -> Path:
-        """Packs made for readers."""
-        return self.root / "packs"
-
-    @property
-    def set_aside(self) -> Path:
-        """Mirrors that could not be used."""
-        return self.root / "set-aside"
-
-    def repository(self, name: str) -> Path:
-        """The mirror of one repository."""
-        return self.root / "repositories" / f"{name}.git"
-
-    @contextmanager
-    def held(self) -> Iterator[None]:
-        """Make the places, hold the lock, clear what a crash left.
-
-        Raises:
-            LocalError: They can't be made, or another process has the lock.
-        """
-        try:
-            for place in (self.root, self.root / "repositories", self.packs, self.set_aside):
-                place.mkdir(parents=True, exist_ok=True, mode=0o750)
-            lock = (self.root / "lock").open("ab")
-        except OSError as error:
-            raise LocalError(f"can't use data_dir {self.root}: {error.strerror}") from error
-        with lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise DataDirectoryInUse(
-                    f"{self.root} is in use by another git-mirror; stop that one first"
-                ) from None
-            try:
-                shutil.rmtree(self.staging, ignore_errors=True)
-                self.staging.mkdir(exist_ok=True, mode=0o750)
-                yield
-            finally:
-                # Not by closing alone: a child that a thread is starting at this very moment has
-                # the file open too, until it has become another program.
-                fcntl.flock(lock, fcntl.LOCK_UN)
-
-
-class DataDirectoryInUse(LocalError):
-    """Another process works on the same data directory."""
-
-    label = "data_dir_in_use"
-
-
-@asynccontextmanager
-async def open_engine(choice: EngineChoice) -> AsyncIterator[PackEngine]:
-    """Provide the pack engine that the configuration asks for.
-
-    Raises:
-        PackError: It asks for git, and there is none that will do.
-    """
-    with ExitStack() as stack:
-        if choice is EngineChoice.DULWICH:
-            yield stack.enter_context(closing(DulwichEngine()))
-            return
-        spawner = stack.enter_context(closing(Spawner()))
-        try:
-            git = await GitEngine.find(spawner)
-        except PackError as error:
-            if choice is EngineChoice.GIT:
-                raise
-            logger.info("no_usable_git", reason=str(error))
-            yield stack.enter_context(closing(DulwichEngine()))
-            return
-        if choice is EngineChoice.GIT:
-            yield git
-        else:
-            yield AutoEngine(git, stack.enter_context(closing(DulwichEngine())))
 
 
 class Service:
@@ -167,6 +47,8 @@ class Service:
         self.settings = settings
         self.registry = Registry([])
         self.url = ""
+        self.workers = 0
+        self.supervisor: Supervisor | None = None  # where there are several workers
         self._watch = watch
         self._places = DataDirectory(settings.data_dir)
         self._stack = AsyncExitStack()
@@ -195,41 +77,35 @@ class Service:
         stack.enter_context(self._places.held())
         engine = await stack.enter_async_context(open_engine(settings.engine))
         session = await stack.enter_async_context(open_session())
-        metrics = Metrics(__version__)
-        metrics.create_series(
-            operations=Operation, triggers=Trigger, forges=RECEIVERS, engines=[engine.name]
-        )
-        packs = await self._open_packs(engine, metrics)
+        metrics = build_metrics(engine)
+        self.workers = settings.server.workers or len(os.sched_getaffinity(0))
+        share = Share(processes=self.workers, serves=self.workers == 1)
+        packs = await open_packs(stack, settings, engine, metrics, share)
         foresight = Foresight(packs, metrics)
         stack.push_async_callback(foresight.close)
-        updater = Updater(engine, staging=self._places.staging, agent=AGENT)
-        places = RefreshPlaces.of(settings.limits.refreshes_max)
-        hosted = []
-        for repository in settings.repositories.values():
-            mirror = await asyncio.to_thread(open_mirror, repository, self._places, updater)
-            mirror.watch = self._watch
-            refresher = Refresher(
-                mirror,
-                remote_for(session, repository, settings.limits, agent=AGENT),
-                updater,
-                engine,
-                places=places,
-                metrics=metrics,
-                refresh_seconds_max=settings.limits.refresh_timeout_seconds,
-                on_published=foresight.published,
-            )
-            hosted.append(_hosted(mirror, refresher, repository))
-            stack.callback(_close, mirror)
-        self.registry = Registry(hosted)
-        stack.push_async_callback(self._end_tasks)
-        self._tasks = [
-            asyncio.create_task(one.refresher.run(), name=f"refresh {one.mirror.name}")
-            for one in hosted
-        ]
-        await self._listen(engine, Fetches(packs, foresight, metrics), metrics)
+        mirroring = await Mirroring.open(
+            stack,
+            settings,
+            engine,
+            session,
+            metrics,
+            agent=AGENT,
+            watch=self._watch,
+            on_published=foresight.published,
+        )
+        self.registry = mirroring.registry
+        figures = OwnFigures(self.registry, metrics, engine)
+        if self.workers == 1:
+            fetches = Fetches(packs, foresight, metrics)
+            address = await self._serve(mirroring, fetches, figures, metrics)
+        else:
+            address = await self._serve_by_workers(mirroring, figures, metrics)
+        self.url = f"http://{address}"
+        await self._listen_for_control()
         logger.info(
             "serving",
             url=self.url,
+            workers=self.workers,
             repositories=len(self.registry),
             mirrored=sum(one.mirror.snapshot is not None for one in self.registry),
             engine=engine.name,
@@ -237,115 +113,51 @@ class Service:
             version=__version__,
         )
 
-    async def _open_packs(self, engine: PackEngine, metrics: Metrics) -> PackCache:
-        limits = self.settings.limits
-        store = PackStore(
-            self._places.packs,
-            bytes_max=limits.pack_cache_bytes_max,
-            memory_bytes_max=limits.pack_cache_memory_bytes_max,
-        )
-        await asyncio.to_thread(store.prepare)
-        packs = PackCache(
-            engine,
-            store,
-            builds_max=limits.pack_builds_max,
-            queued_max=limits.pack_builds_queued_max,
-            metrics=metrics,
-        )
-        self._stack.push_async_callback(packs.close)
-        return packs
-
-    async def _listen(self, engine: PackEngine, fetches: Fetches, metrics: Metrics) -> None:
-        smart_http = SmartHttp(
+    async def _serve(
+        self, mirroring: Mirroring, fetches: Fetches, figures: OwnFigures, metrics: Metrics
+    ) -> ListenAddress:
+        """Serve from this process."""
+        metrics.set_workers(1)
+        self._tasks = mirroring.start()
+        runner = await open_app(
+            self._stack,
+            self.settings,
             self.registry,
-            fetches,
             metrics,
-            agent=AGENT,
-            request_bytes_max=self.settings.limits.request_bytes_max,
+            fetches=fetches,
+            announcer=Announcements(mirroring.refreshers),
+            figures=figures,
         )
-        webhooks = Webhooks(self.registry, metrics)
-        monitoring = Monitoring(self.registry, metrics, engine)
-        lane = None
-        if self.settings.server.fast_lane:
-            lane = open_fast_lane(metrics, keepalive_seconds=KEEPALIVE_SECONDS)
-        app = build_app(smart_http, webhooks, monitoring, metrics, lane=lane)
-        runner = await self._runner(app, lane)
-        listen = self.settings.server.listen
-        try:
-            await web.TCPSite(runner, listen.host, listen.port, backlog=BACKLOG).start()
-        except OSError as error:
-            raise LocalError(
-                f"can't listen on {listen}: {error.strerror}; is another service using the port?"
-            ) from error
-        host, port = runner.addresses[0][:2]
-        self.url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-        control = await self._runner(build_control_app(self.registry))
+        return await listen(runner, self.settings.server.listen)
+
+    async def _serve_by_workers(
+        self, mirroring: Mirroring, figures: OwnFigures, metrics: Metrics
+    ) -> ListenAddress:
+        """Serve from several processes, none of which is this one."""
+        # Only here: the single process is to pay nothing for what it does not use.
+        from mirror.workers.port import reserve  # noqa: PLC0415
+        from mirror.workers.supervisor import Supervisor  # noqa: PLC0415
+
+        address = await reserve(self._stack, self.settings.server.listen)
+        self.supervisor = Supervisor(
+            self.settings,
+            self.registry,
+            metrics,
+            announcer=Announcements(mirroring.refreshers),
+            figures=figures,
+            address=address,
+            count=self.workers,
+        )
+        self._tasks = mirroring.start()
+        self._stack.push_async_callback(self.supervisor.close)
+        self._tasks += await self.supervisor.start()
+        return address
+
+    async def _listen_for_control(self) -> None:
+        control = await open_runner(self._stack, build_control_app(self.registry))
         self._places.control.unlink(missing_ok=True)
         await web.UnixSite(control, str(self._places.control)).start()
         self._places.control.chmod(0o600)
-
-    async def _runner(self, app: web.Application, lane: FastLane | None = None) -> web.AppRunner:
-        make = web.AppRunner if lane is None else partial(FastLaneRunner, lane=lane)
-        runner = make(
-            app,
-            access_log=None,
-            handle_signals=False,
-            max_field_size=HEADER_BYTES_MAX,
-            keepalive_timeout=KEEPALIVE_SECONDS,
-            shutdown_timeout=SHUTDOWN_SECONDS_MAX,
-        )
-        await runner.setup()
-        self._stack.push_async_callback(runner.cleanup)
-        return runner
-
-    async def _end_tasks(self) -> None:
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-
-
-def _hosted(mirror: Mirror, refresher: Refresher, settings: RepositorySettings) -> Hosted:
-    secret = settings.webhook_secret_file
-    return Hosted(
-        mirror, refresher, Gate(mirror, refresher), SecretFile(secret) if secret else None
-    )
-
-
-def _close(mirror: Mirror) -> None:
-    if mirror.repository is not None:
-        mirror.repository.close()
-
-
-def open_mirror(settings: RepositorySettings, places: DataDirectory, updater: Updater) -> Mirror:
-    """Open a repository's mirror if there is one on disk; blocking.
-
-    One that can't be read, or that is of another upstream, is set aside and cloned anew.
-    """
-    mirror = Mirror(settings, places.repository(settings.name))
-    if not mirror.path.exists():
-        return mirror
-    repository = None
-    try:
-        repository = BareRepository.open(mirror.path)
-        _check_upstream(repository, settings)
-        mirror.snapshot = updater.open(repository)
-        mirror.repository = repository
-    except LocalError as error:
-        if repository is not None:
-            repository.close()
-        aside = places.set_aside / f"{settings.name.replace('/', '%2F')}.{time.time_ns()}.git"
-        mirror.path.rename(aside)
-        logger.warning(
-            "mirror_set_aside", repository=settings.name, reason=str(error), path=str(aside)
-        )
-    return mirror
-
-
-def _check_upstream(repository: BareRepository, settings: RepositorySettings) -> None:
-    if repository.upstream_url != settings.upstream:
-        raise LocalError(
-            f"it mirrors {repository.upstream_url}; the configuration says {settings.upstream}"
-        )
 
 
 async def sync_once(settings: Settings, name: str, *, watch: Watch | None) -> Mirror:
@@ -364,7 +176,7 @@ async def sync_once(settings: Settings, name: str, *, watch: Watch | None) -> Mi
         repository = settings.repositories[name]
         mirror = await asyncio.to_thread(open_mirror, repository, places, updater)
         mirror.watch = watch
-        stack.callback(_close, mirror)
+        stack.callback(close_mirror, mirror)
         remote = remote_for(session, repository, settings.limits, agent=AGENT)
         updated = await updater.update(mirror, remote)
         mirror.repository, mirror.snapshot = updated.repository, updated.snapshot

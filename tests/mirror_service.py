@@ -60,6 +60,7 @@ def configuration(
     *,
     names: Iterable[str] = (NAME,),
     engine: str = "git",
+    workers: int | str = 1,
     sections: str = "",
     defaults: str = "",
     repository: str = "",
@@ -74,6 +75,7 @@ def configuration(
         directory: Takes the file, the secret and the data.
         names: The repositories, each named as its upstream is.
         engine: The pack engine.
+        workers: How many processes serve, or `auto`.
         sections: More sections, as they would stand in the file.
         defaults: More keys of `defaults:`.
         repository: More keys of every repository.
@@ -85,7 +87,7 @@ def configuration(
     secret.chmod(0o600)
     lane = "true" if fast_lane and with_fast_lane else "false"
     lines = [
-        f'server: {{listen: "127.0.0.1:0", fast_lane: {lane}}}',
+        f'server: {{listen: "127.0.0.1:0", fast_lane: {lane}, workers: {workers}}}',
         "data_dir: data",
         f"engine: {engine}",
         textwrap.dedent(sections).strip(),
@@ -130,11 +132,13 @@ class MirrorService:
     # --- waiting -------------------------------------------------------------------------------
 
     async def until(self, met: Callable[[Mirror], bool], name: str = NAME) -> None:
-        """Wait until the mirror is as `met` wants it."""
+        """Wait until the mirror is as `met` wants it, in every process."""
         mirror = self.mirror(name)
         async with asyncio.timeout(WAIT_SECONDS_MAX):
             while not met(mirror):
                 await mirror.changed.wait(WAIT_SECONDS_MAX)
+            if mirror.replicas is not None:
+                await mirror.replicas.refreshed(mirror)
 
     async def mirrored(self, name: str = NAME) -> None:
         """Wait for the first clone."""
@@ -315,7 +319,7 @@ async def mirroring(
     *,
     names: Iterable[str] = (NAME,),
     fast_lane: bool = True,
-    **more: str,
+    **more: Any,
 ) -> AsyncIterator[MirrorService]:
     """Run the service over repositories of `forge` and wait until each is mirrored."""
     names = list(names)

@@ -90,7 +90,7 @@ def parse(content: bytes, *, source: Path) -> Settings:
         raise ConfigError(_message(mistakes, source=source)) from error
     if mistakes:
         raise ConfigError(_message(mistakes, source=source))
-    return _resolve(config, source=source)
+    return _resolve(config, content, source=source)
 
 
 def _message(mistakes: list[Mistake], *, source: Path) -> str:
@@ -211,7 +211,7 @@ def _is_given(written: Mapping[str, object], key: str) -> bool:
 # From what is written to what applies.
 
 
-def _resolve(config: ConfigDocument, *, source: Path) -> Settings:
+def _resolve(config: ConfigDocument, content: bytes, *, source: Path) -> Settings:
     source = source.absolute()
     base = source.parent
     repositories = {
@@ -226,6 +226,7 @@ def _resolve(config: ConfigDocument, *, source: Path) -> Settings:
         engine=config.engine,
         limits=config.limits,
         log=config.log,
+        content=content,
     )
 
 

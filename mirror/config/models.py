@@ -30,7 +30,15 @@ from mirror.config.names import (
     USERNAME,
     ListenAddress,
 )
-from mirror.config.notation import choice, count, duration, duration_or_never, size, switch
+from mirror.config.notation import (
+    choice,
+    count,
+    count_or_auto,
+    duration,
+    duration_or_never,
+    size,
+    switch,
+)
 
 REFS_MAX: Final = 256
 """Patterns per repository: each costs a look at every ref of the upstream."""
@@ -124,6 +132,11 @@ class ServerSettings(_Section):
     fast_lane: Annotated[bool, switch()] = True
     """Whether polls that repeat an earlier one are answered with the bytes of that answer, without
     a way through the HTTP framework. Readers see no difference but the time it takes."""
+
+    workers: Annotated[int | None, count_or_auto(1, 64)] = 1
+    """How many processes serve readers; `auto` is one for each processor. With 1, one process does
+    everything. With more, each takes memory of its own, and learns of every push before anybody is
+    told of it. One serves thousands of polls a second: add more when it keeps a processor busy."""
 
 
 class CredentialsDocument(_Section):

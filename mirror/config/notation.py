@@ -245,6 +245,20 @@ def switch() -> Notation[bool]:
     return Notation(words, read, bool, {"type": "boolean"}, bool)
 
 
+def count_or_auto(at_least: int, at_most: int) -> Notation[int | None]:
+    """Return the notation of a whole number between two bounds, or `auto`."""
+    bounded = count(at_least, at_most)
+
+    def read(text: str) -> int | None:
+        return None if text == "auto" else bounded.read(text)
+
+    def write(number: int | None) -> str | int:
+        return "auto" if number is None else number
+
+    schema = {"anyOf": [dict(bounded.schema), {"const": "auto"}]}
+    return Notation(f"{bounded.words}, or `auto`", read, write, schema)
+
+
 def choice(kind: type[Choice]) -> Notation[Choice]:
     """Return the notation of one of a few words."""
     known = [member.value for member in kind]

@@ -55,7 +55,11 @@ class RepositorySettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """The whole configuration. Every path in it is absolute."""
+    """The whole configuration. Every path in it is absolute.
+
+    Attributes:
+        content: The file as it was read, for worker processes: it may have changed since.
+    """
 
     source: Path
     data_dir: Path
@@ -64,3 +68,4 @@ class Settings:
     engine: EngineChoice = EngineChoice.AUTO
     limits: LimitSettings = field(default_factory=LimitSettings)
     log: LogSettings = field(default_factory=LogSettings)
+    content: bytes = field(default=b"", repr=False, compare=False)

@@ -20,7 +20,7 @@ from mirror.errors import ClientError, MirrorError
 from mirror.metrics import Metrics
 from mirror.refresh.mirror import Mirror
 from mirror.refresh.shapes import Shape, Shapes
-from mirror.refresh.update import Updated
+from mirror.refresh.update import ReadyPack, Updated
 from mirror.repository.bare import BareRepository
 from mirror.repository.fetching import plan_v2
 from mirror.repository.packing.engine import PackRequest
@@ -125,25 +125,44 @@ class Foresight:
 
     def published(self, mirror: Mirror, before: RefSnapshot | None, updated: Updated) -> None:
         """Begin to make the packs that will be asked for: an `OnPublished`."""
+        self._begin(mirror.name, before, updated.repository, updated.snapshot, updated.answers)
+
+    def followed(
+        self,
+        mirror: Mirror,
+        before: RefSnapshot | None,
+        repository: BareRepository,
+        snapshot: RefSnapshot,
+    ) -> None:
+        """Do as `published` where another process refreshes, and keeps what the upstream sent."""
+        self._begin(mirror.name, before, repository, snapshot, ())
+
+    def _begin(
+        self,
+        name: str,
+        before: RefSnapshot | None,
+        repository: BareRepository,
+        snapshot: RefSnapshot,
+        answers: Sequence[ReadyPack],
+    ) -> None:
         if before is None:
             return
-        snapshot = updated.snapshot
-        watched = self._watched.setdefault(mirror.name, _Watched())
+        watched = self._watched.setdefault(name, _Watched())
         tips = {}
         for ref, (old, new) in snapshot.changes_since(before).items():
             if new is not None:
                 tips[ref] = new
                 if old is not None:
                     watched.shapes.moved(ref, old)
-        self._of(mirror.name, snapshot)
+        self._of(name, snapshot)
         watched.new_tips = frozenset(tips.values())
         watched.seen = set()
         requests = watched.shapes.expected(tips, tuple(sorted(watched.everything)))
         if watched.work is not None:
             watched.work.cancel()
-        if requests or updated.answers:
-            work = self._foresee(mirror.name, updated, requests)
-            watched.work = asyncio.create_task(work, name=f"foresight {mirror.name}")
+        if requests or answers:
+            work = self._foresee(name, repository, snapshot, requests, answers)
+            watched.work = asyncio.create_task(work, name=f"foresight {name}")
 
     async def close(self) -> None:
         """End what is under way."""
@@ -155,14 +174,16 @@ class Foresight:
     async def _foresee(
         self,
         name: str,
-        updated: Updated,
+        repository: BareRepository,
+        snapshot: RefSnapshot,
         requests: Sequence[FetchRequest],
+        answers: Sequence[ReadyPack],
     ) -> None:
         try:
-            for answer in updated.answers:
-                await self._packs.keep(updated.repository, answer.request, answer.data)
+            for answer in answers:
+                await self._packs.keep(repository, answer.request, answer.data)
             async with self._places:
-                await self._make(updated.repository, updated.snapshot, requests[:PACKS_MAX])
+                await self._make(repository, snapshot, requests[:PACKS_MAX])
         except MirrorError as error:
             self._metrics.record_foreseen("failed")
             logger.info("foresight_failed", repository=name, error=str(error))

@@ -7,17 +7,25 @@ import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Protocol
 
 from mirror.errors import NotYetMirrored, StaleRefused
 from mirror.refresh.freshness import Verdict
 from mirror.refresh.mirror import Mirror
-from mirror.refresh.refresher import Refresher, Trigger
+from mirror.refresh.refresher import Trigger
 from mirror.repository.bare import BareRepository
 from mirror.repository.snapshot import RefSnapshot
 
 AGE_UNKNOWN_SECONDS: Final = 0
 """Shown for refs of which nobody kept when they were confirmed; that they are stale shows."""
+
+
+class RefreshRequests(Protocol):
+    """Where readers ask for a refresh: the refresher itself, or the way to it from a worker."""
+
+    def request(self, trigger: Trigger) -> "asyncio.Future[None]":
+        """See `Refresher.request`."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +51,7 @@ class Gate:
     def __init__(
         self,
         mirror: Mirror,
-        refresher: Refresher,
+        refresher: RefreshRequests,
         *,
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], float] = time.time,

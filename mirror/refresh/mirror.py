@@ -7,6 +7,7 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 from mirror.config import OnStale, RepositorySettings
 from mirror.refresh.freshness import Freshness, Policy
@@ -63,6 +64,22 @@ class LastRefresh:
     changed_at: float | None = None
 
 
+class Replicas(Protocol):
+    """The copies of a mirror's state in other processes.
+
+    Both return only when no reader anywhere is served from what was before. They raise nothing: a
+    process that can't follow is ended.
+    """
+
+    async def announced(self, mirror: "Mirror") -> None:
+        """Tell them the number of the latest announcement."""
+        ...
+
+    async def refreshed(self, mirror: "Mirror") -> None:
+        """Tell them what came of a refresh."""
+        ...
+
+
 @dataclass(slots=True)
 class Mirror:
     """The state of one mirrored repository.
@@ -80,6 +97,7 @@ class Mirror:
         shown: The digest of the upstream's last listing, and the snapshot that shows what it said.
         noted_at: When the last confirmation that is kept on disk was; seconds since the epoch.
         watch: Called with each step of a refresh, for who shows it to people.
+        replicas: Its copies, where other processes serve it.
     """
 
     settings: RepositorySettings
@@ -94,6 +112,7 @@ class Mirror:
     shown: tuple[bytes, RefSnapshot] | None = None
     noted_at: float | None = None
     watch: "Callable[[Mirror], None] | None" = None
+    replicas: Replicas | None = None
 
     @property
     def name(self) -> str:

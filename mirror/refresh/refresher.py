@@ -259,6 +259,12 @@ class Refresher:
             error = LocalError(f"unexpected {type(raised).__name__}: {raised}")
         if error is not None:
             delay = self._failed(error, trigger, began_at=began_at, covers=covers)
+        try:
+            if self.mirror.replicas is not None:
+                await self.mirror.replicas.refreshed(self.mirror)
+        except asyncio.CancelledError:
+            pending.outcome.cancel()
+            raise
         self.mirror.changed.give()
         if not pending.outcome.done():
             if error is None:

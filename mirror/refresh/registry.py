@@ -4,9 +4,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from mirror.errors import UnknownRepository
-from mirror.refresh.gate import Gate
+from mirror.refresh.gate import Gate, RefreshRequests
 from mirror.refresh.mirror import Mirror
-from mirror.refresh.refresher import Refresher
 from mirror.upstream.credentials import SecretFile
 from mirror.upstream.forges import RepositoryKey, repository_key
 
@@ -16,9 +15,17 @@ class Hosted:
     """One repository with all that acts on it."""
 
     mirror: Mirror
-    refresher: Refresher
+    refresher: RefreshRequests
     gate: Gate
     webhook_secret: SecretFile | None
+
+    @classmethod
+    def of(cls, mirror: Mirror, refresher: RefreshRequests) -> "Hosted":
+        """Put together what acts on `mirror`."""
+        secret = mirror.settings.webhook_secret_file
+        return cls(
+            mirror, refresher, Gate(mirror, refresher), SecretFile(secret) if secret else None
+        )
 
 
 class Registry:

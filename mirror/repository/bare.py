@@ -144,16 +144,23 @@ class BareRepository:
         Raises:
             LocalError: It is not a repository that can be read.
         """
-        try:
-            config = ConfigFile.from_path(str(path / "config"))
-            url = config.get((b"remote", b"origin"), b"url").decode()
-        except (OSError, KeyError, ValueError) as error:
-            raise LocalError(f"{path} is not a mirror: {error}") from error
+        url = _read_upstream_url(path)
         try:
             _clear_leftovers(path)
         except OSError as error:
             raise LocalError(f"{path} can't be tidied up: {error}") from error
         return cls(path, ObjectSource(path / "objects"), url)
+
+    @classmethod
+    def open_beside(cls, path: Path) -> Self:
+        """Open the repository at `path` to read it, while another process writes to it.
+
+        What looks like a leftover may be that process's work of this moment, and stays.
+
+        Raises:
+            LocalError: It is not a repository that can be read.
+        """
+        return cls(path, ObjectSource(path / "objects"), _read_upstream_url(path))
 
     def close(self) -> None:
         """Release the mapped packs."""
@@ -280,6 +287,14 @@ def _identity(path: Path) -> _Identity:
     """Return what tells a file from any other that was or will be in its place."""
     found = path.stat()
     return found.st_ino, found.st_mtime_ns, found.st_size
+
+
+def _read_upstream_url(path: Path) -> str:
+    try:
+        config = ConfigFile.from_path(str(path / "config"))
+        return config.get((b"remote", b"origin"), b"url").decode()
+    except (OSError, KeyError, ValueError) as error:
+        raise LocalError(f"{path} is not a mirror: {error}") from error
 
 
 def _clear_leftovers(path: Path) -> None:

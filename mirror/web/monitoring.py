@@ -1,7 +1,8 @@
 """What operators and machines look at: health, readiness, metrics, status."""
 
+import json
 import time
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from aiohttp import web
 
@@ -15,8 +16,20 @@ STATUS_VERSION: Final = 1
 """Of the JSON's shape: raised when a field changes its meaning."""
 
 
-class Monitoring:
-    """The handlers that change nothing."""
+class Figures(Protocol):
+    """What the whole service is doing, however many processes it has."""
+
+    async def exposition(self) -> bytes:
+        """Return the metrics in Prometheus' text format."""
+        ...
+
+    async def status(self) -> bytes:
+        """Return the JSON of /status.json."""
+        ...
+
+
+class OwnFigures:
+    """The figures of this process, which looks after the repositories itself."""
 
     def __init__(self, registry: Registry, metrics: Metrics, engine: PackEngine) -> None:
         self._registry = registry
@@ -24,6 +37,30 @@ class Monitoring:
         self._engine = engine
         self._started_at = time.time()
         metrics.watch_repositories(lambda: [repository_state(one) for one in registry])
+
+    async def exposition(self) -> bytes:
+        """See `Figures.exposition`."""
+        return self._metrics.exposition()
+
+    async def status(self) -> bytes:
+        """See `Figures.status`."""
+        return json.dumps(
+            {
+                "version": STATUS_VERSION,
+                "software": __version__,
+                "engine": {"name": self._engine.name, "version": self._engine.version},
+                "started_at": _iso(self._started_at),
+                "repositories": {one.mirror.name: describe(one) for one in self._registry},
+            }
+        ).encode()
+
+
+class Monitoring:
+    """The handlers that change nothing."""
+
+    def __init__(self, registry: Registry, figures: Figures) -> None:
+        self._registry = registry
+        self._figures = figures
 
     async def healthz(self, request: web.Request) -> web.Response:
         """GET /healthz: the process is alive and its event loop turns."""
@@ -44,21 +81,14 @@ class Monitoring:
     async def metrics(self, request: web.Request) -> web.Response:
         """GET /metrics: Prometheus' text format."""
         request[OPERATION] = Operation.MONITORING
-        body = self._metrics.exposition()
+        body = await self._figures.exposition()
         return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE})
 
     async def status(self, request: web.Request) -> web.Response:
         """GET /status.json."""
         request[OPERATION] = Operation.MONITORING
-        return web.json_response(
-            {
-                "version": STATUS_VERSION,
-                "software": __version__,
-                "engine": {"name": self._engine.name, "version": self._engine.version},
-                "started_at": _iso(self._started_at),
-                "repositories": {one.mirror.name: describe(one) for one in self._registry},
-            }
-        )
+        body = await self._figures.status()
+        return web.Response(body=body, content_type="application/json", charset="utf-8")
 
 
 def _was_looked_after(hosted: Hosted) -> bool:

@@ -7,7 +7,6 @@ genuine is answered 2xx even when it is of no use: GitLab disables a hook that g
 
 import asyncio
 import time
-from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from typing import Final
 
@@ -16,15 +15,13 @@ from aiohttp import web
 
 from mirror.errors import ProtocolError, Unauthenticated, UnknownRepository
 from mirror.metrics import Metrics
+from mirror.refresh.announcements import Announcement, Announcer
 from mirror.refresh.registry import Hosted, Registry
 from mirror.upstream.forges import RECEIVERS, Ignored, Ping, Push, Receiver, WebhookEvent
 from mirror.web.protocol import OPERATION, Operation, read_body
 
 BODY_BYTES_MAX: Final = 25 << 20
 """What GitHub and GitLab cap their payloads at."""
-
-DELIVERIES_REMEMBERED_MAX: Final = 10_000
-"""Ids of deliveries, to recognise one that comes again."""
 
 INLINE_BYTES_MAX: Final = 256 * 1024
 """Hashing a longer body takes a millisecond and more: not on the event loop. Nor is it parsed
@@ -36,10 +33,10 @@ logger = structlog.stdlib.get_logger()
 class Webhooks:
     """The handler of `/webhooks/{forge}`."""
 
-    def __init__(self, registry: Registry, metrics: Metrics) -> None:
+    def __init__(self, registry: Registry, metrics: Metrics, announcer: Announcer) -> None:
         self._registry = registry
         self._metrics = metrics
-        self._seen: OrderedDict[tuple[str, str], None] = OrderedDict()
+        self._announcer = announcer
 
     async def receive(self, request: web.Request) -> web.Response:
         """POST /webhooks/{forge}."""
@@ -60,7 +57,7 @@ class Webhooks:
         if isinstance(event, ProtocolError):
             self._metrics.record_webhook(forge, "malformed")
             raise event
-        outcome, status, names = self._act(forge, event, hosted)
+        outcome, status, names = await self._act(forge, event, hosted)
         self._metrics.record_webhook(forge, outcome)
         logger.info(
             "webhook", forge=forge, outcome=outcome, delivery=event.delivery, refreshing=names
@@ -121,7 +118,7 @@ class Webhooks:
             )
         return owners[secrets[position]]
 
-    def _act(
+    async def _act(
         self, forge: str, event: WebhookEvent, hosted: Sequence[Hosted]
     ) -> tuple[str, int, list[str]]:
         """Do what the event calls for; returns the outcome, the status, and whom it concerns."""
@@ -134,22 +131,10 @@ class Webhooks:
             case Push() if not hosted:
                 return "unknown_repository", 202, []
             case Push():
-                if self._is_repeated(forge, event.delivery):
-                    return "repeated", 202, names
-                for one in hosted:
-                    one.refresher.announce(event.changes)
-                return "accepted", 202, names
-
-    def _is_repeated(self, forge: str, delivery: str) -> bool:
-        if delivery.startswith("sha256:"):
-            return False  # no id of the forge's: the same change made twice looks the same
-        key = (forge, delivery)
-        if key in self._seen:
-            return True
-        self._seen[key] = None
-        if len(self._seen) > DELIVERIES_REMEMBERED_MAX:
-            self._seen.popitem(last=False)
-        return False
+                is_news = await self._announcer.announce(
+                    Announcement(forge, event.delivery, tuple(names), event.changes)
+                )
+                return "accepted" if is_news else "repeated", 202, names
 
 
 def _secrets(hosted: Iterable[Hosted]) -> dict[bytes, list[Hosted]]:

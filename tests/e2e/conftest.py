@@ -40,6 +40,12 @@ def engine(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
+@pytest.fixture(scope="module")
+def workers() -> int:
+    """How many processes serve."""
+    return 1
+
+
 @dataclass(frozen=True)
 class Estate:
     """An upstream with a bit of everything, and the service in front of it. Not to be changed."""
@@ -59,18 +65,22 @@ class Estate:
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def estate(tmp_path_factory: pytest.TempPathFactory, engine: str) -> AsyncIterator[Estate]:
+async def estate(
+    tmp_path_factory: pytest.TempPathFactory, engine: str, workers: int
+) -> AsyncIterator[Estate]:
     directory = tmp_path_factory.mktemp("estate")
     root = directory / "forge"
     root.mkdir()
     upstream = build_upstream(root)
+    place, names = directory / "mirror", [upstream.name]
     async with (
         HttpBackend(root) as forge,
         mirroring(
             forge,
-            directory / "mirror",
-            names=[upstream.name],
+            place,
+            names=names,
             engine=engine,
+            workers=workers,
             fast_lane=FAST_LANE[engine],
         ) as mirror,
     ):
@@ -80,14 +90,16 @@ async def estate(tmp_path_factory: pytest.TempPathFactory, engine: str) -> Async
 
 @pytest.fixture
 async def mirror(
-    forge: HttpBackend, upstream: Upstream, tmp_path: Path, engine: str
+    forge: HttpBackend, upstream: Upstream, tmp_path: Path, engine: str, workers: int
 ) -> AsyncIterator[MirrorService]:
     """A service of the test's own in front of `upstream`; at the end its mirror must be sound."""
+    place, names = tmp_path / "mirror", [upstream.name]
     async with mirroring(
         forge,
-        tmp_path / "mirror",
-        names=[upstream.name],
+        place,
+        names=names,
         engine=engine,
+        workers=workers,
         fast_lane=FAST_LANE[engine],
     ) as own:
         yield own

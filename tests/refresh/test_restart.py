@@ -16,8 +16,9 @@ from structlog.testing import capture_logs
 from mirror.config import EngineChoice, RepositorySettings, ServerSettings, Settings
 from mirror.config.names import ListenAddress
 from mirror.demo.forge import Faults, ForgeRequest, HttpBackend
+from mirror.places import DataDirectoryInUse
 from mirror.refresh.mirror import Mirror
-from mirror.service import DataDirectoryInUse, Service, sync_once
+from mirror.service import Service, sync_once
 from tests.git_client import Upstream, environment
 from tests.refresh.bench import WAIT_SECONDS_MAX
 

@@ -12,7 +12,7 @@ from mirror.demo.forge import Faults, ForgeRequest, HttpBackend
 from mirror.errors import LocalError, UpstreamError
 from mirror.repository.bare import BareRepository
 from mirror.repository.packing.engine import PackEngine, PackRequest
-from mirror.service import open_engine
+from mirror.serving import open_engine
 from mirror.wire.names import ObjectId
 from tests.git_client import Upstream
 from tests.refresh.bench import moved, shown_by_git

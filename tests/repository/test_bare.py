@@ -96,3 +96,17 @@ def test_refs_that_git_has_packed_are_read(atlas: Atlas) -> None:
     nested = refs[RefName(b"refs/tags/nested-tag")]
     assert nested.peeled == atlas["crossed"]
     repository.close()
+
+
+def test_who_opens_it_beside_its_writer_leaves_the_work_of_that_one_alone(
+    filled: BareRepository, atlas: Atlas
+) -> None:
+    filled.write_refs(stored(Ref(MAIN, atlas["main"])))
+    with filled.quarantine() as quarantine:
+        quarantine.received.write_bytes(b"half of a pack")
+        beside = BareRepository.open_beside(filled.path)
+        assert quarantine.received.exists()
+        assert beside.read_refs() == filled.read_refs()
+        assert beside.upstream_url == filled.upstream_url
+        assert beside.source.contains(atlas["main"])
+        beside.close()

@@ -11,6 +11,7 @@ import pytest
 
 from mirror.demo.forge import Faults, HttpBackend
 from mirror.errors import PackError
+from mirror.refresh.refresher import Refresher
 from mirror.repository.packing.git_engine import GitEngine
 from mirror.web import fetch as fetch_module
 from mirror.web import protocol, smart_http
@@ -382,7 +383,9 @@ async def test_no_child_of_git_outlives_its_readers(
     upstream.commit(files={"big.bin": noise})
     await mirror.announce(upstream)
     await mirror.caught_up(upstream)
-    engine = mirror.service.registry.find("acme/gitops-repo").refresher._engine
+    refresher = mirror.service.registry.find("acme/gitops-repo").refresher
+    assert isinstance(refresher, Refresher)
+    engine = refresher._engine
     assert isinstance(engine, GitEngine)
     async with connected(mirror, raw_request(fetch_v0(upstream.oid()))) as (reader, _):
         await reader.readuntil(b"PACK")
@@ -418,7 +421,7 @@ async def test_the_service_stops_while_a_reader_waits_for_its_pack(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("mirror.service.SHUTDOWN_SECONDS_MAX", 0.05)
+    monkeypatch.setattr("mirror.serving.SHUTDOWN_SECONDS_MAX", 0.05)
     healthz = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
     request = raw_request(fetch_v0(upstream.oid()))
     async with (

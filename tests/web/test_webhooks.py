@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from mirror.demo.forge import Faults, HttpBackend
+from mirror.refresh import announcements
 from mirror.upstream.forges import Headers, WebhookEvent, github
 from mirror.web import webhooks
 from tests.git_client import Upstream
@@ -185,7 +186,7 @@ async def test_deliveries_without_an_id_are_never_taken_for_repeated(
 async def test_only_so_many_deliveries_are_remembered(
     mirror: MirrorService, upstream: Upstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(webhooks, "DELIVERIES_REMEMBERED_MAX", 2)
+    monkeypatch.setattr(announcements, "DELIVERIES_REMEMBERED_MAX", 2)
     body = push_to_main(mirror, upstream)
     for delivery, outcome in [("1", "accepted"), ("2", "accepted"), ("3", "accepted"),
                               ("3", "repeated"), ("1", "accepted")]:  # fmt: skip

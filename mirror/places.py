@@ -1,0 +1,85 @@
+"""The data directory: where everything lies, and the lock of the process that works on it.
+
+data_dir/
+lock            held while a process uses the directory
+control.sock    what `git-mirror sync` talks to
+repositories/   the bare mirrors, by name
+staging/        first clones under way; cleared at the start
+packs/          packs that were made for readers, to be used again; may be removed at any time
+set-aside/      mirrors that could not be used; kept for a look, never served
+"""
+
+import fcntl
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from mirror.errors import LocalError
+
+
+@dataclass(frozen=True, slots=True)
+class DataDirectory:
+    """The places below `data_dir`."""
+
+    root: Path
+
+    @property
+    def control(self) -> Path:
+        """The control socket."""
+        return self.root / "control.sock"
+
+    @property
+    def staging(self) -> Path:
+        """First clones under way."""
+        return self.root / "staging"
+
+    @property
+    def packs(self) -> Path:
+        """Packs made for readers."""
+        return self.root / "packs"
+
+    @property
+    def set_aside(self) -> Path:
+        """Mirrors that could not be used."""
+        return self.root / "set-aside"
+
+    def repository(self, name: str) -> Path:
+        """The mirror of one repository."""
+        return self.root / "repositories" / f"{name}.git"
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Make the places, hold the lock, clear what a crash left.
+
+        Raises:
+            LocalError: They can't be made, or another process has the lock.
+        """
+        try:
+            for place in (self.root, self.root / "repositories", self.packs, self.set_aside):
+                place.mkdir(parents=True, exist_ok=True, mode=0o750)
+            lock = (self.root / "lock").open("ab")
+        except OSError as error:
+            raise LocalError(f"can't use data_dir {self.root}: {error.strerror}") from error
+        with lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise DataDirectoryInUse(
+                    f"{self.root} is in use by another git-mirror; stop that one first"
+                ) from None
+            try:
+                shutil.rmtree(self.staging, ignore_errors=True)
+                self.staging.mkdir(exist_ok=True, mode=0o750)
+                yield
+            finally:
+                # Not by closing alone: a child that a thread is starting at this very moment has
+                # the file open too, until it has become another program.
+                fcntl.flock(lock, fcntl.LOCK_UN)
+
+
+class DataDirectoryInUse(LocalError):
+    """Another process works on the same data directory."""
+
+    label = "data_dir_in_use"

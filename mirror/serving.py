@@ -1,0 +1,219 @@
+"""The serving side: a pack engine, the application that readers talk to, and where it listens.
+
+Knows nothing of who keeps the repositories fresh: that is `mirror.mirroring`, in this process or,
+with several workers, in another one.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, closing
+from dataclasses import dataclass
+from functools import partial
+from typing import Final
+
+import structlog
+from aiohttp import web
+
+from mirror import __version__
+from mirror.config import EngineChoice, ListenAddress, Settings
+from mirror.errors import LocalError, PackError
+from mirror.metrics import Metrics
+from mirror.places import DataDirectory
+from mirror.refresh.announcements import Announcer
+from mirror.refresh.refresher import Trigger
+from mirror.refresh.registry import Registry
+from mirror.repository.packing.auto_engine import AutoEngine
+from mirror.repository.packing.dulwich_engine import DulwichEngine
+from mirror.repository.packing.engine import PackEngine
+from mirror.repository.packing.git_engine import GitEngine
+from mirror.repository.packing.pack_cache import PackCache
+from mirror.repository.packing.pack_store import PackStore
+from mirror.repository.packing.spawner import Spawner
+from mirror.upstream.forges import RECEIVERS
+from mirror.web.app import build_app
+from mirror.web.fast_lane import FastLane, FastLaneRunner, open_fast_lane
+from mirror.web.fetch import Fetches
+from mirror.web.monitoring import Figures, Monitoring
+from mirror.web.protocol import Operation
+from mirror.web.smart_http import SmartHttp
+from mirror.web.webhooks import Webhooks
+
+AGENT: Final = f"git-mirror/{__version__}".encode()
+SHUTDOWN_SECONDS_MAX: Final = 10.0
+"""aiohttp waits that long twice: for handlers to end, and again once they are cancelled."""
+
+HEADER_BYTES_MAX: Final = 32 * 1024
+"""Tokens in an Authorization header can be long."""
+
+KEEPALIVE_SECONDS: Final = 75.0
+BACKLOG: Final = 1024
+
+logger = structlog.stdlib.get_logger()
+
+
+@asynccontextmanager
+async def open_engine(choice: EngineChoice) -> AsyncIterator[PackEngine]:
+    """Provide the pack engine that the configuration asks for.
+
+    Raises:
+        PackError: It asks for git, and there is none that will do.
+    """
+    with ExitStack() as stack:
+        if choice is EngineChoice.DULWICH:
+            yield stack.enter_context(closing(DulwichEngine()))
+            return
+        spawner = stack.enter_context(closing(Spawner()))
+        try:
+            git = await GitEngine.find(spawner)
+        except PackError as error:
+            if choice is EngineChoice.GIT:
+                raise
+            logger.info("no_usable_git", reason=str(error))
+            yield stack.enter_context(closing(DulwichEngine()))
+            return
+        if choice is EngineChoice.GIT:
+            yield git
+        else:
+            yield AutoEngine(git, stack.enter_context(closing(DulwichEngine())))
+
+
+def build_metrics(engine: PackEngine) -> Metrics:
+    """Make the metrics of a process, with every series that matters at 0."""
+    metrics = Metrics(__version__)
+    metrics.create_series(
+        operations=Operation, triggers=Trigger, forges=RECEIVERS, engines=[engine.name]
+    )
+    return metrics
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """A process's part of the work for readers.
+
+    Attributes:
+        processes: How many share the limits on packs.
+        serves: Whether this one serves readers; else it only keeps packs for those that do.
+        is_first: Whether it is the first to use the data directory, and clears up.
+    """
+
+    processes: int = 1
+    serves: bool = True
+    is_first: bool = True
+
+
+async def open_packs(
+    stack: AsyncExitStack,
+    settings: Settings,
+    engine: PackEngine,
+    metrics: Metrics,
+    share: Share,
+) -> PackCache:
+    """Provide the packs for readers; `stack` gets the end of those being built.
+
+    Raises:
+        LocalError: The directory can't be used.
+    """
+    limits = settings.limits
+    store = PackStore(
+        DataDirectory(settings.data_dir).packs,
+        bytes_max=limits.pack_cache_bytes_max,
+        memory_bytes_max=limits.pack_cache_memory_bytes_max // share.processes * share.serves,
+    )
+    if share.is_first:
+        await asyncio.to_thread(store.prepare)
+    packs = PackCache(
+        engine,
+        store,
+        builds_max=-(-limits.pack_builds_max // share.processes),
+        queued_max=-(-limits.pack_builds_queued_max // share.processes),
+        is_shared=share.processes > 1,
+        metrics=metrics,
+    )
+    stack.push_async_callback(packs.close)
+    return packs
+
+
+async def open_app(
+    stack: AsyncExitStack,
+    settings: Settings,
+    registry: Registry,
+    metrics: Metrics,
+    *,
+    fetches: Fetches,
+    announcer: Announcer,
+    figures: Figures,
+) -> web.AppRunner:
+    """Build what serves `registry`, not listening yet; `stack` gets its end.
+
+    Args:
+        stack: Takes the application's end, which waits for answers under way.
+        settings: The configuration.
+        registry: The repositories.
+        metrics: Of this process.
+        fetches: Answers fetches.
+        announcer: Takes what webhooks say.
+        figures: What /metrics and /status.json tell.
+    """
+    smart_http = SmartHttp(
+        registry,
+        fetches,
+        metrics,
+        agent=AGENT,
+        request_bytes_max=settings.limits.request_bytes_max,
+    )
+    webhooks = Webhooks(registry, metrics, announcer)
+    monitoring = Monitoring(registry, figures)
+    lane = None
+    if settings.server.fast_lane:
+        lane = open_fast_lane(metrics, keepalive_seconds=KEEPALIVE_SECONDS)
+    app = build_app(smart_http, webhooks, monitoring, metrics, lane=lane)
+    return await open_runner(stack, app, lane)
+
+
+async def open_runner(
+    stack: AsyncExitStack, app: web.Application, lane: FastLane | None = None
+) -> web.AppRunner:
+    """Make ready to serve `app`; `stack` gets its end, which waits for answers under way."""
+    make = web.AppRunner if lane is None else partial(FastLaneRunner, lane=lane)
+    runner = make(
+        app,
+        access_log=None,
+        handle_signals=False,
+        max_field_size=HEADER_BYTES_MAX,
+        keepalive_timeout=KEEPALIVE_SECONDS,
+        shutdown_timeout=SHUTDOWN_SECONDS_MAX,
+    )
+    await runner.setup()
+    stack.push_async_callback(runner.cleanup)
+    return runner
+
+
+async def listen(
+    runner: web.AppRunner, address: ListenAddress, *, is_shared: bool = False
+) -> ListenAddress:
+    """Accept connections; returns where, for port 0 lets the system choose.
+
+    Args:
+        runner: Serves them.
+        address: Where.
+        is_shared: Other processes of ours accept connections there too (SO_REUSEPORT).
+
+    Raises:
+        LocalError: The address is not to be had.
+    """
+    site = web.TCPSite(
+        runner, address.host, address.port, backlog=BACKLOG, reuse_port=is_shared or None
+    )
+    try:
+        await site.start()
+    except OSError as error:
+        raise cannot_listen(address, error) from error
+    host, port = runner.addresses[0][:2]
+    return ListenAddress(host, port)
+
+
+def cannot_listen(address: ListenAddress, error: OSError) -> LocalError:
+    """Return the error to raise where an address can't be listened on."""
+    return LocalError(
+        f"can't listen on {address}: {error.strerror}; is another service using the port?"
+    )

@@ -1,0 +1,190 @@
+"""A worker's process: serves from its copies, and ends with its channel.
+
+Does as the main process tells: takes its setup, follows the mirrors, listens, stops. Without the
+main process nothing that it says could be called fresh, so it ends at once, answers under way or
+not. Must never touch the upstreams, and writes nothing below data_dir but packs for readers.
+"""
+
+import asyncio
+import signal
+import socket
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from functools import partial
+from pathlib import Path
+
+import structlog
+
+from mirror.config import ListenAddress, LogSettings, Settings, parse
+from mirror.errors import MirrorError
+from mirror.metrics import Metrics
+from mirror.places import DataDirectory
+from mirror.refresh.foresight import Foresight
+from mirror.refresh.registry import Hosted, Registry
+from mirror.serving import (
+    AGENT,
+    Share,
+    build_metrics,
+    listen,
+    open_app,
+    open_engine,
+    open_packs,
+)
+from mirror.web.fetch import Fetches
+from mirror.workers.figures import counts_of, dump
+from mirror.workers.frames import ChannelError
+from mirror.workers.link import Link
+from mirror.workers.messages import (
+    Announced,
+    CountsWanted,
+    Listen,
+    Message,
+    Refreshed,
+    Reply,
+    Setup,
+    Stop,
+)
+from mirror.workers.proxies import AnnouncerProxy, FiguresProxy, RefreshProxy
+from mirror.workers.replica import Replica
+
+ConfigureLogs = Callable[[LogSettings, int], None]
+"""Called with how to log and the worker's number."""
+
+logger = structlog.stdlib.get_logger()
+
+
+class Worker:
+    """One worker, in its own process."""
+
+    def __init__(self, configure_logs: ConfigureLogs) -> None:
+        self._configure_logs = configure_logs
+        self._link = Link(self._receive)
+        self._stopping = asyncio.Event()
+        self._served: _Served | None = None
+
+    async def run(self, channel: socket.socket) -> bool:
+        """Serve until told to stop; `False` when the end came in another way."""
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGTERM, self._stopping.set)
+        loop.add_signal_handler(signal.SIGINT, lambda: None)  # a terminal's is the main process's
+        await self._link.open(channel)
+        lost = asyncio.create_task(self._link.lost.wait())
+        stopping = asyncio.create_task(self._stopping.wait())
+        await asyncio.wait((lost, stopping), return_when=asyncio.FIRST_COMPLETED)
+        if self._served is None:
+            return not lost.done()
+        if not lost.done():
+            draining = asyncio.create_task(self._served.drain())
+            await asyncio.wait((lost, draining), return_when=asyncio.FIRST_COMPLETED)
+            if draining.done():
+                await draining
+                self._link.abort()
+                await lost
+                return True
+        await self._served.end_children()
+        return False
+
+    def _receive(self, message_id: int, message: Message) -> None:
+        """Do what the main process says.
+
+        Raises:
+            ChannelError: It makes no sense.
+        """
+        match message:
+            case Setup() if self._served is None:
+                settings = parse(message.content, source=Path(message.source))
+                self._configure_logs(settings.log, message.number)
+                self._served = _Served(settings, self._link, workers=message.workers)
+            case Stop():
+                self._stopping.set()
+            case _ if self._served is not None:
+                self._served.receive(message_id, message)
+            case _:
+                raise ChannelError(f"{message.kind!r} before or after its time")
+
+
+class _Served:
+    """What a worker has once it is set up."""
+
+    def __init__(self, settings: Settings, link: Link, *, workers: int) -> None:
+        self._settings = settings
+        self._link = link
+        self._workers = workers
+        places = DataDirectory(settings.data_dir)
+        self._replica = Replica(settings.repositories.values(), places, agent=AGENT)
+        self._replica.failed.add_done_callback(self._give_up)
+        self._registry = Registry(
+            Hosted.of(mirror, RefreshProxy(link, mirror.name))
+            for mirror in self._replica.mirrors.values()
+        )
+        self._metrics: Metrics | None = None
+        self._listening: asyncio.Task[None] | None = None
+        self._children = AsyncExitStack()
+        self._stack = AsyncExitStack()
+        self._stack.push_async_callback(self._replica.close)
+
+    def receive(self, message_id: int, message: Message) -> None:
+        """Follow the main process.
+
+        Raises:
+            ChannelError: What it says makes no sense.
+        """
+        done = partial(self._link.reply, message_id, Reply())
+        match message:
+            case Announced():
+                self._replica.announce(message)
+                done()
+            case Refreshed():
+                self._replica.refresh(message, done)
+            case CountsWanted():
+                counts = [] if self._metrics is None else counts_of(self._metrics.registry)
+                self._link.reply(message_id, Reply(dump(counts)))
+            case Listen() if self._listening is None:
+                self._listening = asyncio.create_task(self._listen(message_id, message))
+            case _:
+                raise ChannelError(f"{message.kind!r} is not for a worker")
+
+    async def _listen(self, message_id: int, message: Listen) -> None:
+        """Build what serves, and accept connections once all that was told is followed."""
+        address = ListenAddress(message.host, message.port)
+        try:
+            engine = await self._children.enter_async_context(open_engine(self._settings.engine))
+            metrics = self._metrics = build_metrics(engine)
+            share = Share(processes=self._workers, is_first=False)
+            packs = await open_packs(self._stack, self._settings, engine, metrics, share)
+            foresight = Foresight(packs, metrics)
+            self._stack.push_async_callback(foresight.close)
+            self._replica.on_followed = foresight.followed
+            runner = await open_app(
+                self._stack,
+                self._settings,
+                self._registry,
+                metrics,
+                fetches=Fetches(packs, foresight, metrics),
+                announcer=AnnouncerProxy(self._link),
+                figures=FiguresProxy(self._link),
+            )
+            await self._replica.settled()
+            await listen(runner, address, is_shared=True)
+        except MirrorError as error:
+            self._link.reply(message_id, Reply(error=str(error)))
+        except Exception:
+            logger.exception("worker_broke")
+            self._link.abort()
+        else:
+            self._link.reply(message_id, Reply())
+
+    def _give_up(self, failed: "asyncio.Future[None]") -> None:
+        logger.error("worker_can_not_follow", error=str(failed.exception()))
+        self._link.abort()
+
+    async def drain(self) -> None:
+        """Finish what is being served, within `SHUTDOWN_SECONDS_MAX`."""
+        if self._listening is not None:
+            await asyncio.wait((self._listening,))
+        await self._stack.aclose()
+        await self._children.aclose()
+
+    async def end_children(self) -> None:
+        """Kill the child processes; they would outlive this one."""
+        await self._children.aclose()
