@@ -317,7 +317,10 @@ async def _acknowledged(
         async with asyncio.timeout(seconds_max):
             await answer
     except TimeoutError:
-        logger.error("worker_does_not_answer", worker=worker.number, seconds=seconds_max)  # noqa: TRY400 - the traceback is of our own wait
+        # Without a traceback: it would be that of our own wait.
+        logger.error(  # noqa: TRY400
+            "worker_does_not_answer", worker=worker.number, seconds=seconds_max
+        )
         await worker.process.end()
     except ChannelError:
         await worker.process.end()

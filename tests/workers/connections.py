@@ -73,11 +73,13 @@ class Connection:
     def accepted_by(self, pids: Iterable[int]) -> int | None:
         """Return which of `pids` has the other end."""
         port = self.writer.get_extra_info("sockname")[1]
-        inode = None
-        for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
-            fields = line.split()
-            if int(fields[2].rpartition(":")[2], 16) == port:
-                inode = fields[9]
+        # Not line by line: on a busy machine there are tens of thousands of finished connections.
+        found = re.search(
+            rf"^ *\d+: \S+ \S+:{port:04X} 01 (?:\S+ +){{5}}(\d+) ",
+            Path("/proc/net/tcp").read_text(),
+            re.MULTILINE,
+        )
+        inode = found[1] if found is not None else None
         for pid in pids:
             for link in Path(f"/proc/{pid}/fd").iterdir():
                 with suppress(FileNotFoundError):
