@@ -308,6 +308,7 @@ def _clear_leftovers(path: Path) -> None:
         *path.glob("*.tmp"),
         *path.glob("*.lock"),
         *(objects / "info").rglob("*.lock"),
+        *packs.glob("*.lock"),
         *packs.glob("tmp_*"),
         *packs.glob(".tmp-*"),
         *halves,

@@ -158,10 +158,11 @@ def _pack_request(
     wants = tuple(sorted({*fetch.wants, *update.wants}))
     haves = tuple(sorted({*common, *update.haves}))
     tags = tuple(snapshot.tags()) if fetch.include_tag else ()
+    commits = None
     if haves and not update.boundary:
         frontier = find_frontier(repository.graph, wants, haves)
         if frontier is not None:
-            haves = frontier.commits
+            haves, commits = frontier.commits, len(frontier.new)
             tags = tuple(tag for tag in tags if _may_be_sent(repository, tag, frontier.new))
     return PackRequest(
         wants=wants,
@@ -171,6 +172,7 @@ def _pack_request(
         thin=fetch.thin_pack and has_bases,
         ofs_delta=fetch.ofs_delta,
         tags=tags,
+        commits=commits,
     )
 
 

@@ -31,7 +31,6 @@ from mirror.repository.packing.pack_cache import PackBuild, PackCache, slices
 from mirror.repository.packing.pack_store import PackKey, StoredPack
 from mirror.repository.snapshot import RefSnapshot
 from mirror.web.protocol import (
-    ANSWER_SLICE_BYTES,
     OUTCOME,
     RESULT_TYPE,
     answer_headers,
@@ -49,6 +48,9 @@ WANT_REFRESH_SECONDS_MAX: Final = 10.0
 """How long a want that we lack may wait for the upstream. Argo CD gives up at 15 s."""
 
 WANTS_LOGGED_MAX: Final = 5
+
+REPEATED_BYTES_MAX: Final = 512 * 1024
+"""A shallow clone of a deployment repository; up to here an answer is given again in one piece."""
 
 PLANS_MAX: Final = 2048
 PLANNED_BODY_BYTES_MAX: Final = 8 * 1024
@@ -74,6 +76,15 @@ class Planned:
     key: PackKey
     shape: Shape | None
     by_name: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """A plan, the name of its pack, and the pack where it had to be taken from disk."""
+
+    plan: FetchPlan
+    key: PackKey | None
+    stored: StoredPack | None
 
 
 class _Plans:
@@ -125,7 +136,7 @@ class Fetches:
 
     async def plan(
         self, hosted: Hosted, admitted: Admitted | None, command: FetchRequest | UploadPackRequest
-    ) -> tuple[Admitted, FetchPlan]:
+    ) -> tuple[Admitted, _Found]:
         """Plan the answer, after a look at the upstream where a want is not here.
 
         Args:
@@ -141,12 +152,21 @@ class Fetches:
         """
         seen = admitted or hosted.gate.current()
         try:
-            return seen, await asyncio.to_thread(_plan, seen, command)
+            return seen, await asyncio.to_thread(self._look, seen, command)
         except NotOurRef:
             # A reader may know of a push before we do: the upstream is asked, once.
             await hosted.gate.look_again(WANT_REFRESH_SECONDS_MAX)
             seen = admitted or hosted.gate.current()
-            return seen, await asyncio.to_thread(_plan, seen, command)
+            return seen, await asyncio.to_thread(self._look, seen, command)
+
+    def _look(self, admitted: Admitted, command: FetchRequest | UploadPackRequest) -> _Found:
+        """Plan the answer and look whether its pack is on disk: one way to a thread for both."""
+        plan = _plan(admitted, command)
+        if plan.pack is None:
+            return _Found(plan, None, None)
+        key = self._packs.key(admitted.repository, plan.pack)
+        at_hand = self._packs.is_at_hand(key)
+        return _Found(plan, key, None if at_hand else self._packs.look(key))
 
     async def answer(
         self,
@@ -160,45 +180,48 @@ class Fetches:
     ) -> web.StreamResponse:
         """Answer a fetch, and remember the plan for `body`, which `command` was parsed from."""
         try:
-            seen, plan = await self.plan(hosted, admitted, command)
+            seen, found = await self.plan(hosted, admitted, command)
         except _REFUSALS as error:
             return await _refuse(request, error)
-        if plan.pack is None:
+        plan, key = found.plan, found.key
+        if plan.pack is None or key is None:
             return await whole_answer(request, plan.head, answer_headers(RESULT_TYPE, seen))
         name = hosted.mirror.name
         fetch = command.fetch if isinstance(command, UploadPackRequest) else command
         planned = Planned(
             plan,
             plan.pack,
-            self._packs.key(seen.repository, plan.pack),
+            key,
             self._foresight.recognise(name, seen.snapshot, fetch, plan.pack),
             by_name=admitted is not None,
         )
         if not planned.by_name:
             self._plans.add(name, seen.snapshot, version, body, planned)
-        return await self.send(request, hosted, seen, planned)
+        if found.stored is not None:
+            self._packs.admit(key, found.stored)
+        return await self.send(request, hosted, seen, planned, may_be_on_disk=False)
 
     async def send(
-        self, request: web.Request, hosted: Hosted, admitted: Admitted, planned: Planned
+        self,
+        request: web.Request,
+        hosted: Hosted,
+        admitted: Admitted,
+        planned: Planned,
+        *,
+        may_be_on_disk: bool = True,
     ) -> web.StreamResponse:
-        """Send what was planned."""
+        """Send what was planned; `may_be_on_disk` is false where somebody has just looked."""
+        opened = self._packs.open(
+            admitted.repository, planned.pack, planned.key, may_be_on_disk=may_be_on_disk
+        )
         try:
-            return await self._send_pack(request, hosted, admitted, planned)
+            async with opened as found:
+                if isinstance(found, StoredPack):
+                    return await self._send_stored(request, hosted, admitted, planned, found)
+                self._count(hosted, planned, "joined" if found.readers > 1 else "miss")
+                return await self._send_build(request, admitted, planned, found)
         except _REFUSALS as error:
             return await _refuse(request, error)
-
-    async def _send_pack(
-        self, request: web.Request, hosted: Hosted, admitted: Admitted, planned: Planned
-    ) -> web.StreamResponse:
-        pack = self._packs.find(planned.key)
-        if pack is not None:
-            return await self._send_stored(request, hosted, admitted, planned, pack)
-        opened = self._packs.open(admitted.repository, planned.pack, planned.key)
-        async with opened as found:
-            if isinstance(found, StoredPack):
-                return await self._send_stored(request, hosted, admitted, planned, found)
-            self._count(hosted, planned, "joined" if found.readers > 1 else "miss")
-            return await self._send_build(request, admitted, planned, found)
 
     def _count(self, hosted: Hosted, planned: Planned, result: str) -> None:
         self._metrics.record_pack(result)
@@ -222,7 +245,7 @@ class Fetches:
         if band is not STORED:
             pieces = [memoryview(Reframer(band).feed(pack.framed))]
         length = len(head) + sum(map(len, pieces)) + len(end)
-        if length <= ANSWER_SLICE_BYTES:
+        if length <= REPEATED_BYTES_MAX:
             body = b"".join((head, *pieces, end))
             if admitted.stale_seconds is None and not planned.by_name:
                 self._offer(request, hosted, admitted, planned, pack, body)

@@ -35,6 +35,9 @@ SMALL_THREADS_MAX: Final = 2
 SMALL_SECONDS_MAX: Final = 0.005
 """Of a thread's own time: Python in a thread that takes longer shows in the answers of others."""
 
+SMALL_COMMITS_MAX: Final = 16
+"""To try with more costs more than it gains."""
+
 SMALL_STEPS_MAX: Final = 500
 """Commits and trees looked at for a small pack."""
 
@@ -247,6 +250,8 @@ def _build_pack(
 
 
 def _may_be_small(repository: BareRepository, request: PackRequest) -> bool:
+    if request.commits is not None and request.commits > SMALL_COMMITS_MAX:
+        return False
     if request.haves:
         return True
     objects = sum(map(len, repository.source.packs()))

@@ -30,6 +30,8 @@ class PackRequest:
             these, then; with some filters it has not.
         ofs_delta: Deltas may name their base by its offset.
         tags: Annotated tags to add when what they point to is sent (``include-tag``).
+        commits: How many commits the reader lacks, where that is known: a hint at how much work it
+            is. It follows from the rest.
     """
 
     wants: tuple[ObjectId, ...]
@@ -39,6 +41,7 @@ class PackRequest:
     thin: bool = False
     ofs_delta: bool = False
     tags: tuple[Ref, ...] = ()
+    commits: int | None = field(default=None, compare=False)
     digest: bytes = field(init=False, repr=False, compare=False)
     """The same for equal requests, in every process."""
 

@@ -126,6 +126,18 @@ class PackCache:
             self.use(pack)
         return pack
 
+    def is_at_hand(self, key: PackKey) -> bool:
+        """Tell whether `find` would find a pack, or it is being built; from any thread."""
+        return key in self._running or self._store.has(key)
+
+    def look(self, key: PackKey) -> StoredPack | None:
+        """Return a pack that is on disk; blocking. Give it to `admit`."""
+        return self._store.open(key)
+
+    def admit(self, key: PackKey, pack: StoredPack) -> None:
+        """Keep a pack at hand."""
+        self._store.admit(key, pack)
+
     def use(self, pack: StoredPack) -> None:
         """Note that a pack is used once more."""
         if self._store.is_due(pack, time.time()):
@@ -134,16 +146,27 @@ class PackCache:
 
     @asynccontextmanager
     async def open(
-        self, repository: BareRepository, request: PackRequest, key: PackKey
+        self,
+        repository: BareRepository,
+        request: PackRequest,
+        key: PackKey,
+        *,
+        may_be_on_disk: bool = True,
     ) -> AsyncIterator[StoredPack | PackBuild]:
         """Provide the pack for `request`, finished or under way.
+
+        Args:
+            repository: What to build it from.
+            request: What it holds.
+            key: Its name.
+            may_be_on_disk: Whether to look there.
 
         Raises:
             Overloaded: Too many builds wait already.
         """
         pack = self.find(key)
         build = self._running.get(key)
-        if pack is None and build is None:
+        if pack is None and build is None and may_be_on_disk:
             pack = await asyncio.to_thread(self._store.open, key)
             if pack is not None:
                 self._store.admit(key, pack)

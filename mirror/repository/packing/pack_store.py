@@ -121,6 +121,10 @@ class PackStore:
 
     # --- finding -------------------------------------------------------------------------------
 
+    def has(self, key: PackKey) -> bool:
+        """Tell whether `find` would find a pack; from any thread."""
+        return key in self._memory or key in self._mapped
+
     def find(self, key: PackKey) -> StoredPack | None:
         """Return a pack that this process has at hand; no disk is touched."""
         for kept in (self._memory, self._mapped):

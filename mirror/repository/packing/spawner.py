@@ -26,7 +26,9 @@ READ_BYTES: Final = 256 * 1024
 STDERR_BYTES_MAX: Final = 8 * 1024
 KILL_WAIT_SECONDS: Final = 10.0
 
-SUBCOMMANDS: Final = frozenset({"index-pack", "rev-list", "pack-objects", "repack", "commit-graph"})
+SUBCOMMANDS: Final = frozenset(
+    {"index-pack", "rev-list", "pack-objects", "repack", "multi-pack-index", "commit-graph"}
+)
 
 OnStderr = Callable[[bytes], None]
 T = TypeVar("T")
