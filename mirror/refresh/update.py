@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import ExitStack, asynccontextmanager, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final, ParamSpec, TypeVar
+from typing import Final
 from urllib.parse import quote
 
 from mirror.errors import LocalError
@@ -25,6 +25,7 @@ from mirror.refresh.receiving import Known, Receiver, Speculation, speculating
 from mirror.repository.bare import BareRepository, StoredRefs, fsync_directory
 from mirror.repository.packing.engine import PackEngine, PackRequest
 from mirror.repository.snapshot import RefSnapshot
+from mirror.repository.threads import run_to_end
 from mirror.upstream.forges import UNKNOWN, RefChange
 from mirror.upstream.remote import Remote
 from mirror.wire.client import Listing
@@ -47,8 +48,6 @@ ANCESTORS_LOOKED_AT_MAX: Final = 5_000
 """To tell a fast-forward from a force-push; when in doubt the old tip is kept."""
 
 WallClock = Callable[[], float]
-P = ParamSpec("P")
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +127,7 @@ class Updater:
             updated = await self._update(mirror, remote, announced)
             if mirror.noted_at is None or began_at - mirror.noted_at >= NOTED_EVERY_SECONDS:
                 mirror.noted_at = began_at
-                await _in_thread(updated.repository.note_confirmed, began_at)
+                await run_to_end(updated.repository.note_confirmed, began_at)
         except OSError as error:
             raise LocalError(str(error)) from error
         finally:
@@ -215,11 +214,11 @@ class Updater:
         place = self._staging / f"{quote(mirror.name, safe='')}.{secrets.token_hex(4)}.git"
         url = mirror.settings.upstream
         try:
-            with closing(await _in_thread(_create, place, url)) as staged:
+            with closing(await run_to_end(_create, place, url)) as staged:
                 updated = await self._refresh(mirror, staged, receiver, listing, None)
-            await _in_thread(_put_in_place, staged, mirror.path)
+            await run_to_end(_put_in_place, staged, mirror.path)
         finally:
-            await _in_thread(shutil.rmtree, place, ignore_errors=True)
+            await run_to_end(shutil.rmtree, place, ignore_errors=True)
         repository = await asyncio.to_thread(BareRepository.open, mirror.path)
         return replace(updated, repository=repository)
 
@@ -243,7 +242,7 @@ class Updater:
             received = await self._receive(
                 mirror, repository, receiver, news.missing, known, speculation
             )
-        snapshot = await _in_thread(self._replace_refs, repository, before, news)
+        snapshot = await run_to_end(self._replace_refs, repository, before, news)
         mirror.shown = (listing.digest, snapshot)
         return Updated(repository, snapshot, received.size, len(news.changed), received.answers)
 
@@ -273,7 +272,7 @@ class Updater:
                 mirror.report(Progress("checking"))
                 is_enough = await receiver.is_whole(quarantine, missing, known)
                 size, data = size + receipt.size, receipt.data
-            await _in_thread(quarantine.migrate)
+            await run_to_end(quarantine.migrate)
         return Received(size, _answers(missing, known, data) if is_enough else ())
 
     def _replace_refs(
@@ -350,17 +349,6 @@ def _is_fast_forward(repository: BareRepository, old: ObjectId, new: ObjectId) -
 
 def _create(place: Path, url: str) -> BareRepository:
     return BareRepository.create(place, upstream_url=url)
-
-
-async def _in_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Run a blocking step. A cancelled caller waits for its end: nobody is to work behind it."""
-    step = asyncio.create_task(asyncio.to_thread(function, *args, **kwargs))
-    try:
-        return await asyncio.shield(step)
-    except asyncio.CancelledError:
-        await asyncio.wait((step,))
-        step.exception()  # seen: the cancellation says enough
-        raise
 
 
 def _put_in_place(staged: BareRepository, path: Path) -> None:

@@ -1,19 +1,17 @@
 """Answers to a fetch: the plan, and the pack from wherever it comes.
 
-Readers of one kind ask the same question in the same bytes: what was planned for a body is planned
-for the next one like it, for as long as the refs are the same. A pack that is at hand goes out with
-its length; one that is being built is followed.
+A pack that is at hand goes out with its length, and its answer may be given again; one that is
+being built is followed.
 
 Errors are an ``ERR`` pkt-line before the pack, side-band 3 once it began, and where there is no
 side-band the connection is cut.
 """
 
 import asyncio
-from collections import OrderedDict
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Final
-from weakref import ReferenceType, ref
+from weakref import ref
 
 import structlog
 from aiohttp import web
@@ -23,13 +21,12 @@ from mirror.metrics import Metrics
 from mirror.refresh.foresight import Foresight
 from mirror.refresh.gate import Admitted
 from mirror.refresh.registry import Hosted
-from mirror.refresh.shapes import Shape
 from mirror.repository.fetching import FetchPlan, UnknownRef, missing_objects, plan_v0, plan_v2
 from mirror.repository.packing.engine import PackRequest
 from mirror.repository.packing.framing import STORED, Reframer
 from mirror.repository.packing.pack_cache import PackBuild, PackCache, slices
 from mirror.repository.packing.pack_store import PackKey, StoredPack
-from mirror.repository.snapshot import RefSnapshot
+from mirror.web.plans import Planned, Plans
 from mirror.web.protocol import (
     OUTCOME,
     RESULT_TYPE,
@@ -52,30 +49,7 @@ WANTS_LOGGED_MAX: Final = 5
 REPEATED_BYTES_MAX: Final = 512 * 1024
 """A shallow clone of a deployment repository; up to here an answer is given again in one piece."""
 
-PLANS_MAX: Final = 2048
-PLANNED_BODY_BYTES_MAX: Final = 8 * 1024
-"""Bodies of plans that are remembered: 16 MiB of them at the very most."""
-
 logger = structlog.stdlib.get_logger()
-
-
-@dataclass(frozen=True, slots=True)
-class Planned:
-    """How a fetch is answered.
-
-    Attributes:
-        plan: What goes before the pack, and how that is framed.
-        pack: What the pack holds.
-        key: The pack's name.
-        shape: What kind of reader it is for.
-        by_name: Whether the fetch names refs; then it depends on how fresh they are.
-    """
-
-    plan: FetchPlan
-    pack: PackRequest
-    key: PackKey
-    shape: Shape | None
-    by_name: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,36 +59,6 @@ class _Found:
     plan: FetchPlan
     key: PackKey | None
     stored: StoredPack | None
-
-
-class _Plans:
-    """The plans of the bodies seen last, each good for one snapshot."""
-
-    def __init__(self) -> None:
-        self._plans: OrderedDict[
-            tuple[str, int, bytes], tuple[ReferenceType[RefSnapshot], Planned]
-        ] = OrderedDict()
-
-    def find(
-        self, name: str, snapshot: RefSnapshot | None, version: int, body: bytes
-    ) -> Planned | None:
-        known = self._plans.get((name, version, body))
-        if known is None:
-            return None
-        of, planned = known
-        if of() is not snapshot:
-            return None
-        self._plans.move_to_end((name, version, body))
-        return planned
-
-    def add(
-        self, name: str, snapshot: RefSnapshot, version: int, body: bytes, planned: Planned
-    ) -> None:
-        if len(body) > PLANNED_BODY_BYTES_MAX:
-            return
-        self._plans[name, version, body] = ref(snapshot), planned
-        while len(self._plans) > PLANS_MAX:
-            self._plans.popitem(last=False)
 
 
 _REFUSALS: Final = (NotOurRef, UnknownRef, ProtocolError, LocalError)
@@ -128,11 +72,11 @@ class Fetches:
         self._packs = packs
         self._foresight = foresight
         self._metrics = metrics
-        self._plans = _Plans()
+        self._plans = Plans()
 
-    def planned(self, hosted: Hosted, version: int, body: bytes) -> Planned | None:
+    async def planned(self, hosted: Hosted, version: int, body: bytes) -> Planned | None:
         """Return what was planned for such a body before, if that still holds."""
-        return self._plans.find(hosted.mirror.name, hosted.mirror.snapshot, version, body)
+        return await self._plans.find(hosted.mirror, version, body)
 
     async def plan(
         self, hosted: Hosted, admitted: Admitted | None, command: FetchRequest | UploadPackRequest
@@ -180,23 +124,19 @@ class Fetches:
     ) -> web.StreamResponse:
         """Answer a fetch, and remember the plan for `body`, which `command` was parsed from."""
         try:
-            seen, found = await self.plan(hosted, admitted, command)
+            with self._plans.making(hosted.mirror, version, body):
+                seen, found = await self.plan(hosted, admitted, command)
+                plan, key = found.plan, found.key
+                if plan.pack is None or key is None:
+                    headers = answer_headers(RESULT_TYPE, seen)
+                    return await whole_answer(request, plan.head, headers)
+                name = hosted.mirror.name
+                fetch = command.fetch if isinstance(command, UploadPackRequest) else command
+                shape = self._foresight.recognise(name, seen.snapshot, fetch, plan.pack)
+                planned = Planned(plan, plan.pack, key, shape, by_name=admitted is not None)
+                self._plans.add(hosted.mirror, seen.snapshot, version, body, planned)
         except _REFUSALS as error:
             return await _refuse(request, error)
-        plan, key = found.plan, found.key
-        if plan.pack is None or key is None:
-            return await whole_answer(request, plan.head, answer_headers(RESULT_TYPE, seen))
-        name = hosted.mirror.name
-        fetch = command.fetch if isinstance(command, UploadPackRequest) else command
-        planned = Planned(
-            plan,
-            plan.pack,
-            key,
-            self._foresight.recognise(name, seen.snapshot, fetch, plan.pack),
-            by_name=admitted is not None,
-        )
-        if not planned.by_name:
-            self._plans.add(name, seen.snapshot, version, body, planned)
         if found.stored is not None:
             self._packs.admit(key, found.stored)
         return await self.send(request, hosted, seen, planned, may_be_on_disk=False)

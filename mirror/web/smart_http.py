@@ -131,7 +131,7 @@ class SmartHttp:
             bytes_max=self._request_bytes_max,
             hint="fetch fewer refs at a time, or raise limits.request_bytes_max",
         )
-        planned = self._fetches.planned(hosted, version, body)
+        planned = await self._fetches.planned(hosted, version, body)
         if planned is not None:
             request[OPERATION] = Operation.FETCH
             return await self._fetches.send(request, hosted, hosted.gate.current(), planned)

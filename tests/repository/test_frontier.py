@@ -7,9 +7,8 @@ from hypothesis import strategies as st
 
 from mirror.repository.bare import BareRepository
 from mirror.repository.frontier import Frontier, find_frontier
-from mirror.repository.graph import CommitGraph
 from tests.repository.histories import Atlas
-from tests.repository.test_graph import COMMITS, Fake, commit, name
+from tests.repository.test_graph import COMMITS, Drawn, histories, name
 
 
 def test_the_frontier_is_the_merge_bases_that_git_finds(
@@ -52,35 +51,15 @@ def test_a_walk_that_is_too_long_is_given_up(repository: BareRepository, atlas: 
     assert find_frontier(graph, atlas.all("main"), atlas.all("main"), commits_max=1) is not None
 
 
-@given(
-    parents=st.lists(st.sets(st.integers(1, 6), max_size=3), min_size=1, max_size=14),
-    skews=st.lists(st.integers(0, 3), min_size=14, max_size=14),
-    data=st.data(),
-)
-def test_any_history_has_the_frontier_that_sets_have(
-    parents: list[set[int]], skews: list[int], data: st.DataObject
-) -> None:
+@given(history=histories(), data=st.data())
+def test_any_history_has_the_frontier_that_sets_have(history: Drawn, data: st.DataObject) -> None:
     """With clocks that lag it may say more than it had to, and find less; it is never wrong."""
-    above = [
-        sorted({number - back for back in some if number - back >= 0})
-        for number, some in enumerate(parents)
-    ]
-    times = [10 * number - 40 * (skews[number] == 3) for number in range(len(parents))]
-    is_skewed = any(times[number] < times[up] for number, ups in enumerate(above) for up in ups)
-    objects = {
-        name(number + 1): commit(*(up + 1 for up in ups), at=max(0, 100 + times[number]))
-        for number, ups in enumerate(above)
-    }
-    reached: list[set[int]] = []
-    for number, ups in enumerate(above):
-        reached.append({number}.union(*(reached[up] for up in ups)))
-    places = st.integers(0, len(parents) - 1)
+    reached = history.reached
+    places = st.integers(0, len(reached) - 1)
     wants = data.draw(st.lists(places, min_size=1, max_size=4))
     haves = data.draw(st.lists(places, max_size=4))
 
-    found = find_frontier(
-        CommitGraph(Fake(objects)), [name(n + 1) for n in wants], [name(n + 1) for n in haves]
-    )
+    found = find_frontier(history.graph, [name(n + 1) for n in wants], [name(n + 1) for n in haves])
     assert found is not None
     wanted = set[int]().union(*(reached[want] for want in wants))
     had = set[int]().union(*(reached[have] for have in haves))
@@ -90,6 +69,6 @@ def test_any_history_has_the_frontier_that_sets_have(
     new = {int(oid, 16) - 1 for oid in found.new}
     assert commits <= common
     assert new >= wanted - had
-    if not is_skewed:
+    if not history.is_skewed:
         assert commits == newest
         assert new == wanted - had

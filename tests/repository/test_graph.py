@@ -4,6 +4,7 @@ import itertools
 import os
 import subprocess
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 import pytest
 from hypothesis import given
@@ -119,36 +120,52 @@ def test_history_says_nothing_of_trees_and_blobs(repository: BareRepository, atl
     assert not repository.graph.is_ancestor(atlas["root"], atlas["tree"], commits_max=10)
 
 
-@given(
-    parents=st.lists(st.sets(st.integers(1, 6), max_size=3), min_size=1, max_size=14),
-    skews=st.lists(st.integers(0, 3), min_size=14, max_size=14),
-    data=st.data(),
-)
-def test_any_history_is_walked_rightly(
-    parents: list[set[int]], skews: list[int], data: st.DataObject
-) -> None:
-    """Clocks may lag: then a walk may give up, but it never claims what is not so.
+@dataclass(frozen=True)
+class Drawn:
+    """A history drawn at random.
 
-    Who has a commit has its parents too.
+    Attributes:
+        graph: Its commits, the first named `name(1)`.
+        above: The parents of each, counted from 0.
+        reached: What each reaches, itself included.
+        is_skewed: Whether a commit claims to be older than a parent.
     """
+
+    graph: CommitGraph
+    above: list[list[int]]
+    reached: list[set[int]]
+    is_skewed: bool
+
+
+@st.composite
+def histories(draw: st.DrawFn) -> Drawn:
+    parents = draw(st.lists(st.sets(st.integers(1, 6), max_size=3), min_size=1, max_size=14))
+    skews = draw(st.lists(st.integers(0, 3), min_size=14, max_size=14))
     above = [
         sorted({number - back for back in some if number - back >= 0})
         for number, some in enumerate(parents)
     ]
     times = [10 * number - 40 * (skews[number] == 3) for number in range(len(parents))]
-    is_skewed = any(times[number] < times[up] for number, ups in enumerate(above) for up in ups)
-    graph = CommitGraph(
-        Fake(
-            {
-                name(number + 1): commit(*(up + 1 for up in ups), at=max(0, times[number]))
-                for number, ups in enumerate(above)
-            }
-        )
-    )
+    objects = {
+        name(number + 1): commit(*(up + 1 for up in ups), at=max(0, times[number]))
+        for number, ups in enumerate(above)
+    }
     reached: list[set[int]] = []
     for number, ups in enumerate(above):
         reached.append({number}.union(*(reached[up] for up in ups)))
-    places = st.integers(0, len(parents) - 1)
+    is_skewed = any(times[number] < times[up] for number, ups in enumerate(above) for up in ups)
+    return Drawn(CommitGraph(Fake(objects)), above, reached, is_skewed)
+
+
+@given(history=histories(), data=st.data())
+def test_any_history_is_walked_rightly(history: Drawn, data: st.DataObject) -> None:
+    """Clocks may lag: then a walk may give up, but it never claims what is not so.
+
+    Who has a commit has its parents too.
+    """
+    graph, above, reached = history.graph, history.above, history.reached
+    is_skewed = history.is_skewed
+    places = st.integers(0, len(above) - 1)
     starts = data.draw(st.lists(places, min_size=1, max_size=4))
     goals = data.draw(st.lists(places, min_size=1, max_size=4))
     had = set(goals).union(*(above[goal] for goal in goals))

@@ -28,6 +28,7 @@ from mirror.repository.packing.pack_writer import Form, write_pack
 from mirror.repository.packing.selection import Abandoned, Selection, select_objects
 from mirror.repository.packing.small_check import is_increment
 from mirror.repository.packing.small_pack import NotSmall, SmallPack, Stored, index_small_pack
+from mirror.repository.threads import to_its_end
 from mirror.wire.names import ObjectId
 
 THREADS_MAX: Final = 4
@@ -147,14 +148,8 @@ class DulwichEngine:
         await self._in_thread(_repack, repository)
 
     async def _soon(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Run a short step. A cancelled caller waits for its end: nobody is to work behind it."""
-        step = asyncio.create_task(self._run(self._quick, partial(function, *args, **kwargs)))
-        try:
-            return await asyncio.shield(step)
-        except asyncio.CancelledError:
-            await asyncio.wait((step,))
-            step.exception()  # seen: the cancellation says enough
-            raise
+        """Run a short step to its end."""
+        return await to_its_end(self._run(self._quick, partial(function, *args, **kwargs)))
 
     async def _in_thread(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         return await self._run(self._threads, partial(function, *args, **kwargs))

@@ -156,12 +156,13 @@ class GitEngine:
             timeout_seconds=REPACK_SECONDS_MAX,
         )
         await asyncio.to_thread(repository.source.rescan)
-        # Over all packs at once: no pack has to be written anew for it.
-        await self._run(
-            ["multi-pack-index", "write", "--bitmap", "--no-progress"],
-            env=env,
-            timeout_seconds=REPACK_SECONDS_MAX,
-        )
+        if repository.source.packs():
+            # Over all packs at once: no pack has to be written anew for it.
+            await self._run(
+                ["multi-pack-index", "write", "--bitmap", "--no-progress"],
+                env=env,
+                timeout_seconds=REPACK_SECONDS_MAX,
+            )
         await self._run(
             ["commit-graph", "write", "--reachable", "--no-progress"],
             env=env,

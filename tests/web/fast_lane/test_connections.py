@@ -125,7 +125,7 @@ async def test_a_connection_that_is_idle_for_too_long_is_closed(
     monkeypatch: pytest.MonkeyPatch,
     requests: list[str],
 ) -> None:
-    monkeypatch.setattr("mirror.service.KEEPALIVE_SECONDS", 0.2)
+    monkeypatch.setattr("mirror.serving.KEEPALIVE_SECONDS", 0.2)
     async with mirroring(forge, tmp_path, names=[upstream.name]) as mirror:
         await ask_twice(mirror, POLLS["v0"])
         async with connected(mirror, b"") as (reader, writer):
