@@ -262,3 +262,30 @@ async def test_a_lock_left_by_a_git_that_was_killed_is_no_hindrance(
     (info / "commit-graph.lock").touch()
     await engine.repack(scattered)
     assert len(scattered.pack_files()) <= 2
+
+
+@pytest.mark.parametrize("commits", [None, 1, 1000])
+@pytest.mark.parametrize("haves", ["", "equal", "root", "left cross-right", "diverged"])
+async def test_packs_are_right_with_bitmaps_and_without(
+    engine: PackEngine,
+    scattered: BareRepository,
+    atlas: Atlas,
+    judge: Judge,
+    haves: str,
+    commits: int | None,
+) -> None:
+    """How far a reader is behind decides about bitmaps, never about what it gets."""
+    await engine.repack(scattered)
+    bitmaps = list((scattered.objects / "pack").glob("multi-pack-index-*.bitmap"))
+    assert bool(bitmaps) == (engine.name == "git")
+    for wants in ("main", "crossed", "nested-tag", "main diverged unrelated-2", "tree blob"):
+        for thin in (False, True):
+            request = PackRequest(
+                wants=atlas.all(*wants.split()),
+                haves=atlas.all(*haves.split()),
+                thin=thin,
+                ofs_delta=True,
+                commits=commits,
+            )
+            received = judge.check(request, await build(engine, scattered, request))
+            judge.check_history(request, received)
