@@ -31,8 +31,9 @@ from mirror.repository.packing.pack_store import PackStore
 from mirror.repository.packing.spawner import Spawner
 from mirror.upstream.forges import RECEIVERS
 from mirror.web.app import build_app
-from mirror.web.fast_lane import FastLane, FastLaneRunner, open_fast_lane
+from mirror.web.fast_lane import FastLane
 from mirror.web.fetch import Fetches
+from mirror.web.lane_runner import FastLaneRunner, open_fast_lane
 from mirror.web.monitoring import Figures, Monitoring
 from mirror.web.protocol import Operation
 from mirror.web.smart_http import SmartHttp

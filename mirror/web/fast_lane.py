@@ -18,12 +18,14 @@ import secrets
 import time
 from collections.abc import Callable, Hashable, Iterator
 from email.utils import formatdate
-from typing import Any, Final, cast
+from functools import partial
+from typing import Final, cast
 
 import structlog
 from aiohttp import web
 
 from mirror.metrics import Metrics
+from mirror.web.companions import Companions, is_read
 from mirror.web.protocol import (
     CLIENT_SILENCE_SECONDS_MAX,
     OK,
@@ -46,19 +48,9 @@ JOINED_BYTES_MAX: Final = 16 * 1024
 CLOSE_SECONDS_MAX: Final = 10.0
 """At the end, readers may take that long for what was written already."""
 
-_INTERNALS: Final = ("_waiter", "_next_keepalive_close_time")
 _IDS_DRAWN: Final = 256
 
 logger = structlog.stdlib.get_logger()
-
-
-def open_fast_lane(metrics: Metrics, *, keepalive_seconds: float) -> "FastLane | None":
-    """Return a lane; `None`, with a warning, where this aiohttp is not as the lane expects."""
-    missing = [name for name in _INTERNALS if not hasattr(web.RequestHandler, name)]
-    if missing:
-        logger.warning("no_fast_lane", missing=missing, reason="another aiohttp than was tested")
-        return None
-    return FastLane(metrics, keepalive_seconds=keepalive_seconds)
 
 
 def identity_of(transport: asyncio.Transport) -> Hashable:
@@ -76,6 +68,7 @@ class FastLane:
 
     Attributes:
         answers: What is known by heart.
+        companions: Who waits for an answer that is being made.
         make_handler: Makes aiohttp's side of a connection; set when its server is set up.
         keepalive_seconds: How long a connection may be idle.
         is_closing: No answer is given any more.
@@ -83,6 +76,7 @@ class FastLane:
 
     def __init__(self, metrics: Metrics, *, keepalive_seconds: float) -> None:
         self.answers = Answers()
+        self.companions = Companions()
         self.make_handler: Callable[[], web.RequestHandler] | None = None
         self.keepalive_seconds = keepalive_seconds
         self.is_closing = False
@@ -111,6 +105,12 @@ class FastLane:
         connection = self._handled.get(request.protocol)
         if connection is None:
             return
+        self._learn(connection, request, response)
+        connection.stop_leading()
+
+    def _learn(
+        self, connection: "Connection", request: web.Request, response: web.StreamResponse
+    ) -> None:
         data = connection.account_for(request)
         offered = request.get(REPEATABLE)
         if data is None or offered is None or request[OUTCOME] != OK:
@@ -168,6 +168,7 @@ class Connection(asyncio.Protocol):
     __slots__ = (
         *("identity", "_lane", "_loop", "_transport", "_handler", "_given"),
         *("_is_write_paused", "_active_at", "_idle_timer", "_silence_timer"),
+        *("_leads", "_waiting", "_waits_since"),
     )
 
     def __init__(self, lane: FastLane) -> None:
@@ -183,6 +184,9 @@ class Connection(asyncio.Protocol):
         self._active_at = 0.0
         self._idle_timer: asyncio.TimerHandle | None = None
         self._silence_timer: asyncio.TimerHandle | None = None
+        self._leads: Hashable = None  # the question whose answer others wait for
+        self._waiting: bytes | None = None  # a request that waits for another's answer
+        self._waits_since = 0.0
 
     # --- what the event loop calls -------------------------------------------------------------
 
@@ -202,7 +206,9 @@ class Connection(asyncio.Protocol):
         """Answer a request that is known by heart; all else is aiohttp's."""
         began_at = time.perf_counter()
         handler = self._handler
-        if (
+        if self._waiting is not None:
+            self._waiting += data
+        elif (
             self._given == b""
             and not self._is_write_paused
             and len(data) <= REQUEST_BYTES_MAX
@@ -211,8 +217,10 @@ class Connection(asyncio.Protocol):
             prepared = self._lane.answers.find(self.identity, data)
             if prepared is not None:
                 self._repeat(prepared, began_at)
-                return
-        self._pass_on(data)
+            elif not self._follows(data, began_at):
+                self._pass_on(data)
+        else:
+            self._pass_on(data)
 
     def eof_received(self) -> None:
         """Let the transport close itself, as aiohttp does."""
@@ -241,6 +249,8 @@ class Connection(asyncio.Protocol):
             if timer is not None:
                 timer.cancel()
         self._idle_timer = self._silence_timer = None
+        self._waiting = None
+        self.stop_leading()
         handler, self._handler = self._handler, None
         self._lane.closed(self, handler)
         if handler is not None:
@@ -274,6 +284,39 @@ class Connection(asyncio.Protocol):
                 remote=str(peer[0]) if isinstance(peer, list | tuple) else peer,
             ):
                 prepared.on_repeat()
+
+    # --- waiting for another's answer -----------------------------------------------------------
+
+    def _follows(self, data: bytes, began_at: float) -> bool:
+        """Wait where an equal request is being answered; else be the one that others wait for."""
+        if self._leads is not None or not is_read(data):
+            return False
+        companions, question = self._lane.companions, (self.identity, data)
+        if companions.lead(question):
+            self._leads = question
+            return False
+        self._waiting, self._waits_since = data, began_at
+        companions.follow(question, partial(self._resume, data))
+        return True
+
+    def _resume(self, asked: bytes) -> None:
+        """Take the other's answer, or go the long way; the client may have left or said more."""
+        data, self._waiting = self._waiting, None
+        if data is None or self._transport is None or self._transport.is_closing():
+            return
+        prepared = None
+        if data == asked and not self._is_write_paused:
+            prepared = self._lane.answers.find(self.identity, data)
+        if prepared is not None:
+            self._repeat(prepared, self._waits_since)
+        else:
+            self._pass_on(data)
+
+    def stop_leading(self) -> None:
+        """Let go of those who wait for this connection's answer."""
+        question, self._leads = self._leads, None
+        if question is not None:
+            self._lane.companions.end(question)
 
     # --- aiohttp -------------------------------------------------------------------------------
 
@@ -350,30 +393,6 @@ class Connection(asyncio.Protocol):
                 transport.abort()
 
         self._silence_timer = self._loop.call_later(CLIENT_SILENCE_SECONDS_MAX, look_again)
-
-
-class FastLaneRunner(web.AppRunner):
-    """Runs an application behind a lane: its sites get the lane's connections."""
-
-    def __init__(self, app: web.Application, lane: FastLane, **settings: Any) -> None:
-        super().__init__(app, **settings)
-        self._lane = lane
-
-    @property
-    def server(self) -> web.Server | None:
-        """What sites make connections with."""
-        # A site only calls it. Should it ever do more, it fails at the start.
-        return cast("web.Server", self._lane)
-
-    async def setup(self) -> None:
-        """Set up aiohttp's own server, to which the lane hands over."""
-        await super().setup()
-        self._lane.make_handler = super().server
-
-    async def shutdown(self) -> None:
-        """End what aiohttp's server does not know of; it calls this once it has begun to end."""
-        await self._lane.close()
-        await super().shutdown()
 
 
 def _waits(handler: web.RequestHandler) -> bool:

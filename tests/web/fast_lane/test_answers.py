@@ -11,8 +11,9 @@ from structlog.testing import capture_logs
 
 from mirror.demo.forge import Faults, HttpBackend
 from mirror.metrics import Metrics
-from mirror.web import fast_lane
-from mirror.web.fast_lane import FastLane, FastLaneRunner, open_fast_lane
+from mirror.web import fast_lane, lane_runner
+from mirror.web.fast_lane import FastLane
+from mirror.web.lane_runner import FastLaneRunner, open_fast_lane
 from mirror.web.protocol import OK, OPERATION, OUTCOME, Operation
 from mirror.web.repeating import REPEATABLE, Prepared, Repeatable
 from tests.git_client import Upstream
@@ -213,7 +214,7 @@ async def test_with_another_aiohttp_there_is_a_warning_and_no_lane(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert open_fast_lane(Metrics("1"), keepalive_seconds=1.0) is not None
-    monkeypatch.setattr(fast_lane, "_INTERNALS", (*fast_lane._INTERNALS, "_gone"))
+    monkeypatch.setattr(lane_runner, "INTERNALS", (*lane_runner.INTERNALS, "_gone"))
     with capture_logs() as logs:
         assert open_fast_lane(Metrics("1"), keepalive_seconds=1.0) is None
     assert [(entry["event"], entry["missing"]) for entry in logs] == [("no_fast_lane", ["_gone"])]
