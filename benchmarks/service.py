@@ -67,7 +67,8 @@ class Service:
         return self.metric("git_mirror_refresh_seconds_count")
 
     def builds(self) -> float:
-        return self.metric("git_mirror_pack_build_seconds_count", outcome="ok")
+        large = self.metric("git_mirror_pack_build_seconds_count", outcome="ok")
+        return large + self.metric("git_mirror_small_pack_build_seconds_count")
 
     def sync(self, name: str) -> None:
         """Have a repository refreshed from the command line, and wait for it."""

@@ -157,9 +157,10 @@ class Fetches:
         try:
             async with opened as found:
                 if isinstance(found, StoredPack):
+                    self._count(hosted, planned, "hit")
                     return await self._send_stored(request, hosted, admitted, planned, found)
                 self._count(hosted, planned, "joined" if found.readers > 1 else "miss")
-                return await self._send_build(request, admitted, planned, found)
+                return await self._send_build(request, hosted, admitted, planned, found)
         except _REFUSALS as error:
             return await _refuse(request, error)
 
@@ -177,7 +178,6 @@ class Fetches:
         planned: Planned,
         pack: StoredPack,
     ) -> web.StreamResponse:
-        self._count(hosted, planned, "hit")
         band, head = planned.plan.side_band, planned.plan.head
         end = encode_end(band)
         headers = answer_headers(RESULT_TYPE, admitted)
@@ -224,7 +224,12 @@ class Fetches:
         request[REPEATABLE] = Repeatable(body, is_valid, on_repeat)
 
     async def _send_build(
-        self, request: web.Request, admitted: Admitted, planned: Planned, build: PackBuild
+        self,
+        request: web.Request,
+        hosted: Hosted,
+        admitted: Admitted,
+        planned: Planned,
+        build: PackBuild,
     ) -> web.StreamResponse:
         response = web.StreamResponse(headers=answer_headers(RESULT_TYPE, admitted))
         band = planned.plan.side_band
@@ -234,6 +239,8 @@ class Fetches:
             try:
                 # The first piece decides: an error before it can still be told as an ERR.
                 piece = await anext(framed, None)
+                if (whole := build.whole()) is not None:
+                    return await self._send_stored(request, hosted, admitted, planned, whole)
                 await response.prepare(request)
                 await send(response, planned.plan.head)
                 while piece is not None:

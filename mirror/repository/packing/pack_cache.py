@@ -58,6 +58,15 @@ class PackBuild:
         self.pack_bytes += len(data)
         await self.spool.append(frame(data))
 
+    def whole(self) -> StoredPack | None:
+        """Return the pack if it is complete and in memory already: a small one is, at once."""
+        if self.stored is not None:
+            return self.stored
+        framed = self.spool.memory
+        if framed is None or not self.spool.ended or self.spool.failed:
+            return None
+        return StoredPack(framed, self.pack_bytes, self.path, time.time())
+
     async def follow(self, *, idle_seconds: float) -> AsyncGenerator[bytes | memoryview, None]:
         """Yield the framed pack; an empty piece whenever nothing came for a while.
 
