@@ -113,7 +113,7 @@ class PackStore:
         """Return an empty spool and where its file will be, if it gets one."""
         self._number += 1
         path = self._tmp / f"{os.getpid()}-{self._number}"
-        return PackSpool(path), path
+        return PackSpool(path, make_room=self.make_room), path
 
     def lock_file(self, key: PackKey) -> Path:
         """Return the file whose lock says that a process builds this pack."""
@@ -226,26 +226,32 @@ class PackStore:
 
     def sweep(self) -> None:
         """Remove what was used least recently until the files fit the limit; blocking."""
-        if not self._sweeping.acquire(blocking=False):
-            return
-        try:
+        self._sweep(self._bytes_max)
+
+    def make_room(self) -> bool:
+        """Remove half of the files, as the disk is full; tells whether there were any; blocking."""
+        return self._sweep(sum(size for _, size, _ in self._files()) // 2)
+
+    def _sweep(self, bytes_max: int) -> bool:
+        with self._sweeping:
             self._written_bytes = 0
-            found = sorted(self._files())
-            total = sum(size for _, size, _ in found)
-            if total <= self._bytes_max:
-                return
             removed = 0
-            for _, size, path in found:
-                if total <= self._bytes_max * SWEEP_TO:
-                    break
-                path.unlink(missing_ok=True)
-                total -= size
-                removed += 1
+            try:
+                found = sorted(self._files())
+                total = sum(size for _, size, _ in found)
+                left = bytes_max * SWEEP_TO if total > bytes_max else total
+                for _, size, path in found:
+                    if total <= left:
+                        break
+                    path.unlink(missing_ok=True)
+                    total -= size
+                    removed += 1
+            except OSError as error:
+                logger.warning("sweep_failed", error=error.strerror, directory=str(self._directory))
+                return removed > 0
+        if removed:
             logger.info("packs_swept", removed=removed, left_bytes=total)
-        except OSError as error:
-            logger.warning("sweep_failed", error=error.strerror, directory=str(self._directory))
-        finally:
-            self._sweeping.release()
+        return removed > 0
 
     def _files(self) -> list[tuple[float, int, Path]]:
         """Return each pack's time of last use, its size and its path."""

@@ -5,8 +5,9 @@ the places for builds. Small ones stay in memory, the rest goes to a file.
 """
 
 import asyncio
+import errno
 import os
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Final
@@ -19,17 +20,22 @@ MEMORY_BYTES_MAX: Final = 1 << 20
 
 READ_BYTES: Final = 256 * 1024
 
+MakeRoom = Callable[[], bool]
+"""Makes room on the disk; tells whether there was anything to remove."""
+
 
 class PackSpool:
     """The framed bytes of one pack while it is written and read."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, make_room: MakeRoom = lambda: False) -> None:
         """Make an empty one.
 
         Args:
             path: The file to be made once it is too long for memory.
+            make_room: Called in a thread when the disk is full.
         """
         self._path = path
+        self._make_room = make_room
         self._memory = bytearray()
         self._file: IO[bytes] | None = None
         self._grown = asyncio.Event()
@@ -67,15 +73,26 @@ class PackSpool:
         """Write to the file; in a thread, for a busy disk lets writers wait."""
         try:
             if self._file is None:
-                file = self._path.open("w+b")
-                file.write(self._memory)
-                file.flush()
+                file = self._path.open("w+b", buffering=0)
+                try:
+                    self._write_all(file, self._memory)
+                except BaseException:
+                    file.close()
+                    raise
                 self._file = file
-            self._file.write(data)
-            self._file.flush()
+            self._write_all(self._file, data)
         except OSError as error:
             message = f"can't spool a pack in {self._path.parent}: {error.strerror}"
             raise LocalError(message) from error
+
+    def _write_all(self, file: IO[bytes], data: bytes | bytearray) -> None:
+        left = memoryview(data)
+        while left:
+            try:
+                left = left[file.write(left) :]
+            except OSError as error:
+                if error.errno not in {errno.ENOSPC, errno.EDQUOT} or not self._make_room():
+                    raise
 
     def end(self, error: MirrorError | None = None) -> None:
         """Say that the pack is complete, or why it never will be."""

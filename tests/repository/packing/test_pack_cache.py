@@ -1,11 +1,12 @@
 """Equal requests share one pack: from memory, from disk, or from the build that makes it."""
 
 import asyncio
+import errno
 import os
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing
 from pathlib import Path
-from typing import cast
+from typing import IO, cast
 
 import pytest
 
@@ -501,6 +502,7 @@ async def test_so_many_build_so_many_wait_and_more_are_refused(
     assert await also == b"3"
     for reader in readers:
         await reader.aclose()
+    await finished(cache)
     engine.hand(request(4), b"4", None)
     assert await read_all(cache, request(4)) == b"4"
 
@@ -594,6 +596,43 @@ async def test_a_small_pack_is_served_from_memory_where_the_disk_takes_nothing(
     await finished(cache)
     assert await read_all(cache, request()) == b"pack"
     assert engine.began == [request()]
+
+
+async def test_packs_that_are_kept_make_room_for_what_a_reader_waits_for(
+    cache: PackCache,
+    engine: ScriptedEngine,
+    directory: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The disk is full as long as there are files of packs."""
+    for number in range(3):
+        engine.hand(request(number), bytes(100), None)
+        await read_all(cache, request(number))
+        await finished(cache)
+    write_all = PackSpool._write_all
+
+    def on_a_full_disk(spool: PackSpool, file: IO[bytes], data: bytes) -> None:
+        write_all(spool, cast("IO[bytes]", FullDisk(file, directory)), data)
+
+    monkeypatch.setattr(PackSpool, "_write_all", on_a_full_disk)
+    pack = os.urandom(3 * MIB)
+    engine.hand(request(9), pack[:MIB], pack[MIB:], None)
+    assert await read_all(cache, request(9)) == pack
+    await finished(cache)
+    assert [file.name for file in directory.glob("??/*")] == [cache.key(REPOSITORY, request(9))]
+
+
+class FullDisk:
+    """A file on a disk that has no room while there are packs that are kept."""
+
+    def __init__(self, file: IO[bytes], directory: Path) -> None:
+        self._file = file
+        self._directory = directory
+
+    def write(self, data: memoryview) -> int:
+        if list(self._directory.glob("??/*")):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return self._file.write(data[: len(data) // 2 + 1])
 
 
 async def test_a_spool_gives_back_its_file_even_where_the_disk_is_full() -> None:
