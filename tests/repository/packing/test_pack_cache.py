@@ -377,10 +377,10 @@ async def test_a_cache_of_no_size_still_shares_builds(
     store = store_in(directory, bytes_max=0, memory=0)
     running = cache_on(store, engine, metrics)
     for _ in range(2):
+        tasks = [asyncio.create_task(read_all(running, request())) for _ in range(3)]
+        await joined(running, 3)
         engine.hand(request(), b"pack", None)
-        assert (
-            await asyncio.gather(*(read_all(running, request()) for _ in range(3))) == [b"pack"] * 3
-        )
+        assert await asyncio.gather(*tasks) == [b"pack"] * 3
         await finished(running)
     assert len(engine.began) == 2
     assert not list(directory.glob("??/*"))
