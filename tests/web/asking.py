@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import re
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -86,6 +87,15 @@ async def connected(
         writer.transport.abort()
         with contextlib.suppress(ConnectionError):
             await writer.wait_closed()
+
+
+async def read_to_end(reader: asyncio.StreamReader) -> bytes:
+    """Read an answer to its end, whether its length was told or it comes in chunks."""
+    head = await reader.readuntil(b"\r\n\r\n")
+    length = re.search(rb"\r\nContent-Length: ([0-9]+)\r\n", head)
+    if length is None:
+        return head + await reader.readuntil(b"\r\n0\r\n\r\n")
+    return head + await reader.readexactly(int(length[1]))
 
 
 def raw_request(body: bytes, *, version: int = 0) -> bytes:

@@ -67,7 +67,10 @@ class Connection:
             first, *lines = head.split("\r\n")
             pairs = (line.split(": ", 1) for line in lines if line)
             headers = {name.title(): value for name, value in pairs}
-            body = await self.reader.readexactly(int(headers["Content-Length"]))
+            if "Content-Length" in headers:
+                body = await self.reader.readexactly(int(headers["Content-Length"]))
+            else:
+                body = await self.reader.readuntil(b"\r\n0\r\n\r\n")
         return Answered(int(first.split()[1]), headers, body)
 
     def accepted_by(self, pids: Iterable[int]) -> int | None:
