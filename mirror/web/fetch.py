@@ -126,20 +126,34 @@ class Fetches:
         try:
             with self._plans.making(hosted.mirror, version, body):
                 seen, found = await self.plan(hosted, admitted, command)
-                plan, key = found.plan, found.key
-                if plan.pack is None or key is None:
-                    headers = answer_headers(RESULT_TYPE, seen)
-                    return await whole_answer(request, plan.head, headers)
-                name = hosted.mirror.name
-                fetch = command.fetch if isinstance(command, UploadPackRequest) else command
-                shape = self._foresight.recognise(name, seen.snapshot, fetch, plan.pack)
-                planned = Planned(plan, plan.pack, key, shape, by_name=admitted is not None)
-                self._plans.add(hosted.mirror, seen.snapshot, version, body, planned)
+                planned = self._planned(hosted, seen, found, command, by_name=admitted is not None)
+                if planned is not None:
+                    self._plans.add(hosted.mirror, seen.snapshot, version, body, planned)
         except _REFUSALS as error:
             return await _refuse(request, error)
+        if planned is None:
+            headers = answer_headers(RESULT_TYPE, seen)
+            return await whole_answer(request, found.plan.head, headers)
         if found.stored is not None:
-            self._packs.admit(key, found.stored)
+            self._packs.admit(planned.key, found.stored)
         return await self.send(request, hosted, seen, planned, may_be_on_disk=False)
+
+    def _planned(
+        self,
+        hosted: Hosted,
+        seen: Admitted,
+        found: _Found,
+        command: FetchRequest | UploadPackRequest,
+        *,
+        by_name: bool,
+    ) -> Planned | None:
+        """Return what is to be sent; `None` when the answer ends before a pack."""
+        pack = found.plan.pack
+        if pack is None or found.key is None:
+            return None
+        fetch = command.fetch if isinstance(command, UploadPackRequest) else command
+        shape = self._foresight.recognise(hosted.mirror.name, seen.snapshot, fetch, pack)
+        return Planned(found.plan, pack, found.key, shape, by_name)
 
     async def send(
         self,

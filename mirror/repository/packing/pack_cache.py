@@ -22,7 +22,7 @@ from typing import Final
 
 import structlog
 
-from mirror.errors import LocalError, MirrorError, Overloaded, PackError
+from mirror.errors import MirrorError, Overloaded, PackError
 from mirror.metrics import Metrics
 from mirror.repository.bare import BareRepository
 from mirror.repository.packing.engine import PackEngine, PackRequest
@@ -316,7 +316,10 @@ class PackCache:
         try:
             descriptor = os.open(lock, os.O_CREAT | os.O_RDWR, 0o640)
         except OSError as error:
-            raise LocalError(f"can't lock {lock}: {error.strerror}") from error
+            # Better twice than not at all.
+            logger.warning("pack_not_locked", path=str(lock), error=error.strerror)
+            yield
+            return
         pause = LOCK_POLL_SECONDS
         try:
             while True:

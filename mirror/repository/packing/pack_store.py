@@ -43,6 +43,9 @@ SWEEP_TO: Final = 0.9
 SWEEP_AFTER: Final = 1 / 16
 """A sweep comes when so much of the limit was written since the last."""
 
+LEFT_BEHIND_SECONDS: Final = 2 * 3600.0
+"""Nothing is written to for so long and still wanted."""
+
 _TRAILER: Final = struct.Struct(">8sQQL")
 _MAGIC: Final = b"GMPACK01"
 _CRC_STEP_BYTES: Final = 1 << 20
@@ -237,6 +240,7 @@ class PackStore:
             self._written_bytes = 0
             removed = 0
             try:
+                self._clear_left_behind()
                 found = sorted(self._files())
                 total = sum(size for _, size, _ in found)
                 left = bytes_max * SWEEP_TO if total > bytes_max else total
@@ -252,6 +256,14 @@ class PackStore:
         if removed:
             logger.info("packs_swept", removed=removed, left_bytes=total)
         return removed > 0
+
+    def _clear_left_behind(self) -> None:
+        """Remove what a process that was killed left half done; readers of such a file keep it."""
+        before = time.time() - LEFT_BEHIND_SECONDS
+        for file in self._tmp.iterdir():
+            with suppress(FileNotFoundError):
+                if file.stat().st_mtime < before:
+                    file.unlink()
 
     def _files(self) -> list[tuple[float, int, Path]]:
         """Return each pack's time of last use, its size and its path."""

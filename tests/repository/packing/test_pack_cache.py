@@ -356,6 +356,20 @@ async def test_what_was_used_least_recently_goes_first(
     assert len(engine.began) == began
 
 
+def test_what_a_killed_process_left_behind_is_removed(directory: Path) -> None:
+    """At the start all of it; later what is hours old, for another process may be at work."""
+    store = store_in(directory)
+    old, new = directory / "tmp" / "1-1", directory / "tmp" / "2-1"
+    for file in (old, new):
+        file.write_bytes(b"half a pack")
+    os.utime(old, (0, 0))
+    store.sweep()
+    assert not old.exists()
+    assert new.exists()
+    store.prepare()
+    assert not new.exists()
+
+
 async def test_memory_keeps_to_its_limit(
     engine: ScriptedEngine, metrics: Metrics, directory: Path
 ) -> None:
