@@ -133,6 +133,3 @@ class Mirror:
         self.progress = progress
         if self.watch is not None:
             self.watch(self)
-
-
-ReportProgress = Callable[[Progress], None]
