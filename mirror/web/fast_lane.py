@@ -14,9 +14,11 @@ missing `open_fast_lane` leaves the lane closed.
 """
 
 import asyncio
+import os
 import secrets
 import time
 from collections.abc import Callable, Hashable, Iterator
+from contextlib import suppress
 from email.utils import formatdate
 from functools import partial
 from typing import Final, cast
@@ -47,6 +49,9 @@ JOINED_BYTES_MAX: Final = 16 * 1024
 
 CLOSE_SECONDS_MAX: Final = 10.0
 """At the end, readers may take that long for what was written already."""
+
+SENT_AS_FILE_BYTES_MIN: Final = 64 * 1024
+"""From here on handing over pages costs less than copying."""
 
 _IDS_DRAWN: Final = 256
 
@@ -267,7 +272,7 @@ class Connection(asyncio.Protocol):
         body = prepared.body
         if len(body) <= JOINED_BYTES_MAX:
             transport.write(head + body)
-        else:
+        elif len(body) < SENT_AS_FILE_BYTES_MIN or not self._send_file(transport, head, prepared):
             transport.writelines((head, body))
         if prepared.closes:
             transport.close()
@@ -284,6 +289,32 @@ class Connection(asyncio.Protocol):
                 remote=str(peer[0]) if isinstance(peer, list | tuple) else peer,
             ):
                 prepared.on_repeat()
+
+    def _send_file(self, transport: asyncio.Transport, head: bytes, prepared: Prepared) -> bool:
+        """Have the kernel send a body's pages instead of a copy; `False` where that can't be done.
+
+        The transport is passed by, and so must have nothing to send itself; it gets what the
+        socket does not take now.
+        """
+        socket = transport.get_extra_info("socket")
+        if socket is None or transport.get_write_buffer_size() or not _is_plain(transport):
+            return False
+        descriptor, body = socket.fileno(), memoryview(prepared.body)
+        try:
+            sent = os.write(descriptor, head)
+            if sent < len(head):
+                transport.writelines((head[sent:], body))
+                return True
+            sent = 0
+            with suppress(BlockingIOError):
+                sent = os.sendfile(descriptor, prepared.file().fileno(), 0, len(body))
+            if sent < len(body):
+                transport.write(body[sent:])
+        except BlockingIOError:
+            return False  # not even the head was taken
+        except OSError:
+            transport.abort()
+        return True
 
     # --- waiting for another's answer -----------------------------------------------------------
 
@@ -393,6 +424,11 @@ class Connection(asyncio.Protocol):
                 transport.abort()
 
         self._silence_timer = self._loop.call_later(CLIENT_SILENCE_SECONDS_MAX, look_again)
+
+
+def _is_plain(transport: asyncio.Transport) -> bool:
+    """Tell whether what is written goes out as it is."""
+    return transport.get_extra_info("sslcontext") is None
 
 
 def _waits(handler: web.RequestHandler) -> bool:

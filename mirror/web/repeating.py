@@ -8,6 +8,8 @@ Framing: RFC 9112, 6 (Message Body); the header fields that differ each time are
 6.6.1) and X-Request-Id.
 """
 
+import io
+import os
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
@@ -70,7 +72,7 @@ class Prepared:
 
     __slots__ = (
         *("body", "is_valid", "on_repeat", "record", "repository", "closes"),
-        *("_before_date", "_after_date", "_date", "_head"),
+        *("_before_date", "_after_date", "_date", "_head", "_file"),
     )
 
     def __init__(
@@ -93,6 +95,14 @@ class Prepared:
         self._after_date = after_date
         self._date = b""
         self._head = b""
+        self._file: io.FileIO | None = None
+
+    def file(self) -> io.FileIO:
+        """Return a file in memory with the body; it is closed with the last reference to this."""
+        if self._file is None:
+            self._file = io.FileIO(os.memfd_create("answer"), "r+")
+            self._file.write(self.body)
+        return self._file
 
     def head(self, date: bytes) -> bytes:
         """Return the status line and the header fields, up to the value of X-Request-Id."""
@@ -103,8 +113,8 @@ class Prepared:
 
     @property
     def size(self) -> int:
-        """Its bytes in memory, or nearly."""
-        return len(self.body) + 2 * (len(self._before_date) + len(self._after_date))
+        """Its bytes in memory, or nearly; the body may be there twice, see `file`."""
+        return 2 * len(self.body) + 2 * (len(self._before_date) + len(self._after_date))
 
 
 def prepare(
