@@ -307,7 +307,7 @@ class Connection(asyncio.Protocol):
                 return True
             sent = 0
             with suppress(BlockingIOError):
-                sent = os.sendfile(descriptor, prepared.file().fileno(), 0, len(body))
+                sent = os.sendfile(descriptor, prepared.file(), 0, len(body))
             if sent < len(body):
                 transport.write(body[sent:])
         except BlockingIOError:

@@ -8,8 +8,8 @@ Framing: RFC 9112, 6 (Message Body); the header fields that differ each time are
 6.6.1) and X-Request-Id.
 """
 
-import io
 import os
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
@@ -72,7 +72,7 @@ class Prepared:
 
     __slots__ = (
         *("body", "is_valid", "on_repeat", "record", "repository", "closes"),
-        *("_before_date", "_after_date", "_date", "_head", "_file"),
+        *("_before_date", "_after_date", "_date", "_head", "_file", "__weakref__"),
     )
 
     def __init__(
@@ -95,13 +95,18 @@ class Prepared:
         self._after_date = after_date
         self._date = b""
         self._head = b""
-        self._file: io.FileIO | None = None
+        self._file: int | None = None
 
-    def file(self) -> io.FileIO:
-        """Return a file in memory with the body; it is closed with the last reference to this."""
+    def file(self) -> int:
+        """Return the descriptor of a file in memory that holds the body.
+
+        It is closed when nobody refers to this answer any longer.
+        """
         if self._file is None:
-            self._file = io.FileIO(os.memfd_create("answer"), "r+")
-            self._file.write(self.body)
+            self._file = os.memfd_create("answer")
+            weakref.finalize(self, os.close, self._file)
+            with open(self._file, "wb", closefd=False) as file:
+                file.write(self.body)
         return self._file
 
     def head(self, date: bytes) -> bytes:

@@ -1,4 +1,4 @@
-"""A large answer goes to the socket as pages of a file; nobody can tell but by the time it takes."""
+"""A large answer goes to the socket as pages of a file; nobody can tell but by the time."""
 
 import asyncio
 import gc
@@ -17,7 +17,7 @@ from tests.repository.packing.processes import open_files
 from tests.web.asking import connected
 from tests.web.fast_lane.polls import INFO_REFS, alike, ask_twice, get, read_answer
 
-BRANCHES = 4000
+BRANCHES = 1200
 POLL = get(INFO_REFS)
 
 
