@@ -130,7 +130,7 @@ class Fetches:
                 if planned is not None:
                     self._plans.add(hosted.mirror, seen.snapshot, version, body, planned)
         except _REFUSALS as error:
-            return await _refuse(request, error)
+            return await _refuse(request, error, admitted)
         if planned is None:
             headers = answer_headers(RESULT_TYPE, seen)
             return await whole_answer(request, found.plan.head, headers)
@@ -176,7 +176,7 @@ class Fetches:
                 self._count(hosted, planned, "joined" if found.readers > 1 else "miss")
                 return await self._send_build(request, hosted, admitted, planned, found)
         except _REFUSALS as error:
-            return await _refuse(request, error)
+            return await _refuse(request, error, admitted)
 
     def _count(self, hosted: Hosted, planned: Planned, result: str) -> None:
         self._metrics.record_pack(result)
@@ -290,12 +290,14 @@ def _plan(admitted: Admitted, command: FetchRequest | UploadPackRequest) -> Fetc
     return plan_v2(admitted.repository, admitted.snapshot, command)
 
 
-async def _refuse(request: web.Request, error: MirrorError) -> web.StreamResponse:
+async def _refuse(
+    request: web.Request, error: MirrorError, admitted: Admitted | None
+) -> web.StreamResponse:
     request[OUTCOME] = error.label
     log = logger.warning if isinstance(error, LocalError) else logger.info
     log("refused", kind=error.label, error=str(error))
     answer = encode_error(f"upload-pack: {error}")
-    return await whole_answer(request, answer, answer_headers(RESULT_TYPE))
+    return await whole_answer(request, answer, answer_headers(RESULT_TYPE, admitted))
 
 
 def _log_served(pack: PackRequest, pack_bytes: int) -> None:

@@ -106,6 +106,20 @@ async def test_a_failed_refresh_lets_readers_go_with_stale_refs(
         assert before.encode() in answer.body
 
 
+async def test_that_a_ref_is_not_there_is_marked_as_stale_too(
+    mirror: MirrorService, upstream: Upstream
+) -> None:
+    """The push that is not here yet may have brought it."""
+    mirror.forge.faults = Faults(status=500)
+    upstream.commit()
+    await mirror.announce(upstream)
+    await mirror.settled()
+    want_ref = command("fetch", "want-ref refs/heads/new", "done")
+    answer = await mirror.upload_pack(want_ref, version=2)
+    assert b"unknown ref refs/heads/new" in answer.body
+    assert STALE in answer.headers
+
+
 @pytest.mark.parametrize("status", [None, 500])
 async def test_where_stale_answers_are_refused_it_is_503_with_the_reason(
     forge: HttpBackend, upstream: Upstream, tmp_path: Path, status: int | None
