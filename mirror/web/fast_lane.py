@@ -145,22 +145,26 @@ class FastLane:
         """Forget a connection."""
         self._alone.discard(connection)
         self._handled.pop(handler, None)
-        if self._emptied is not None and not self._alone:
+        if self._emptied is not None and not self._alone and not self._handled:
             self._emptied.set()
 
-    async def close(self) -> None:
+    def close(self) -> None:
         """End the connections that aiohttp knows nothing of; what was written goes out first."""
         self.is_closing = True
         for connection in tuple(self._alone):
             connection.close()
-        if self._alone:
-            self._emptied = asyncio.Event()
-            try:
-                async with asyncio.timeout(CLOSE_SECONDS_MAX):
-                    await self._emptied.wait()
-            except TimeoutError:
-                for connection in tuple(self._alone):
-                    connection.abort()
+
+    async def wait_closed(self) -> None:
+        """Wait until all connections are closed, those that aiohttp ends too, or took too long."""
+        if not self._alone and not self._handled:
+            return
+        self._emptied = asyncio.Event()
+        try:
+            async with asyncio.timeout(CLOSE_SECONDS_MAX):
+                await self._emptied.wait()
+        except TimeoutError:
+            for connection in (*self._alone, *self._handled.values()):
+                connection.abort()
 
 
 class Connection(asyncio.Protocol):

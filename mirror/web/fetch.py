@@ -204,7 +204,8 @@ class Fetches:
             if admitted.stale_seconds is None and not planned.by_name:
                 self._offer(request, hosted, admitted, planned, pack, body)
             _log_served(planned.pack, pack.pack_bytes)
-            return web.Response(body=body, headers=headers)
+            # In slices: who is told to end waits for what is still to be sent.
+            return await whole_answer(request, body, headers)
         response = web.StreamResponse(headers=headers)
         response.content_length = length
         await response.prepare(request)

@@ -43,5 +43,10 @@ class FastLaneRunner(web.AppRunner):
 
     async def shutdown(self) -> None:
         """End what aiohttp's server does not know of; it calls this once it has begun to end."""
-        await self._lane.close()
+        self._lane.close()
         await super().shutdown()
+
+    async def cleanup(self) -> None:
+        """End all connections; what was written to them goes out before this returns."""
+        await super().cleanup()
+        await self._lane.wait_closed()
