@@ -21,6 +21,9 @@ WEBHOOK_OUTCOMES: Final = (
     "malformed",
 )
 PACK_RESULTS: Final = ("hit", "joined", "miss")
+IN_PROCESS: Final = "dulwich"
+"""The engine that makes small packs, whichever makes the others."""
+
 FORESEEN_OUTCOMES: Final = ("built", "ready", "failed")
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -151,6 +154,7 @@ class Metrics:
         for result in PACK_RESULTS:
             self._packs.labels(result)
             self._first_fetches.labels(result)
+        self._pack_bytes.labels(IN_PROCESS)
         for outcome in FORESEEN_OUTCOMES:
             self._foreseen.labels(outcome)
         for engine in engines:
@@ -210,7 +214,7 @@ class Metrics:
     def record_small_build(self, seconds: float, size: int) -> None:
         """A small pack of `size` bytes was made in process."""
         self._small_builds.observe(seconds)
-        self._pack_bytes.labels("dulwich").inc(size)
+        self._pack_bytes.labels(IN_PROCESS).inc(size)
 
     def record_first_fetch(self, result: str) -> None:
         """The first fetch of its kind after a push came: `hit`, `joined` or `miss`."""

@@ -130,8 +130,9 @@ class ServerSettings(_Section):
     speaks TLS in front of it where the network is not yours."""
 
     fast_lane: Annotated[bool, switch()] = True
-    """Whether polls that repeat an earlier one are answered with the bytes of that answer, without
-    a way through the HTTP framework. Readers see no difference but the time it takes."""
+    """Whether polls and small fetches that repeat an earlier one are answered with the bytes of
+    that answer, without a way through the HTTP framework. Readers see no difference but the time
+    it takes."""
 
     workers: Annotated[int | None, count_or_auto(1, 64)] = 1
     """How many processes serve readers; `auto` is one for each processor. With 1, one process does
@@ -281,8 +282,8 @@ class ConfigDocument(_Section):
 
     engine: Annotated[EngineChoice, choice(EngineChoice)] = EngineChoice.AUTO
     """Who makes and indexes packs: the `git` of this machine, `dulwich` in process, or `auto`,
-    which is `git` where 2.39 or later is installed, but for small packs from the upstream, which
-    are indexed in process."""
+    which is `git` where 2.39 or later is installed, but for small packs, which are made and indexed
+    in process."""
 
     defaults: SharedKeys = SharedKeys()
     """What applies to every repository that does not repeat the key."""

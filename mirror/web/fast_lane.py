@@ -14,13 +14,10 @@ missing `open_fast_lane` leaves the lane closed.
 """
 
 import asyncio
-import os
 import secrets
 import time
 from collections.abc import Callable, Hashable, Iterator
-from contextlib import suppress
 from email.utils import formatdate
-from functools import partial
 from typing import Final, cast
 
 import structlog
@@ -28,6 +25,7 @@ from aiohttp import web
 
 from mirror.metrics import Metrics
 from mirror.web.companions import Companions, is_read
+from mirror.web.file_sending import SENT_AS_FILE_BYTES_MIN, send_as_file
 from mirror.web.protocol import (
     CLIENT_SILENCE_SECONDS_MAX,
     OK,
@@ -49,9 +47,6 @@ JOINED_BYTES_MAX: Final = 16 * 1024
 
 CLOSE_SECONDS_MAX: Final = 10.0
 """At the end, readers may take that long for what was written already."""
-
-SENT_AS_FILE_BYTES_MIN: Final = 64 * 1024
-"""From here on handing over pages costs less than copying."""
 
 _IDS_DRAWN: Final = 256
 
@@ -216,7 +211,9 @@ class Connection(asyncio.Protocol):
         began_at = time.perf_counter()
         handler = self._handler
         if self._waiting is not None:
-            self._waiting += data
+            # It says more than one request: nothing is to be kept of that here.
+            data, self._waiting = self._waiting + data, None
+            self._pass_on(data)
         elif (
             self._given == b""
             and not self._is_write_paused
@@ -276,7 +273,7 @@ class Connection(asyncio.Protocol):
         body = prepared.body
         if len(body) <= JOINED_BYTES_MAX:
             transport.write(head + body)
-        elif len(body) < SENT_AS_FILE_BYTES_MIN or not self._send_file(transport, head, prepared):
+        elif len(body) < SENT_AS_FILE_BYTES_MIN or not send_as_file(transport, head, prepared):
             transport.writelines((head, body))
         if prepared.closes:
             transport.close()
@@ -294,32 +291,6 @@ class Connection(asyncio.Protocol):
             ):
                 prepared.on_repeat()
 
-    def _send_file(self, transport: asyncio.Transport, head: bytes, prepared: Prepared) -> bool:
-        """Have the kernel send a body's pages instead of a copy; `False` where that can't be done.
-
-        The transport is passed by, and so must have nothing to send itself; it gets what the
-        socket does not take now.
-        """
-        socket = transport.get_extra_info("socket")
-        if socket is None or transport.get_write_buffer_size() or not _is_plain(transport):
-            return False
-        descriptor, body = socket.fileno(), memoryview(prepared.body)
-        try:
-            sent = os.write(descriptor, head)
-            if sent < len(head):
-                transport.writelines((head[sent:], body))
-                return True
-            sent = 0
-            with suppress(BlockingIOError):
-                sent = os.sendfile(descriptor, prepared.file(), 0, len(body))
-            if sent < len(body):
-                transport.write(body[sent:])
-        except BlockingIOError:
-            return False  # not even the head was taken
-        except OSError:
-            transport.abort()
-        return True
-
     # --- waiting for another's answer -----------------------------------------------------------
 
     def _follows(self, data: bytes, began_at: float) -> bool:
@@ -331,16 +302,16 @@ class Connection(asyncio.Protocol):
             self._leads = question
             return False
         self._waiting, self._waits_since = data, began_at
-        companions.follow(question, partial(self._resume, data))
+        companions.follow(question, self._resume)
         return True
 
-    def _resume(self, asked: bytes) -> None:
+    def _resume(self) -> None:
         """Take the other's answer, or go the long way; the client may have left or said more."""
         data, self._waiting = self._waiting, None
         if data is None or self._transport is None or self._transport.is_closing():
             return
         prepared = None
-        if data == asked and not self._is_write_paused:
+        if not self._is_write_paused:
             prepared = self._lane.answers.find(self.identity, data)
         if prepared is not None:
             self._repeat(prepared, self._waits_since)
@@ -428,11 +399,6 @@ class Connection(asyncio.Protocol):
                 transport.abort()
 
         self._silence_timer = self._loop.call_later(CLIENT_SILENCE_SECONDS_MAX, look_again)
-
-
-def _is_plain(transport: asyncio.Transport) -> bool:
-    """Tell whether what is written goes out as it is."""
-    return transport.get_extra_info("sslcontext") is None
 
 
 def _waits(handler: web.RequestHandler) -> bool:

@@ -148,4 +148,4 @@ def _load(mirror: Mirror, news: SnapshotNews, agent: bytes) -> tuple[BareReposit
         detached_head=stored.head,
         agent=agent,
     )
-    return repository, snapshot.prepare()
+    return repository, snapshot.prepare(mirror.snapshot)

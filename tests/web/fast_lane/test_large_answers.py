@@ -1,6 +1,7 @@
 """A large answer goes to the socket as pages of a file; nobody can tell but by the time."""
 
 import asyncio
+import errno
 import gc
 import socket
 from collections.abc import AsyncIterator
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from mirror.demo.forge import HttpBackend
-from mirror.web.fast_lane import SENT_AS_FILE_BYTES_MIN, Connection
+from mirror.web.file_sending import SENT_AS_FILE_BYTES_MIN, send_as_file
 from mirror.web.repeating import Prepared
 from tests.git_client import Upstream
 from tests.mirror_service import MirrorService, mirroring
@@ -34,15 +35,12 @@ async def mirror(
 def sent_as_files(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     """Whether each large answer could be sent so."""
     outcomes: list[bool] = []
-    send_file = Connection._send_file
 
-    def note(
-        self: Connection, transport: asyncio.Transport, head: bytes, prepared: Prepared
-    ) -> bool:
-        outcomes.append(send_file(self, transport, head, prepared))
+    def note(transport: asyncio.Transport, head: bytes, prepared: Prepared) -> bool:
+        outcomes.append(send_as_file(transport, head, prepared))
         return outcomes[-1]
 
-    monkeypatch.setattr(Connection, "_send_file", note)
+    monkeypatch.setattr("mirror.web.fast_lane.send_as_file", note)
     return outcomes
 
 
@@ -119,3 +117,15 @@ async def test_the_files_go_with_their_answers(mirror: MirrorService, upstream: 
         await ask_twice(mirror, POLL)
     gc.collect()
     assert files() == before + 1
+
+
+async def test_without_a_descriptor_left_it_is_sent_all_the_same(
+    mirror: MirrorService, monkeypatch: pytest.MonkeyPatch, sent_as_files: list[bool]
+) -> None:
+    def none_left(_: str) -> int:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr("os.memfd_create", none_left)
+    first, second = await ask_twice(mirror, POLL)
+    assert alike(second) == alike(first)
+    assert sent_as_files == [False]
