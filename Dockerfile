@@ -4,7 +4,7 @@ WORKDIR /src
 COPY pyproject.toml README.md ./
 COPY requirements/run.lock requirements/run.lock
 RUN python -m venv /opt/git-mirror \
- && /opt/git-mirror/bin/pip install --no-cache-dir --require-hashes -r requirements/run.lock
+ && /opt/git-mirror/bin/pip install --no-cache-dir --require-hashes --no-deps -r requirements/run.lock
 COPY mirror mirror
 RUN /opt/git-mirror/bin/pip install --no-cache-dir --no-deps --no-build-isolation . \
  && /opt/git-mirror/bin/pip uninstall --yes pip hatchling editables

@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 TEST_WORKERS ?= 2
+# The locks are whole, so pip resolves nothing (--no-deps): an old pip would let a newer release outdo a pin.
 INSTALL := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 
 .PHONY: help setup demo test check format bench lock docs clean
@@ -21,13 +22,14 @@ $(BIN)/python:
 
 $(VENV)/run.stamp: requirements/run.lock pyproject.toml | $(BIN)/python
 	@echo "Installing the locked dependencies into $(VENV) ..."
-	@$(INSTALL) --require-hashes --requirement requirements/run.lock
+	@$(INSTALL) --require-hashes --no-deps --requirement requirements/run.lock
 	@$(INSTALL) --no-deps --no-build-isolation --editable .
 	@touch $@
 
 $(VENV)/dev.stamp: requirements/dev.lock $(VENV)/run.stamp
 	@echo "Installing the test tools into $(VENV) ..."
-	@$(INSTALL) --require-hashes --requirement requirements/dev.lock
+	@$(INSTALL) --require-hashes --no-deps --requirement requirements/dev.lock
+	@$(BIN)/python -m pip --disable-pip-version-check check
 	@touch $@
 
 setup: $(VENV)/dev.stamp ## Make .venv with git-mirror, its dependencies and the test tools
@@ -55,9 +57,9 @@ docs: $(VENV)/run.stamp ## Write docs/configuration.md anew from the code
 bench: $(VENV)/dev.stamp ## Measure against peers in 5 minutes; FULL=1 takes longer and writes docs/performance.md
 	@$(BIN)/python -m benchmarks $(if $(FULL),--full $(if $(findstring --rows,$(ARGS)),,--markdown docs/performance.md)) $(ARGS)
 
-lock: ## Write the locks anew (needs uv); no registry address ends up in them
-	uv pip compile pyproject.toml --group build --generate-hashes --universal --python-version 3.11 --upgrade --no-header --no-annotate --quiet --output-file requirements/run.lock
-	uv pip compile pyproject.toml --group dev --generate-hashes --universal --python-version 3.11 --upgrade --no-header --no-annotate --quiet --output-file requirements/dev.lock
+lock: ## Bring the locks up to pyproject.toml (needs uv); UPGRADE=--upgrade takes the newest of everything
+	uv pip compile pyproject.toml --group build --generate-hashes --universal --python-version 3.11 $(UPGRADE) --no-header --no-annotate --quiet --output-file requirements/run.lock
+	uv pip compile pyproject.toml --group dev --generate-hashes --universal --python-version 3.11 $(UPGRADE) --no-header --no-annotate --quiet --output-file requirements/dev.lock
 
 clean: ## Remove .venv and caches
 	rm -rf $(VENV) .bench .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
