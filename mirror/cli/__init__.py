@@ -1,0 +1,16 @@
+"""The command line: `git-mirror COMMAND`, also as `git mirror COMMAND`.
+
+    root           the group of all commands
+    running        what every command needs: the configuration, logs, one way to run and to fail
+    serve          serve, worker, demo
+    sync           sync
+    status         status
+    configuration  check, config schema, config reference
+
+Exit codes: 0 all well; 1 something is wrong and said so; 2 a mistake on the command line.
+"""
+
+from mirror.cli import configuration, serve, status, sync
+from mirror.cli.root import main
+
+__all__ = ["configuration", "main", "serve", "status", "sync"]

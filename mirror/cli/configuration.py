@@ -1,0 +1,48 @@
+"""`git-mirror check` and `git-mirror config`: the configuration, and the description of it."""
+
+import json
+import sys
+from pathlib import Path
+
+import click
+
+from mirror import config
+from mirror.cli.root import main
+from mirror.cli.running import CONFIG_OPTION, count, load, run
+from mirror.service import probe
+
+
+@main.command()
+@CONFIG_OPTION
+@click.option("--online", is_flag=True, help="Reach every upstream as well.")
+def check(config_path: Path | None, *, online: bool) -> None:
+    """Check the configuration, its files and, if asked to, its upstreams."""
+    settings = load(config_path)
+    problems = config.check_files(settings)
+    if online:
+        for name, problem in run(probe(settings)).items():
+            click.echo(f"{'ok     ' if problem is None else 'PROBLEM'}  {name}")
+            if problem is not None:
+                problems.append(f"repositories.{name}: {problem}")
+    for problem in problems:
+        click.echo(problem, err=True)
+    if problems:
+        sys.exit(1)
+    click.echo(f"{settings.source}: ok, {count(len(settings.repositories), 'repository')}")
+
+
+@main.group("config")
+def config_group() -> None:
+    """The configuration's own description."""
+
+
+@config_group.command()
+def schema() -> None:
+    """Print the JSON Schema of the configuration, for editors."""
+    click.echo(json.dumps(config.json_schema(), indent=2))
+
+
+@config_group.command()
+def reference() -> None:
+    """Print the configuration reference as Markdown (docs/configuration.md)."""
+    click.echo(config.reference_markdown(), nl=False)

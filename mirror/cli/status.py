@@ -1,0 +1,79 @@
+"""`git-mirror status`: the running service's own account of itself."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import click
+from rich.console import Console
+from rich.table import Table
+
+from mirror.cli.root import main
+from mirror.cli.running import CONFIG_OPTION, fail, load, run
+
+
+@main.command()
+@CONFIG_OPTION
+@click.option("--url", help="The service's address. Default: from the configuration.")
+@click.option("--json", "as_json", is_flag=True, help="The service's own JSON.")
+def status(config_path: Path | None, url: str | None, *, as_json: bool) -> None:
+    """Show how the running service is doing. Exit code 1 when a repository is failing or stale."""
+    if url is None:
+        listen = load(config_path).server.listen
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(listen.host, listen.host)  # noqa: S104
+        url = f"http://[{host}]:{listen.port}" if ":" in host else f"http://{host}:{listen.port}"
+    state = run(_get_json(f"{url.rstrip('/')}/status.json"))
+    if as_json:
+        click.echo(json.dumps(state, indent=2))
+    else:
+        Console().print(_status_table(state))
+    healthy = all(one["state"] == "fresh" for one in state["repositories"].values())
+    sys.exit(0 if healthy else 1)
+
+
+async def _get_json(url: str) -> dict[str, Any]:
+    timeout = aiohttp.ClientTimeout(total=10)
+    try:
+        async with (
+            aiohttp.ClientSession(timeout=timeout) as session,
+            session.get(url) as response,
+        ):
+            response.raise_for_status()
+            found: dict[str, Any] = await response.json()
+            return found
+    except (aiohttp.ClientError, TimeoutError, ValueError) as error:
+        fail(f"no git-mirror answers at {url}: {error}; is the service running?")
+
+
+def _status_table(state: dict[str, Any]) -> Table:
+    engine = state["engine"]
+    table = Table(
+        title=f"git-mirror {state['software']}, packs by {engine['name']} {engine['version']}",
+        title_justify="left",
+        box=None,
+        pad_edge=False,
+    )
+    for heading in ("repository", "state", "age", "refs", "head", "remark"):
+        table.add_column(heading, overflow="fold")
+    colours = {"fresh": "green", "stale": "yellow", "failing": "red", "cloning": "cyan"}
+    for name, one in state["repositories"].items():
+        age = one["age_seconds"]
+        remark = one["last_error"] if one["state"] == "failing" else None
+        if one["moved_to"]:
+            remark = f"upstream moved to {one['moved_to']}"
+        table.add_row(
+            name,
+            f"[{colours.get(one['state'], 'white')}]{one['state']}[/]",
+            "-" if age is None else f"{age:.0f} s",
+            str(one["refs"]),
+            (one["head_commit"] or "-")[:12],
+            _plain(remark or ""),
+        )
+    return table
+
+
+def _plain(text: str) -> str:
+    """Keep what an upstream said from being read as markup."""
+    return text.replace("[", r"\[")

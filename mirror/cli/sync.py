@@ -1,0 +1,74 @@
+"""`git-mirror sync`: one refresh, by the running service or here."""
+
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import click
+
+from mirror.cli.root import main
+from mirror.cli.running import CONFIG_OPTION, configure_logs, count, fail, load, run, watch
+from mirror.config import Settings
+from mirror.places import DataDirectory, DataDirectoryInUse
+from mirror.progress import Display, display_for_stderr
+from mirror.refresh.mirror import Progress
+from mirror.service import sync_once
+
+
+@main.command()
+@CONFIG_OPTION
+@click.argument("repository")
+def sync(config_path: Path | None, repository: str) -> None:
+    """Refresh REPOSITORY from its upstream now, and wait for it.
+
+    Asks the running service if there is one; otherwise does it here.
+    """
+    settings = load(config_path)
+    name = repository.strip("/").removesuffix(".git")
+    if name not in settings.repositories:
+        known = ", ".join(list(settings.repositories)[:10])
+        fail(f"no repository {name!r} in {settings.source}; it has {known}")
+    configure_logs(settings.log)
+    display = display_for_stderr()
+    try:
+        summary = run(_sync(settings, name, display))
+    finally:
+        display.close()
+    click.echo(summary)
+
+
+async def _sync(settings: Settings, name: str, display: Display) -> str:
+    try:
+        mirror = await sync_once(settings, name, watch=watch(display))
+    except DataDirectoryInUse:
+        return await _sync_by_service(settings, name, display)
+    refs = len(mirror.snapshot.refs) if mirror.snapshot else 0
+    return f"{name}: up to date, {count(refs, 'ref')}"
+
+
+async def _sync_by_service(settings: Settings, name: str, display: Display) -> str:
+    socket = DataDirectory(settings.data_dir).control
+    try:
+        async for event in _control_events(socket, f"/sync/{name}"):
+            if progress := event.get("progress"):
+                display.show(name, Progress(**progress))
+            elif event.get("outcome") == "ok":
+                return f"{name}: up to date, {count(event['repository']['refs'], 'ref')}"
+            else:
+                fail(f"{name}: {event.get('error', 'no reason given')}")
+    except aiohttp.ClientError as error:
+        fail(f"the running service can't be asked at {socket}: {error}")
+    return fail(f"{name}: the service ended before the refresh did")
+
+
+async def _control_events(socket: Path, path: str) -> AsyncIterator[dict[str, Any]]:
+    connector = aiohttp.UnixConnector(str(socket))
+    timeout = aiohttp.ClientTimeout(total=None)
+    async with (
+        aiohttp.ClientSession(connector=connector, timeout=timeout) as session,
+        session.post(f"http://control{path}") as response,
+    ):
+        async for line in response.content:
+            yield json.loads(line)
