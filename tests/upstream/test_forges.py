@@ -1,90 +1,29 @@
 """What every forge's receiver must do: one suite, all of `RECEIVERS` pass it."""
 
-import base64
 import hashlib
-import hmac
 import json
-from collections.abc import Callable
 from copy import deepcopy
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from multidict import CIMultiDict
 
+from mirror.config import Forge
 from mirror.errors import MirrorError, ProtocolError, Unauthenticated
-from mirror.upstream.forges import RECEIVERS, Ignored, Ping, Push, Receiver, repository_key
+from mirror.upstream.forges import RECEIVERS, RESENTFUL, Ignored, Ping, Push, repository_key
 from mirror.upstream.forges.payload import HEADER_WORD_LENGTH_MAX
 from mirror.wire.names import is_ref_name
+from tests.upstream.forge_samples import NOW, SAMPLES, Sample
 
-PAYLOADS = Path(__file__).parent / "payloads"
 SECRET = b"It's a Secret to Everybody"
-NOW = 1_740_000_000.5
 
-
-@dataclass(frozen=True)
-class Sample:
-    """How one forge sends a push: headers it signs with, and a body."""
-
-    forge: str
-    signed: Callable[[bytes, bytes], CIMultiDict[str]]
-    events: tuple[CIMultiDict[str], ...]
-    payloads: tuple[bytes, ...]
-
-    @property
-    def receiver(self) -> Receiver:
-        return RECEIVERS[self.forge]
-
-
-def by_github(body: bytes, secret: bytes) -> CIMultiDict[str]:
-    digest = hmac.new(secret, body, hashlib.sha256).hexdigest()
-    return CIMultiDict({"x-hub-signature-256": f"sha256={digest}"})
-
-
-def by_gitlab(body: bytes, secret: bytes) -> CIMultiDict[str]:
-    timestamp = int(NOW)
-    digest = hmac.new(secret, b"id-1.%d.%b" % (timestamp, body), hashlib.sha256).digest()
-    return CIMultiDict(
-        {
-            "Webhook-Id": "id-1",
-            "Webhook-Timestamp": str(timestamp),
-            "Webhook-Signature": f"v1,{base64.b64encode(digest).decode()}",
-        }
-    )
-
-
-def payloads(forge: str) -> tuple[bytes, ...]:
-    return tuple(path.read_bytes() for path in sorted((PAYLOADS / forge).glob("*.json")))
-
-
-def github_event(event: str, content_type: str = "application/json") -> CIMultiDict[str]:
-    return CIMultiDict({"X-GitHub-Event": event, "Content-Type": content_type})
-
-
-FORM = "application/x-www-form-urlencoded"
-GITHUB = Sample(
-    "github",
-    by_github,
-    (
-        *map(github_event, ("push", "create", "delete", "ping", "issues")),
-        github_event("push", FORM),
-    ),
-    payloads("github"),
-)
-GITLAB = Sample(
-    "gitlab",
-    by_gitlab,
-    tuple(
-        CIMultiDict({"X-Gitlab-Event": event})
-        for event in ("Push Hook", "Tag Push Hook", "System Hook", "Issue Hook")
-    ),
-    payloads("gitlab"),
-)
-SAMPLES = (GITHUB, GITLAB)
 any_sample = st.sampled_from(SAMPLES)
 each_sample = pytest.mark.parametrize("sample", SAMPLES, ids=lambda sample: sample.forge)
+each_flat_sample = pytest.mark.parametrize(
+    "sample", [one for one in SAMPLES if one.is_flat], ids=lambda sample: sample.forge
+)
 
 any_json = st.recursive(
     st.none()
@@ -100,6 +39,8 @@ any_json = st.recursive(
 
 def test_every_receiver_is_in_this_suite() -> None:
     assert {sample.forge for sample in SAMPLES} == set(RECEIVERS)
+    assert set(RECEIVERS) == set(Forge)
+    assert set(RECEIVERS) > RESENTFUL
 
 
 @each_sample
@@ -174,6 +115,10 @@ any_header = st.text(st.characters()) | st.sampled_from(
             [
                 "X-Hub-Signature-256",
                 "X-Hub-Signature",
+                "X-Gitea-Signature",
+                "X-Forgejo-Signature",
+                "Content-Type",
+                "X-Event-Key",
                 "X-Gitlab-Token",
                 "webhook-id",
                 "webhook-timestamp",
@@ -198,8 +143,8 @@ def test_a_refusal_names_neither_the_secret_nor_the_right_signature(sample: Samp
         sample.receiver.verify(wrong, b"body", secrets=[SECRET], now=NOW)
     message = str(refusal.value) + repr(refusal.value.__cause__)
     assert SECRET.decode() not in message
-    name = {"github": "X-Hub-Signature-256", "gitlab": "webhook-signature"}[sample.forge]
-    assert right[name].removeprefix("sha256=").removeprefix("v1,") not in message
+    digest = right[sample.signature_header].removeprefix("sha256=").removeprefix("v1,")
+    assert digest not in message
 
 
 def assert_event_or_protocol_error(sample: Sample, headers: CIMultiDict[str], body: bytes) -> None:
@@ -260,7 +205,9 @@ def test_a_payload_with_a_changed_value_is_an_event_or_a_protocol_error(
     any_sample,
     st.dictionaries(
         st.sampled_from(["X-GitHub-Event", "X-GitHub-Delivery", "Content-Type", "X-Gitlab-Event"])
-        | st.sampled_from(["Idempotency-Key", "X-Gitlab-Event-UUID", "webhook-id"]),
+        | st.sampled_from(["Idempotency-Key", "X-Gitlab-Event-UUID", "webhook-id", "X-Event-Key"])
+        | st.sampled_from(["X-Gitea-Event", "X-Forgejo-Event", "X-Gitea-Delivery"])
+        | st.sampled_from(["X-Forgejo-Delivery", "X-Request-UUID", "X-Request-Id"]),
         any_header,
     ),
 )
@@ -292,10 +239,7 @@ def test_a_body_that_is_no_json_object_is_refused_with_the_reason(
         sample.receiver.parse(sample.events[0], body)
 
 
-PUSH_OF = {"github": "push-branch-created", "gitlab": "push"}
-
-
-@each_sample
+@each_flat_sample
 @pytest.mark.parametrize(
     ("key", "value", "complaint"),
     [
@@ -330,18 +274,16 @@ def test_a_push_that_names_no_repository_is_refused(sample: Sample) -> None:
 def test_a_push_may_hold_keys_we_do_not_know_and_one_key_twice(sample: Sample) -> None:
     body = changed_push(sample, {"invented": [{"deep": {}}]})
     twice = b'{"ref": "refs/heads/other", ' + body.removeprefix(b"{")
-    headers = with_headers(
-        sample.events[0], {"X-GitHub-Delivery": "an-id", "Idempotency-Key": "an-id"}
-    )
-    event = sample.receiver.parse(headers, twice)
+    event = sample.receiver.parse(sample.events[0], twice)
+    plain = sample.receiver.parse(sample.events[0], sample.push_body)
     assert isinstance(event, Push)
-    assert event == sample.receiver.parse(headers, push_of(sample))
+    assert event == replace(plain, delivery=event.delivery)
 
 
-@each_sample
+@each_flat_sample
 def test_a_repository_without_a_default_branch_is_pushed_to_all_the_same(sample: Sample) -> None:
-    key = {"github": "repository", "gitlab": "project"}[sample.forge]
-    old = json.loads(push_of(sample))[key]
+    key = "project" if sample.forge == "gitlab" else "repository"
+    old = json.loads(sample.push_body)[key]
     event = sample.receiver.parse(
         sample.events[0], changed_push(sample, {key: old | {"default_branch": None}})
     )
@@ -352,8 +294,8 @@ def test_a_repository_without_a_default_branch_is_pushed_to_all_the_same(sample:
 @each_sample
 def test_the_event_s_name_is_needed(sample: Sample) -> None:
     for headers in (CIMultiDict[str](), *unusable_words(sample.events[0])):
-        with pytest.raises(ProtocolError, match="expected the event's name in the header X-Git"):
-            sample.receiver.parse(headers, push_of(sample))
+        with pytest.raises(ProtocolError, match="expected the event's name in the header X-"):
+            sample.receiver.parse(headers, sample.push_body)
 
 
 def unusable_words(headers: CIMultiDict[str]) -> list[CIMultiDict[str]]:
@@ -370,16 +312,28 @@ def test_a_delivery_without_a_usable_id_is_known_by_the_hash_of_its_body(
 ) -> None:
     headers = sample.events[0]
     if word is not None:
-        headers = with_headers(headers, {"X-GitHub-Delivery": word, "Idempotency-Key": word})
-    body = push_of(sample)
+        headers = with_headers(headers, {sample.delivery_header: word})
+    body = sample.push_body
     assert sample.receiver.parse(headers, body).delivery == body_id(body)
 
 
 @each_sample
+def test_a_delivery_is_known_by_the_forge_s_id_of_it(sample: Sample) -> None:
+    headers = with_headers(sample.events[0], {sample.delivery_header: "f6266f16-1bf3"})
+    one = sample.receiver.parse(headers, sample.push_body)
+    assert one.delivery.startswith("f6266f16-1bf3")
+    assert sample.receiver.parse(headers, sample.push_body).delivery == one.delivery
+
+
+@each_sample
 def test_every_url_of_the_real_payloads_that_names_a_repository_has_a_key(sample: Sample) -> None:
-    event = sample.receiver.parse(sample.events[0], push_of(sample))
+    event = sample.receiver.parse(sample.events[0], sample.push_body)
     assert isinstance(event, Push)
-    assert len({repository_key(url) for url in event.repository_urls}) == 1
+    keys = [repository_key(url) for url in event.repository_urls]
+    assert len({key.path for key in keys if key is not None}) == 1
+    assert None not in keys
+    by_http = [url for url in event.repository_urls if url.startswith("http")]
+    assert len({repository_key(url) for url in by_http}) == 1  # ssh knows no http port
 
 
 def with_headers(headers: CIMultiDict[str], changes: dict[str, str]) -> CIMultiDict[str]:
@@ -388,12 +342,8 @@ def with_headers(headers: CIMultiDict[str], changes: dict[str, str]) -> CIMultiD
     return changed
 
 
-def push_of(sample: Sample) -> bytes:
-    return (PAYLOADS / sample.forge / f"{PUSH_OF[sample.forge]}.json").read_bytes()
-
-
 def changed_push(sample: Sample, changes: dict[str, object]) -> bytes:
-    return json.dumps(json.loads(push_of(sample)) | changes).encode()
+    return json.dumps(json.loads(sample.push_body) | changes).encode()
 
 
 def body_id(body: bytes) -> str:

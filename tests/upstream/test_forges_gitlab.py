@@ -191,7 +191,7 @@ def test_an_update_of_very_many_refs_is_one_of_any_ref(count: int, listed: int) 
     [
         (None, "expected a list as changes, got NoneType"),
         ({}, "expected a list as changes, got dict"),
-        (["refs/heads/main"], "expected an object as change, got str"),
+        (["refs/heads/main"], "expected an object as entry of changes, got str"),
         ([{}], "the payload has no ref"),
     ],
 )
@@ -206,6 +206,8 @@ def test_an_update_without_a_list_of_changes_is_refused(changes: object, complai
     [
         ("Issue Hook", b"\xff", "Issue Hook"),
         ("System Hook", payload("system-project-create"), "project_create"),
+        ("System Hook", payload("system-project-destroy"), "project_destroy"),
+        ("System Hook", payload("system-project-rename"), "project_rename"),
         ("System Hook", b'{"object_kind": "merge_request"}', "merge_request"),
         ("System Hook", b"{}", "System Hook"),
         ("System Hook", b'{"event_name": "%b"}' % (b"x" * 300), "x" * gitlab.KIND_LENGTH_MAX),
@@ -216,6 +218,15 @@ def test_other_events_are_ignored_by_name(hook: str, body: bytes, kind: str) -> 
     assert isinstance(event, Ignored)
     assert event.kind == kind
     assert event.reason
+
+
+@pytest.mark.parametrize("kind", ["project_rename", "project_transfer"])
+def test_a_project_that_moved_is_told_with_both_paths_and_what_to_do(kind: str) -> None:
+    source = json.loads(payload("system-project-rename")) | {"event_name": kind}
+    event = parse("System Hook", json.dumps(source).encode())
+    assert isinstance(event, Ignored)
+    assert "'platform/clusters/overlays' is 'platform/clusters/gitops' now" in event.reason
+    assert "`upstream`" in event.reason
 
 
 BODY_ID = f"sha256:{hashlib.sha256(payload('push')).hexdigest()}"

@@ -17,7 +17,7 @@ owner of one must not speak for another. `body` is the raw body as it came.
 from collections.abc import Mapping, Sequence
 from typing import Final, Protocol
 
-from mirror.upstream.forges import github, gitlab
+from mirror.upstream.forges import bitbucket, gitea, github, gitlab
 from mirror.upstream.forges.events import (
     UNKNOWN,
     Ignored,
@@ -33,6 +33,7 @@ from mirror.upstream.forges.repository_key import RepositoryKey, repository_key
 
 __all__ = [
     "RECEIVERS",
+    "RESENTFUL",
     "UNKNOWN",
     "Headers",
     "Ignored",
@@ -44,6 +45,8 @@ __all__ = [
     "Tip",
     "Unknown",
     "WebhookEvent",
+    "bitbucket",
+    "gitea",
     "github",
     "gitlab",
     "repository_key",
@@ -68,5 +71,15 @@ class Receiver(Protocol):
         """
 
 
-RECEIVERS: Final[Mapping[str, Receiver]] = {"github": github, "gitlab": gitlab}
+RECEIVERS: Final[Mapping[str, Receiver]] = {
+    "github": github,
+    "gitlab": gitlab,
+    "gitea": gitea,
+    "bitbucket": bitbucket,
+}
 """By the forge's name in the configuration and in `/webhooks/<forge>`."""
+
+RESENTFUL: Final = frozenset({"gitlab", "bitbucket"})
+"""The forges that stop delivering to whoever answers 4xx too often: GitLab disables a hook after a
+few refusals in a row, Bitbucket Data Center lets it rest for longer and longer. One push that we
+can't read, of a SHA-256 repository say, must not cost the next ones."""

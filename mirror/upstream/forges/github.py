@@ -5,16 +5,15 @@ create, delete, ping). GitHub sends no event for more than three tags or 5,000 b
 the poll finds those.
 """
 
-import hmac
 from collections.abc import Sequence
 from typing import Final
 from urllib.parse import parse_qs
 
 from mirror.errors import ProtocolError, Unauthenticated
 from mirror.upstream.forges import payload
-from mirror.upstream.forges.events import UNKNOWN, Ignored, Ping, Push, RefChange, WebhookEvent
+from mirror.upstream.forges.events import Ignored, Ping, Push, RefChange, WebhookEvent
 from mirror.upstream.forges.payload import Headers, JsonObject
-from mirror.upstream.forges.signatures import first_proven, header_bytes
+from mirror.upstream.forges.signatures import hex_digest, verify_hex
 
 FORM_FIELDS_MAX: Final = 8
 """GitHub sends one, `payload`."""
@@ -22,7 +21,7 @@ FORM_FIELDS_MAX: Final = 8
 
 def signature(body: bytes, secret: bytes) -> str:
     """Return what GitHub sends as `X-Hub-Signature-256`."""
-    return f"sha256={hmac.digest(secret, body, 'sha256').hex()}"
+    return f"sha256={hex_digest(body, secret)}"
 
 
 def verify(headers: Headers, body: bytes, *, secrets: Sequence[bytes], now: float) -> int:
@@ -40,15 +39,8 @@ def verify(headers: Headers, body: bytes, *, secrets: Sequence[bytes], now: floa
         raise Unauthenticated("no X-Hub-Signature-256 header: set the secret of the webhook")
     if not header.startswith("sha256="):
         raise Unauthenticated("X-Hub-Signature-256 must read sha256=<64 hex digits>")
-    sent = header_bytes(header)
-    position = first_proven(
-        secrets, lambda secret: hmac.compare_digest(signature(body, secret).encode(), sent)
-    )
-    if position is None:
-        raise Unauthenticated(
-            "X-Hub-Signature-256 does not fit the body: is the webhook's secret the configured one?"
-        )
-    return position
+    digest = header.removeprefix("sha256=")
+    return verify_hex(digest, body, secrets=secrets, header="X-Hub-Signature-256")
 
 
 def parse(headers: Headers, body: bytes) -> WebhookEvent:
@@ -64,7 +56,11 @@ def parse(headers: Headers, body: bytes) -> WebhookEvent:
             source = _source(headers, body)
             return _push(delivery, source, payload.ref_change(source))
         case "create" | "delete":
-            return _create_or_delete(event, delivery, _source(headers, body))
+            source = _source(headers, body)
+            change = payload.created_or_deleted(source, is_created=event == "create")
+            if change is None:
+                return Ignored(delivery, event, "neither a branch nor a tag")
+            return _push(delivery, source, change)
         case "ping":
             repository = payload.optional_object(_source(headers, body), "repository")
             return Ping(delivery, payload.optional_repository_urls(repository))
@@ -82,23 +78,8 @@ def _push(delivery: str, source: JsonObject, change: RefChange) -> Push:
     )
 
 
-def _create_or_delete(event: str, delivery: str, source: JsonObject) -> WebhookEvent:
-    match payload.text(source, "ref_type"):
-        case "branch":
-            ref = payload.branch(payload.text(source, "ref"))
-        case "tag":
-            ref = payload.tag(payload.text(source, "ref"))
-        case _:
-            return Ignored(delivery, event, "neither a branch nor a tag")
-    if event == "create":
-        change = RefChange(ref, before=None, after=UNKNOWN)
-    else:
-        change = RefChange(ref, before=UNKNOWN, after=None)
-    return _push(delivery, source, change)
-
-
 def _source(headers: Headers, body: bytes) -> JsonObject:
-    content_type = headers.get("Content-Type", "").partition(";")[0].strip().lower()
+    content_type = payload.content_type(headers)
     match content_type:
         case "application/json":
             return payload.load(body)

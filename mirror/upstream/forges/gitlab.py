@@ -1,10 +1,12 @@
 """GitLab's webhooks: is this one genuine, and what does it say?
 
 Follows docs.gitlab.com, "Webhooks", "Webhook events" (push, tag) and "System hooks" (push,
-tag_push, repository_update); the signed form is that of standardwebhooks.com. GitLab sends no
-project hook for a push of more than three refs; the system hook `repository_update` always comes.
+tag_push, repository_update, project_rename, project_transfer); the signed form is that of
+standardwebhooks.com. GitLab sends no project hook for a push of more than three refs; the system
+hook `repository_update` always comes.
 
-GitLab disables a hook that is answered 4xx, so what is merely of no use to us is `Ignored`.
+GitLab disables a hook that is answered 4xx, so what is merely of no use to us is `Ignored`: so are
+projects and groups that come and go (project_create, project_destroy, group_rename and the like).
 """
 
 import base64
@@ -17,7 +19,7 @@ from typing import Final
 from mirror.errors import Unauthenticated
 from mirror.upstream.forges import payload
 from mirror.upstream.forges.events import Ignored, Push, WebhookEvent
-from mirror.upstream.forges.payload import Headers
+from mirror.upstream.forges.payload import Headers, JsonObject
 from mirror.upstream.forges.signatures import first_proven, header_bytes
 
 SIGNATURE_AGE_SECONDS_MAX: Final = 300
@@ -25,6 +27,9 @@ SIGNATURE_AGE_SECONDS_MAX: Final = 300
 
 KIND_LENGTH_MAX: Final = 100
 """GitLab's longest event name has about 40 characters."""
+
+PATH_LENGTH_MAX: Final = 200
+"""How much of a project's path is repeated."""
 
 _HOOKS: Final = frozenset({"Push Hook", "Tag Push Hook", "System Hook"})
 _TIMESTAMP: Final = re.compile(r"[0-9]{1,12}", re.ASCII)
@@ -130,6 +135,8 @@ def parse(headers: Headers, body: bytes) -> WebhookEvent:
             changes = [payload.ref_change(source)]
         case "repository_update":
             changes = payload.ref_changes(source, "changes")
+        case "project_rename" | "project_transfer":
+            return Ignored(delivery, kind, _moved(source))
         case _:
             return Ignored(delivery, kind[:KIND_LENGTH_MAX] or hook, "it changes no ref")
     project = payload.optional_object(source, "project")
@@ -140,6 +147,13 @@ def parse(headers: Headers, body: bytes) -> WebhookEvent:
         changes=tuple(changes),
         default_branch=payload.default_branch(project),
     )
+
+
+def _moved(source: JsonObject) -> str:
+    """Say what to do about a project that moved. Its host is not told, so it can't be looked up."""
+    old = payload.optional_text(source, "old_path_with_namespace")[:PATH_LENGTH_MAX]
+    new = payload.optional_text(source, "path_with_namespace")[:PATH_LENGTH_MAX]
+    return f"the project {old!a} is {new!a} now: if it is mirrored, put the new URL into `upstream`"
 
 
 def _delivery_id(headers: Headers, body: bytes) -> str:

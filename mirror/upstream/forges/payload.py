@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Final, NoReturn, TypeAlias
 
 from mirror.errors import ProtocolError
-from mirror.upstream.forges.events import RefChange
+from mirror.upstream.forges.events import UNKNOWN, RefChange
 from mirror.wire.names import ZERO_ID, ObjectId, RefName, object_id, ref_name
 
 Headers: TypeAlias = Mapping[str, str]
@@ -60,6 +60,11 @@ def header_word(headers: Headers, name: str) -> str | None:
     if 0 < len(word) <= HEADER_WORD_LENGTH_MAX and word.isascii() and word.isprintable():
         return word
     return None
+
+
+def content_type(headers: Headers) -> str:
+    """Return the media type of the body, in lower case and without its parameters."""
+    return headers.get("Content-Type", "").partition(";")[0].strip().lower()
 
 
 def load(body: bytes) -> JsonObject:
@@ -118,22 +123,44 @@ def ref_change(source: JsonObject) -> RefChange:
     """Return the change that `ref`, `before` and `after` of `source` describe."""
     return RefChange(
         ref=ref_name(text(source, "ref").encode()),
-        before=_tip(source, "before"),
-        after=_tip(source, "after"),
+        before=tip(source, "before"),
+        after=tip(source, "after"),
     )
 
 
 def ref_changes(source: JsonObject, key: str) -> list[RefChange]:
     """Return the list of changes at `key`, an empty one if there are more than `CHANGES_MAX`."""
-    changes = source.get(key)
-    if not isinstance(changes, list):
-        raise ProtocolError(f"expected a list as {key}, got {type(changes).__name__}")
-    if len(changes) > CHANGES_MAX:
-        return []
-    return [ref_change(_as_object(change, "change")) for change in changes]
+    changes = objects(source, key)
+    return [] if len(changes) > CHANGES_MAX else [ref_change(change) for change in changes]
 
 
-def _tip(source: JsonObject, key: str) -> ObjectId | None:
+def created_or_deleted(source: JsonObject, *, is_created: bool) -> RefChange | None:
+    """Return the change that `ref` and `ref_type` of a `create` or `delete` event describe.
+
+    None where it is of neither a branch nor a tag.
+    """
+    match text(source, "ref_type"):
+        case "branch":
+            ref = branch(text(source, "ref"))
+        case "tag":
+            ref = tag(text(source, "ref"))
+        case _:
+            return None
+    if is_created:
+        return RefChange(ref, before=None, after=UNKNOWN)
+    return RefChange(ref, before=UNKNOWN, after=None)
+
+
+def objects(source: JsonObject, key: str) -> list[JsonObject]:
+    """Return the list of objects at `key`."""
+    values = source.get(key)
+    if not isinstance(values, list):
+        raise ProtocolError(f"expected a list as {key}, got {type(values).__name__}")
+    return [_as_object(value, f"entry of {key}") for value in values]
+
+
+def tip(source: JsonObject, key: str) -> ObjectId | None:
+    """Return the object id at `key`, None for the zero id."""
     oid = object_id(text(source, key).encode())
     return None if oid == ZERO_ID else oid
 
@@ -150,7 +177,11 @@ def tag(name: str) -> RefName:
 
 def default_branch(repository: JsonObject) -> RefName | None:
     """Return the full name of the default branch, None where `repository` has none yet."""
-    name = optional_text(repository, "default_branch")
+    return branch_or_none(optional_text(repository, "default_branch"))
+
+
+def branch_or_none(name: str) -> RefName | None:
+    """Return the full name of the branch `name`, None where that is empty."""
     return branch(name) if name else None
 
 
