@@ -296,6 +296,40 @@ def gitlab_headers(*, event: str = "Push Hook", secret: str = SECRET) -> dict[st
     }
 
 
+def gitea_push(url: str, branch: str, before: str, after: str) -> tuple[bytes, dict[str, str]]:
+    """Return the body of Gitea's push event, as far as anybody reads it, and its headers."""
+    push = {"ref": f"refs/heads/{branch}", "before": before, "after": after}
+    body = json.dumps({**push, "repository": {"clone_url": url}}).encode()
+    return body, {
+        "Content-Type": "application/json",
+        "X-Gitea-Event": "push",
+        "X-Gitea-Delivery": f"delivery-{next(_DELIVERIES)}",
+        "X-Gitea-Signature": hmac.new(SECRET.encode(), body, hashlib.sha256).hexdigest(),
+    }
+
+
+def bitbucket_push(url: str, branch: str, before: str, after: str) -> tuple[bytes, dict[str, str]]:
+    """Return the body of Bitbucket Cloud's push event, as far as anybody reads it, and headers."""
+    old, new = (
+        {"type": "branch", "name": branch, "target": {"hash": tip}} for tip in (before, after)
+    )
+    repository = {"links": {"html": {"href": url}}}
+    push = {"changes": [{"old": old, "new": new}]}
+    body = json.dumps({"repository": repository, "push": push}).encode()
+    return body, bitbucket_headers(body)
+
+
+def bitbucket_headers(body: bytes) -> dict[str, str]:
+    """Return the headers that Bitbucket Cloud sends with a push."""
+    digest = hmac.new(SECRET.encode(), body, hashlib.sha256).hexdigest()
+    return {
+        "Content-Type": "application/json",
+        "X-Event-Key": "repo:push",
+        "X-Request-UUID": f"delivery-{next(_DELIVERIES)}",
+        "X-Hub-Signature": f"sha256={digest}",
+    }
+
+
 @asynccontextmanager
 async def serving(file: Path, forge: HttpBackend) -> AsyncIterator[MirrorService]:
     """Run the service with the configuration `file`; nothing has to be mirrored yet."""

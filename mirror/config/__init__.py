@@ -14,7 +14,7 @@ Must never import anything of ours but `mirror.errors`.
 """
 
 from mirror.config.environment import CONFIG_PATH_DEFAULT, Environment, environment
-from mirror.config.files import check_files
+from mirror.config.files import WEBHOOK_SECRETS_MAX, check_files
 from mirror.config.loading import guess_forge, load, parse
 from mirror.config.models import (
     EngineChoice,
@@ -26,7 +26,7 @@ from mirror.config.models import (
     OnStale,
     ServerSettings,
 )
-from mirror.config.names import RESERVED_REFS, ListenAddress
+from mirror.config.names import RESERVED_REFS, ListenAddress, is_in_the_clear
 from mirror.config.notation import format_duration, format_size, parse_duration, parse_size
 from mirror.config.reference import json_schema, reference_markdown
 from mirror.config.settings import CredentialSettings, RepositorySettings, Settings
@@ -34,6 +34,7 @@ from mirror.config.settings import CredentialSettings, RepositorySettings, Setti
 __all__ = [
     "CONFIG_PATH_DEFAULT",
     "RESERVED_REFS",
+    "WEBHOOK_SECRETS_MAX",
     "CredentialSettings",
     "EngineChoice",
     "Environment",
@@ -52,6 +53,7 @@ __all__ = [
     "format_duration",
     "format_size",
     "guess_forge",
+    "is_in_the_clear",
     "json_schema",
     "load",
     "parse",

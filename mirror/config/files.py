@@ -14,6 +14,9 @@ from mirror.config.settings import RepositorySettings, Settings
 SECRET_BYTES_MAX: Final = 64 * 1024
 """A secret is a line. More is the wrong file."""
 
+WEBHOOK_SECRETS_MAX: Final = 8
+"""Secrets of one webhook, one a line: each costs a hash of every delivery. A rotation needs two."""
+
 
 def check_files(settings: Settings) -> list[str]:
     """Return what is wrong with the files `settings` names, each with its key and what to do."""
@@ -21,23 +24,26 @@ def check_files(settings: Settings) -> list[str]:
     named = dict.fromkeys(
         entry for each in settings.repositories.values() for entry in _secret_files(each)
     )
-    for key, file in named:
-        problems += [f"{key}: {problem}" for problem in _secret_problems(file)]
+    for key, file, lines_max in named:
+        problems += [f"{key}: {problem}" for problem in _secret_problems(file, lines_max)]
     return problems
 
 
-def _secret_files(repository: RepositorySettings) -> Iterator[tuple[str, Path]]:
+def _secret_files(repository: RepositorySettings) -> Iterator[tuple[str, Path, int]]:
+    """Yield the key, the path, and how many secrets, one a line, the file may hold."""
+
     def place(key: str) -> str:
         return "defaults" if key in repository.inherited else f"repositories.{repository.name}"
 
     if repository.credentials:
         key = f"{place('credentials')}.credentials.password_file"
-        yield key, repository.credentials.password_file
+        yield key, repository.credentials.password_file, 1
     if repository.webhook_secret_file:
-        yield f"{place('webhook_secret_file')}.webhook_secret_file", repository.webhook_secret_file
+        key = f"{place('webhook_secret_file')}.webhook_secret_file"
+        yield key, repository.webhook_secret_file, WEBHOOK_SECRETS_MAX
 
 
-def _secret_problems(file: Path) -> Iterator[str]:
+def _secret_problems(file: Path, lines_max: int) -> Iterator[str]:
     try:
         status = file.stat()
         if not stat.S_ISREG(status.st_mode):
@@ -55,8 +61,25 @@ def _secret_problems(file: Path) -> Iterator[str]:
         yield f"{file} is empty; write the secret into it"
     if len(content) > SECRET_BYTES_MAX:
         yield f"{file} is longer than {SECRET_BYTES_MAX // 1024} KiB; it holds no secret"
+    elif lines_max > 1:
+        yield from _line_problems(file, content, lines_max)
     if status.st_mode & stat.S_IROTH:
         yield f"{file} can be read by every user of this machine; run `chmod o-rwx {file}`"
+
+
+def _line_problems(file: Path, content: bytes, lines_max: int) -> Iterator[str]:
+    lines = [line.rstrip(b"\r") for line in content.split(b"\n")]
+    if (count := sum(1 for line in lines if line.strip())) > lines_max:
+        yield (
+            f"{file} holds {count} lines; at most {lines_max} secrets, one a line, can be in use"
+            " at once: remove the old ones"
+        )
+    for number, line in enumerate(lines, 1):
+        if line.strip() and line != line.strip():
+            yield (
+                f"line {number} of {file} begins or ends with white space, which would be part of"
+                " the secret; remove it"
+            )
 
 
 def _data_dir_problems(data_dir: Path) -> Iterator[str]:

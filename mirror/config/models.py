@@ -197,8 +197,10 @@ class SharedKeys(_Section):
     repository that has none of its own; a repository undoes that with `credentials: none`."""
 
     webhook_secret_file: Annotated[Path | None, PATH_OR_NONE, DefaultWords("none")] = None
-    """The file that holds the secret the forge signs webhooks with, and nothing else. Without one
-    no webhook for the repository is accepted. `none` undoes a default."""
+    """The file that holds the secret the forge signs webhooks with, and nothing else. To rotate it,
+    put the new one on a line above the old one: each of up to 8 lines is a secret that is accepted.
+    The file is read again when it changes. Without one no webhook for the repository is accepted.
+    `none` undoes a default."""
 
 
 class RepositoryDocument(SharedKeys):

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from mirror.errors import UnknownRepository
 from mirror.refresh.gate import Gate, RefreshRequests
 from mirror.refresh.mirror import Mirror
-from mirror.upstream.credentials import SecretFile
 from mirror.upstream.forges import RepositoryKey, repository_key
+from mirror.upstream.webhook_secrets import WebhookSecrets
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,15 +17,14 @@ class Hosted:
     mirror: Mirror
     refresher: RefreshRequests
     gate: Gate
-    webhook_secret: SecretFile | None
+    webhook_secrets: WebhookSecrets | None
 
     @classmethod
     def of(cls, mirror: Mirror, refresher: RefreshRequests) -> "Hosted":
         """Put together what acts on `mirror`."""
-        secret = mirror.settings.webhook_secret_file
-        return cls(
-            mirror, refresher, Gate(mirror, refresher), SecretFile(secret) if secret else None
-        )
+        file = mirror.settings.webhook_secret_file
+        secrets = WebhookSecrets(file) if file else None
+        return cls(mirror, refresher, Gate(mirror, refresher), secrets)
 
 
 class Registry:

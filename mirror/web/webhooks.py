@@ -2,12 +2,15 @@
 
 A delivery is verified with the secrets of the repositories it names; one that names none of ours,
 with all of them, so that nobody finds out without a secret which repositories there are. What is
-genuine is answered 2xx even when it is of no use: GitLab disables a hook that got 4xx answers.
+genuine is answered 2xx even when it is of no use, and where the forge would resent a refusal, even
+when it makes no sense.
 """
 
 import asyncio
 import time
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Final
 
 import structlog
@@ -17,7 +20,17 @@ from mirror.errors import ProtocolError, Unauthenticated, UnknownRepository
 from mirror.metrics import Metrics
 from mirror.refresh.announcements import Announcement, Announcer
 from mirror.refresh.registry import Hosted, Registry
-from mirror.upstream.forges import RECEIVERS, Ignored, Ping, Push, Receiver, WebhookEvent
+from mirror.upstream.credentials import Secret
+from mirror.upstream.forges import (
+    RECEIVERS,
+    RESENTFUL,
+    Ignored,
+    Ping,
+    Push,
+    Receiver,
+    WebhookEvent,
+)
+from mirror.upstream.webhook_secrets import WebhookSecrets
 from mirror.web.protocol import OPERATION, Operation, read_body
 
 BODY_BYTES_MAX: Final = 25 << 20
@@ -28,6 +41,19 @@ INLINE_BYTES_MAX: Final = 256 * 1024
 before it is known to be genuine: JSON of a few megabytes may become gigabytes of objects."""
 
 logger = structlog.stdlib.get_logger()
+
+
+@dataclass(slots=True)
+class _Owners:
+    """For whom a secret speaks.
+
+    Attributes:
+        hosted: The repositories.
+        is_old: It stands on the first line of nobody's file: it is being rotated out.
+    """
+
+    hosted: list[Hosted] = field(default_factory=list)
+    is_old: bool = True
 
 
 class Webhooks:
@@ -49,25 +75,42 @@ class Webhooks:
             request, bytes_max=BODY_BYTES_MAX, hint="no forge sends as much in one webhook"
         )
         try:
-            event, hosted = await self._read(receiver, forge, request, body)
+            event, hosted, is_old = await self._read(receiver, forge, request, body)
         except Unauthenticated as error:
             self._metrics.record_webhook(forge, "unauthenticated")
             logger.warning("webhook_refused", forge=forge, error=str(error), remote=request.remote)
             raise
         if isinstance(event, ProtocolError):
-            self._metrics.record_webhook(forge, "malformed")
-            raise event
+            return self._refuse(forge, event)
         outcome, status, names = await self._act(forge, event, hosted)
         self._metrics.record_webhook(forge, outcome)
+        more: dict[str, object] = {"old_secret": True} if is_old else {}
+        if isinstance(event, Ignored):
+            more |= {"kind": event.kind, "reason": event.reason}
         logger.info(
-            "webhook", forge=forge, outcome=outcome, delivery=event.delivery, refreshing=names
+            "webhook",
+            forge=forge,
+            outcome=outcome,
+            delivery=event.delivery,
+            refreshing=names,
+            **more,
         )
         return web.json_response({"outcome": outcome, "repositories": names}, status=status)
 
+    def _refuse(self, forge: str, error: ProtocolError) -> web.Response:
+        """Answer a genuine delivery that makes no sense."""
+        self._metrics.record_webhook(forge, "malformed")
+        if forge not in RESENTFUL:
+            raise error
+        logger.warning("webhook_malformed", forge=forge, error=str(error))
+        return web.json_response({"outcome": "malformed", "error": str(error)}, status=202)
+
     async def _read(
         self, receiver: Receiver, forge: str, request: web.Request, body: bytes
-    ) -> tuple[WebhookEvent | ProtocolError, list[Hosted]]:
+    ) -> tuple[WebhookEvent | ProtocolError, list[Hosted], bool]:
         """Return what a genuine delivery says, or what is wrong with it, and whom it is about.
+
+        The third is whether an old secret proved it.
 
         Raises:
             Unauthenticated: It is not genuine.
@@ -80,8 +123,8 @@ class Webhooks:
         except ProtocolError as error:
             event = error
         named = self._named(event)
-        genuine = await self._verified(receiver, forge, request, body, named)
-        return event, [one for one in named if one in genuine]
+        owners = await self._verified(receiver, forge, request, body, named)
+        return event, [one for one in named if one in owners.hosted], owners.is_old
 
     def _named(self, event: WebhookEvent | ProtocolError) -> list[Hosted]:
         if isinstance(event, Ignored | ProtocolError):
@@ -95,8 +138,8 @@ class Webhooks:
         request: web.Request,
         body: bytes,
         named: Sequence[Hosted],
-    ) -> list[Hosted]:
-        """Return the repositories for which the delivery's secret speaks.
+    ) -> _Owners:
+        """Return for whom the delivery's secret speaks.
 
         Raises:
             Unauthenticated: It speaks for none.
@@ -137,18 +180,28 @@ class Webhooks:
                 return "accepted" if is_news else "repeated", 202, names
 
 
-def _secrets(hosted: Iterable[Hosted]) -> dict[bytes, list[Hosted]]:
-    owners: dict[bytes, list[Hosted]] = {}
+def _secrets(hosted: Iterable[Hosted]) -> dict[bytes, _Owners]:
+    owners: dict[bytes, _Owners] = {}
+    read: dict[Path, tuple[Secret, ...]] = {}  # hundreds of repositories may share one file
     for one in hosted:
-        if one.webhook_secret is None:
+        if one.webhook_secrets is None:
             continue
-        try:
-            secret = one.webhook_secret.read().reveal()
-        except (OSError, ValueError) as error:
-            logger.warning("webhook_secret_unusable", repository=one.mirror.name, error=str(error))
-            continue
-        owners.setdefault(secret, []).append(one)
+        path = one.webhook_secrets.path
+        if path not in read:
+            read[path] = _read_secrets(one.webhook_secrets, one.mirror.name)
+        for number, secret in enumerate(read[path]):
+            owner = owners.setdefault(secret.reveal(), _Owners())
+            owner.hosted.append(one)
+            owner.is_old = owner.is_old and number > 0
     return owners
+
+
+def _read_secrets(secrets: WebhookSecrets, repository: str) -> tuple[Secret, ...]:
+    try:
+        return secrets.read()
+    except (OSError, ValueError) as error:
+        logger.warning("webhook_secret_unusable", repository=repository, error=str(error))
+        return ()
 
 
 def _known_forges() -> str:

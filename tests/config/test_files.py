@@ -4,7 +4,14 @@ from pathlib import Path
 
 import pytest
 
-from mirror.config import CredentialSettings, RepositorySettings, Settings, check_files, load
+from mirror.config import (
+    WEBHOOK_SECRETS_MAX,
+    CredentialSettings,
+    RepositorySettings,
+    Settings,
+    check_files,
+    load,
+)
 from mirror.config.files import SECRET_BYTES_MAX
 
 
@@ -102,6 +109,25 @@ def test_a_secret_that_can_not_be_opened_is_reported(
 def test_a_path_that_no_file_can_have_is_reported(tmp_path: Path, name: str) -> None:
     [problem] = check_files(with_secret(tmp_path, tmp_path / name))
     assert "can't be read" in problem
+
+
+@pytest.mark.parametrize("content", ["new\nold\n", "new\r\n\r\nold", "\n" * 20 + "one" + "\n" * 20])
+def test_a_webhook_s_file_may_hold_several_secrets(tmp_path: Path, content: str) -> None:
+    assert check_files(with_secret(tmp_path, written(tmp_path, content))) == []
+
+
+def test_too_many_secrets_of_a_webhook_are_counted(tmp_path: Path) -> None:
+    secret = written(tmp_path, "".join(f"secret-{n}\n" for n in range(WEBHOOK_SECRETS_MAX + 1)))
+    [problem] = check_files(with_secret(tmp_path, secret))
+    assert "holds 9 lines; at most 8 secrets" in problem
+
+
+@pytest.mark.parametrize("line", [" hunter2", "hunter2 ", "hunter2\t"])
+def test_white_space_around_a_secret_is_reported_with_its_line(tmp_path: Path, line: str) -> None:
+    secret = written(tmp_path, f"first\n{line}\n")
+    [problem] = check_files(with_secret(tmp_path, secret))
+    assert problem.startswith(f"{KEY}: line 2 of {secret} begins or ends with white space")
+    assert "hunter2" not in problem
 
 
 def test_a_secret_is_never_repeated(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+import structlog
 
 from mirror.demo.forge import Faults, HttpBackend
 from mirror.refresh import announcements
@@ -14,7 +15,10 @@ from mirror.web import webhooks
 from tests.git_client import Upstream
 from tests.mirror_service import (
     MirrorService,
+    bitbucket_headers,
+    bitbucket_push,
     configuration,
+    gitea_push,
     github_headers,
     github_push,
     gitlab_headers,
@@ -61,6 +65,38 @@ async def test_gitlab_is_heard_with_its_token(mirror: MirrorService, upstream: U
     assert (answer.status, answer.json["outcome"]) == (202, "accepted")
     assert await counted(mirror, "accepted", "gitlab") == 1
     await mirror.caught_up(upstream)
+
+
+@pytest.mark.parametrize("name", ["gitea", "bitbucket"])
+async def test_a_push_at_another_forge_is_heard(
+    mirror: MirrorService, upstream: Upstream, name: str
+) -> None:
+    upstream.commit()
+    url = mirror.forge.repository_url(upstream.name)
+    body, headers = (gitea_push if name == "gitea" else bitbucket_push)(
+        url, "main", upstream.oid("refs/heads/main~1"), upstream.oid()
+    )
+    answer = await mirror.deliver(body, headers, forge=name)
+    assert (answer.status, answer.json["outcome"]) == (202, "accepted")
+    assert await counted(mirror, "accepted", name) == 1
+    await mirror.caught_up(upstream)
+
+
+@pytest.mark.parametrize("name", ["gitlab", "bitbucket"])
+async def test_a_forge_that_gives_up_hooks_gets_no_refusal_for_what_makes_no_sense(
+    name: str, forge: HttpBackend, upstream: Upstream, tmp_path: Path
+) -> None:
+    file = configuration(forge, tmp_path, names=[upstream.name])
+    file.write_text(file.read_text().replace("forge: github", f"forge: {name}"))
+    headers = gitlab_headers() if name == "gitlab" else bitbucket_headers(b"[]")
+    async with serving(file, forge) as mirror:
+        await mirror.mirrored(upstream.name)
+        answer = await mirror.deliver(b"[]", headers, forge=name)
+        assert (answer.status, answer.json["outcome"]) == (202, "malformed")
+        assert answer.json["error"]
+        assert await counted(mirror, "malformed", name) == 1
+        wrong = {**headers, "X-Gitlab-Token": "wrong", "X-Hub-Signature": "sha256=00"}
+        assert (await mirror.deliver(b"[]", wrong, forge=name)).status == 401
 
 
 async def test_a_ping_is_answered_200(mirror: MirrorService, upstream: Upstream) -> None:
@@ -240,6 +276,37 @@ async def test_a_secret_is_read_anew_when_its_file_changes(
     assert (await mirror.deliver(body, headers)).status == 202
     file.unlink()
     assert (await mirror.deliver(body, headers)).status == 401
+
+
+async def test_while_a_secret_is_rotated_both_are_taken_and_the_log_tells_the_old_one(
+    mirror: MirrorService, upstream: Upstream
+) -> None:
+    file = mirror.service.settings.source.parent / "webhook-secret"
+    file.write_text("the new one\nthe old one\n")
+    body = push_to_main(mirror, upstream)
+    for secret, is_old in (("the new one", False), ("the old one", True)):
+        with structlog.testing.capture_logs() as logged:
+            answer = await mirror.deliver(body, github_headers(body, secret=secret))
+        assert answer.status == 202
+        [line] = [one for one in logged if one["event"] == "webhook"]
+        assert line.get("old_secret", False) is is_old
+    file.write_text("the new one\n")
+    assert (await mirror.deliver(body, github_headers(body, secret="the old one"))).status == 401
+    assert (await mirror.deliver(body, github_headers(body, secret="the new one"))).status == 202
+
+
+async def test_a_file_with_too_many_secrets_proves_nothing_and_is_named_in_the_log(
+    mirror: MirrorService, upstream: Upstream
+) -> None:
+    file = mirror.service.settings.source.parent / "webhook-secret"
+    file.write_text("".join(f"secret-{number}\n" for number in range(9)))
+    body = push_to_main(mirror, upstream)
+    with structlog.testing.capture_logs() as logged:
+        answer = await mirror.deliver(body, github_headers(body, secret="secret-0"))
+    assert answer.status == 401
+    errors = {one["error"] for one in logged if one["event"] == "webhook_secret_unusable"}
+    assert len(errors) == 1
+    assert "at most 8 secrets" in errors.pop()
 
 
 async def test_an_unknown_forge_is_told_which_ones_there_are(mirror: MirrorService) -> None:
