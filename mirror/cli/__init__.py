@@ -6,11 +6,12 @@
     sync           sync
     status         status
     configuration  check, config schema, config reference
+    webhook        webhook install
 
 Exit codes: 0 all well; 1 something is wrong and said so; 2 a mistake on the command line.
 """
 
-from mirror.cli import configuration, serve, status, sync
+from mirror.cli import configuration, serve, status, sync, webhook
 from mirror.cli.root import main
 
-__all__ = ["configuration", "main", "serve", "status", "sync"]
+__all__ = ["configuration", "main", "serve", "status", "sync", "webhook"]

@@ -10,8 +10,9 @@ from mirror import __version__
 def main() -> None:
     """A Git mirror and low-latency fetch cache for GitOps.
 
-    Keeps bare mirrors of GitHub and GitLab repositories near your clusters, serves them to Argo CD,
-    Flux and every other Git client over smart HTTP, and learns of pushes by webhook.
+    Keeps bare mirrors of your forges' repositories near your clusters, serves them to Argo CD, Flux
+    and every other Git client over smart HTTP, and learns of pushes by webhook: from GitHub,
+    GitLab, Gitea, Forgejo and Bitbucket.
 
     Try it out with `git-mirror demo`. Then write a configuration, `git-mirror check` it, and run
     `git-mirror serve`.

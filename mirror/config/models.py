@@ -213,8 +213,8 @@ class RepositoryDocument(SharedKeys):
     forge: Annotated[
         Forge | None, choice(Forge), DefaultWords("guessed from the upstream's host")
     ] = None
-    """Whose webhooks and habits the upstream has. Needed when the host tells nothing and there is
-    a `webhook_secret_file`."""
+    """Whose webhooks and habits the upstream has; `gitea` stands for Forgejo, too. Needed when the
+    host tells nothing and there is a `webhook_secret_file`."""
 
 
 class LimitSettings(_Section):

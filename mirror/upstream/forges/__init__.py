@@ -3,8 +3,8 @@
 Pure: headers and bytes in, an event or an error of `mirror.errors` out. Which repositories exist,
 which secret is whose and what was delivered before is the caller's to know.
 
-Each forge is a module with `verify` and `parse` (`Receiver`); a new one is one module more in
-`RECEIVERS`, and its payloads in the contract suite (tests/upstream/test_forges.py). In use:
+Each forge is a module with `verify`, `parse` and `plan_hook` (`Receiver`); a new one is one module
+more in `RECEIVERS`, and its payloads in the contract suite (tests/upstream/test_forges.py). In use:
 
     receiver = RECEIVERS["github"]
     position = receiver.verify(headers, body, secrets=secrets, now=now)   # or Unauthenticated
@@ -28,6 +28,7 @@ from mirror.upstream.forges.events import (
     Unknown,
     WebhookEvent,
 )
+from mirror.upstream.forges.hook_plan import HookPlan, delivery_url
 from mirror.upstream.forges.payload import Headers
 from mirror.upstream.forges.repository_key import RepositoryKey, repository_key
 
@@ -36,6 +37,7 @@ __all__ = [
     "RESENTFUL",
     "UNKNOWN",
     "Headers",
+    "HookPlan",
     "Ignored",
     "Ping",
     "Push",
@@ -46,6 +48,7 @@ __all__ = [
     "Unknown",
     "WebhookEvent",
     "bitbucket",
+    "delivery_url",
     "gitea",
     "github",
     "gitlab",
@@ -68,6 +71,13 @@ class Receiver(Protocol):
 
         Raises:
             ProtocolError: It is not what the forge documents.
+        """
+
+    def plan_hook(self, upstream: str, *, url: str) -> HookPlan:
+        """Return the webhook for the repository at `upstream`, delivering to `url`.
+
+        `upstream` is an http or https URL as the configuration has it, `url` what `delivery_url`
+        returned.
         """
 
 

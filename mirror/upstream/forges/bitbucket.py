@@ -11,6 +11,7 @@ For a tag both may name the commit, though the ref holds a tag object: so what a
 never taken from them.
 """
 
+import re
 from collections.abc import Sequence
 from typing import Final
 
@@ -25,10 +26,12 @@ from mirror.upstream.forges.events import (
     Tip,
     WebhookEvent,
 )
+from mirror.upstream.forges.hook_plan import HookPlan
 from mirror.upstream.forges.payload import CHANGES_MAX, Headers, JsonObject
 from mirror.upstream.forges.signatures import verify_hex
 from mirror.wire.names import RefName, ref_name
 
+_DATA_CENTER_URL: Final = re.compile(r"(.*)/scm/([^/]+)/([^/]+)")
 _PING: Final = "diagnostics:ping"
 
 
@@ -71,6 +74,19 @@ def parse(headers: Headers, body: bytes) -> WebhookEvent:
             return Ping(delivery, ())
         case _:
             return Ignored(delivery, event, "only repo:push and repo:refs_changed change refs")
+
+
+def plan_hook(upstream: str, *, url: str) -> HookPlan:
+    """Return the webhook to make; Data Center is told by the `/scm/` it clones from."""
+    page = f"{upstream.removesuffix('.git')}/admin/webhooks"
+    if data_center := _DATA_CENTER_URL.fullmatch(upstream.removesuffix(".git")):
+        base, project, name = data_center.groups()
+        page = f"{base}/plugins/servlet/webhooks/projects/{project}/repos/{name}"
+    return HookPlan(
+        settings_url=page,
+        fields=(("URL", url), ("Status", "Active"), ("Triggers", "Repository: Push")),
+        signing_label="Secret",
+    )
 
 
 def _delivery_id(headers: Headers, body: bytes) -> str:

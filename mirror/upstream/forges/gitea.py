@@ -16,6 +16,7 @@ from typing import Final
 from mirror.errors import Unauthenticated
 from mirror.upstream.forges import payload
 from mirror.upstream.forges.events import UNKNOWN, Ignored, Push, RefChange, WebhookEvent
+from mirror.upstream.forges.hook_plan import HookPlan
 from mirror.upstream.forges.payload import Headers, JsonObject
 from mirror.upstream.forges.signatures import verify_hex
 
@@ -67,6 +68,21 @@ def parse(headers: Headers, body: bytes) -> WebhookEvent:
             return _push(delivery, source, change)
         case _:
             return Ignored(delivery, event, "only push, create and delete change refs")
+
+
+def plan_hook(upstream: str, *, url: str) -> HookPlan:
+    """Return the webhook to make; Forgejo has the page under this name too."""
+    return HookPlan(
+        settings_url=f"{upstream.removesuffix('.git')}/settings/hooks/gitea/new",
+        fields=(
+            ("Target URL", url),
+            ("HTTP method", "POST"),
+            ("POST content type", "application/json"),
+            ("Trigger on", "Custom events: Create, Delete, Push"),
+            ("Branch filter", "*"),
+        ),
+        signing_label="Secret",
+    )
 
 
 def _either(headers: Headers, name: str) -> str:

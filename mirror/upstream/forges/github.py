@@ -12,6 +12,7 @@ from urllib.parse import parse_qs
 from mirror.errors import ProtocolError, Unauthenticated
 from mirror.upstream.forges import payload
 from mirror.upstream.forges.events import Ignored, Ping, Push, RefChange, WebhookEvent
+from mirror.upstream.forges.hook_plan import HookPlan
 from mirror.upstream.forges.payload import Headers, JsonObject
 from mirror.upstream.forges.signatures import hex_digest, verify_hex
 
@@ -66,6 +67,19 @@ def parse(headers: Headers, body: bytes) -> WebhookEvent:
             return Ping(delivery, payload.optional_repository_urls(repository))
         case _:
             return Ignored(delivery, event, "only push, create and delete change refs")
+
+
+def plan_hook(upstream: str, *, url: str) -> HookPlan:
+    """Return the webhook to make. A push says of branches and tags made and deleted, too."""
+    return HookPlan(
+        settings_url=f"{upstream.removesuffix('.git')}/settings/hooks/new",
+        fields=(
+            ("Payload URL", url),
+            ("Content type", "application/json"),
+            ("Which events", "Just the push event"),
+        ),
+        signing_label="Secret",
+    )
 
 
 def _push(delivery: str, source: JsonObject, change: RefChange) -> Push:

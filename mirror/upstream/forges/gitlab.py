@@ -19,6 +19,7 @@ from typing import Final
 from mirror.errors import Unauthenticated
 from mirror.upstream.forges import payload
 from mirror.upstream.forges.events import Ignored, Push, WebhookEvent
+from mirror.upstream.forges.hook_plan import HookPlan
 from mirror.upstream.forges.payload import Headers, JsonObject
 from mirror.upstream.forges.signatures import first_proven, header_bytes
 
@@ -146,6 +147,15 @@ def parse(headers: Headers, body: bytes) -> WebhookEvent:
         repository_urls=payload.repository_urls(project, repository),
         changes=tuple(changes),
         default_branch=payload.default_branch(project),
+    )
+
+
+def plan_hook(upstream: str, *, url: str) -> HookPlan:
+    """Return the webhook to make."""
+    return HookPlan(
+        settings_url=f"{upstream.removesuffix('.git')}/-/hooks",
+        fields=(("URL", url), ("Trigger", "Push events (all branches), Tag push events")),
+        signing_label="Secret token",
     )
 
 
