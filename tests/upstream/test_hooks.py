@@ -128,7 +128,12 @@ async def test_the_hook_is_found_on_whichever_page_it_stands(
 async def test_what_else_a_hook_of_github_is_for_stays(
     server: HookServer, install: Install
 ) -> None:
-    for events, kept in ((["release"], ["push", "release"]), (["*"], ["*"])):
+    for events, kept in (
+        (["release"], ["push", "release"]),
+        (["*"], ["*"]),
+        ([{}, None], ["push"]),
+        (None, ["push"]),
+    ):
         server.hooks = [{"id": 7, "events": events, "config": {"url": URL}}]
         await install("github")
         assert server.hooks[0]["events"] == kept

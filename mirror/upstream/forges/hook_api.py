@@ -80,7 +80,7 @@ class GithubHookApi:
     def wanted(self, url: str, secret: str, *, old: JsonObject | None) -> JsonObject:
         """See `HookApi`. A hook for all events (`*`) stays one."""
         listed = old.get("events") if old else None
-        events = set(listed) if isinstance(listed, list) else set()
+        events = {one for one in (listed if isinstance(listed, list) else ()) if type(one) is str}
         wanted = {
             "active": True,
             "events": sorted(events if "*" in events else events | _EVENTS),
