@@ -26,6 +26,7 @@ from tests.mirror_service import (
     mirroring,
     serving,
 )
+from tests.upstream.forge_samples import PAYLOADS
 
 
 async def counted(mirror: MirrorService, outcome: str, forge: str = "github") -> float | None:
@@ -97,6 +98,28 @@ async def test_a_forge_that_gives_up_hooks_gets_no_refusal_for_what_makes_no_sen
         assert await counted(mirror, "malformed", name) == 1
         wrong = {**headers, "X-Gitlab-Token": "wrong", "X-Hub-Signature": "sha256=00"}
         assert (await mirror.deliver(b"[]", wrong, forge=name)).status == 401
+
+
+async def test_a_system_hook_is_answered_2xx_whatever_project_it_is_about(
+    forge: HttpBackend, upstream: Upstream, tmp_path: Path
+) -> None:
+    file = configuration(forge, tmp_path, names=[upstream.name])
+    file.write_text(file.read_text().replace("forge: github", "forge: gitlab"))
+    async with serving(file, forge) as mirror:
+        await mirror.mirrored(upstream.name)
+        for name, outcome, reason in (
+            ("system-repository-update", "unknown_repository", ""),
+            ("system-push", "unknown_repository", ""),
+            ("system-project-destroy", "ignored", "it changes no ref"),
+            ("system-project-rename", "ignored", "put the new URL into `upstream`"),
+        ):
+            body = (PAYLOADS / "gitlab" / f"{name}.json").read_bytes()
+            headers = gitlab_headers(event="System Hook")
+            with structlog.testing.capture_logs() as logged:
+                answer = await mirror.deliver(body, headers, forge="gitlab")
+            assert (answer.status, answer.json["outcome"]) == (202, outcome)
+            [line] = [one for one in logged if one["event"] == "webhook"]
+            assert reason in line.get("reason", "")
 
 
 async def test_a_ping_is_answered_200(mirror: MirrorService, upstream: Upstream) -> None:
