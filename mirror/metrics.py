@@ -20,6 +20,7 @@ WEBHOOK_OUTCOMES: Final = (
     "unauthenticated",
     "malformed",
 )
+PUSH_OUTCOMES: Final = ("accepted", "rejected", "unclear", "refused", "failed")
 PACK_RESULTS: Final = ("hit", "joined", "miss")
 IN_PROCESS: Final = "dulwich"
 """The engine that makes small packs, whichever makes the others."""
@@ -77,6 +78,12 @@ class Metrics:
             "git_mirror_webhooks",
             "Webhook deliveries received.",
             ["forge", "outcome"],
+            registry=self.registry,
+        )
+        self._pushes = Counter(
+            "git_mirror_pushes",
+            "Pushes passed on to their upstream.",
+            ["outcome"],
             registry=self.registry,
         )
         self._stale_answers = Counter(
@@ -151,6 +158,8 @@ class Metrics:
         for trigger in triggers:
             for outcome in ("changed", "unchanged", "upstream_unavailable", "upstream_refused"):
                 self._refreshes.labels(trigger, outcome)
+        for outcome in PUSH_OUTCOMES:
+            self._pushes.labels(outcome)
         for result in PACK_RESULTS:
             self._packs.labels(result)
             self._first_fetches.labels(result)
@@ -188,6 +197,14 @@ class Metrics:
     def record_webhook(self, forge: str, outcome: str) -> None:
         """A delivery was received and dealt with."""
         self._webhooks.labels(forge, outcome).inc()
+
+    def record_push(self, outcome: str) -> None:
+        """A push was passed on.
+
+        The upstream accepted all of it, rejected some of it, or did not say so in words that are
+        understood here; or it refused the request; or the push failed on the way.
+        """
+        self._pushes.labels(outcome).inc()
 
     def record_stale_answer(self) -> None:
         """A reader was given refs that may be out of date."""

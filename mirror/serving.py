@@ -29,6 +29,7 @@ from mirror.repository.packing.git_engine import GitEngine
 from mirror.repository.packing.pack_cache import PackCache
 from mirror.repository.packing.pack_store import PackStore
 from mirror.repository.packing.spawner import Spawner
+from mirror.upstream.connect import open_session
 from mirror.upstream.forges import RECEIVERS
 from mirror.web.app import build_app
 from mirror.web.fast_lane import FastLane
@@ -36,6 +37,7 @@ from mirror.web.fetch import Fetches
 from mirror.web.lane_runner import FastLaneRunner, open_fast_lane
 from mirror.web.monitoring import Figures, Monitoring
 from mirror.web.protocol import Operation
+from mirror.web.push import Pushes
 from mirror.web.smart_http import SmartHttp
 from mirror.web.webhooks import Webhooks
 
@@ -143,6 +145,7 @@ async def open_app(
     fetches: Fetches,
     announcer: Announcer,
     figures: Figures,
+    processes: int = 1,
 ) -> web.AppRunner:
     """Build what serves `registry`, not listening yet; `stack` gets its end.
 
@@ -154,10 +157,14 @@ async def open_app(
         fetches: Answers fetches.
         announcer: Takes what webhooks say.
         figures: What /metrics and /status.json tell.
+        processes: How many share the limits.
     """
+    session = await stack.enter_async_context(open_session())
+    pushes = Pushes(session, announcer, metrics, settings.limits, processes=processes)
     smart_http = SmartHttp(
         registry,
         fetches,
+        pushes,
         metrics,
         agent=AGENT,
         request_bytes_max=settings.limits.request_bytes_max,

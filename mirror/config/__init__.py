@@ -24,6 +24,7 @@ from mirror.config.models import (
     LogLevel,
     LogSettings,
     OnStale,
+    PushPolicy,
     ServerSettings,
 )
 from mirror.config.names import RESERVED_REFS, ListenAddress, is_in_the_clear
@@ -45,6 +46,7 @@ __all__ = [
     "LogLevel",
     "LogSettings",
     "OnStale",
+    "PushPolicy",
     "RepositorySettings",
     "ServerSettings",
     "Settings",

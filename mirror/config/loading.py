@@ -26,6 +26,7 @@ from mirror.config.models import (
     SECTIONS,
     ConfigDocument,
     Forge,
+    PushPolicy,
     RepositoryDocument,
     SharedKeys,
     keys_of,
@@ -190,6 +191,13 @@ def _contradictions(document: Document) -> Iterator[Mistake]:
                 "over plain http everybody on the way could read the password of `credentials`;"
                 " use https, or write `credentials: none`",
             )
+        if written.get("push") == PushPolicy.PROXY and is_in_the_clear(upstream):
+            yield Mistake(
+                document.line_of((*where, "upstream")),
+                (*where, "upstream"),
+                "over plain http everybody on the way could read the passwords of those who push"
+                " (`push: proxy`); use https, or write `push: refuse`",
+            )
         guessed = "forge" in written or guess_forge(host_of(upstream))
         if _is_given(written, "webhook_secret_file") and not guessed:
             yield Mistake(
@@ -253,6 +261,7 @@ def _resolve_repository(
         hold_seconds=shared.hold_seconds,
         on_stale=shared.on_stale,
         max_age_seconds=shared.max_age_seconds,
+        push=shared.push,
         inherited=frozenset(key for key, name in keys_of(SharedKeys).items() if name in inherited),
     )
 

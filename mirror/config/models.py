@@ -68,6 +68,13 @@ class OnStale(StrEnum):
     REFUSE = "refuse"
 
 
+class PushPolicy(StrEnum):
+    """What becomes of a push."""
+
+    REFUSE = "refuse"
+    PROXY = "proxy"
+
+
 class LogFormat(StrEnum):
     """How log lines look."""
 
@@ -184,6 +191,12 @@ class SharedKeys(_Section):
     """When the refs were confirmed longer ago than this, the upstream is asked before a reader is
     answered. `0s` asks before every answer, `never` leaves it to polls and webhooks."""
 
+    push: Annotated[PushPolicy, choice(PushPolicy)] = PushPolicy.REFUSE
+    """What becomes of a push: it is refused, with the upstream's URL in the message (`refuse`), or
+    passed on to the upstream with the client's own credentials (`proxy`). Before the client sees
+    that it succeeded, the mirror has what was pushed. Those credentials travel to the mirror as
+    well: use TLS there, or a network of your own."""
+
     refs: Annotated[
         tuple[Annotated[str, REF_PATTERN], ...],
         AfterValidator(_check_refs),  # a length of pydantic's would also count refused patterns
@@ -242,6 +255,13 @@ class LimitSettings(_Section):
 
     pack_bytes_max: Annotated[int, size("1KiB", "1TiB")] = 20 * 1024**3
     """The longest pack that is taken from an upstream."""
+
+    pushes_max: Annotated[int, count(1, 1000)] = 16
+    """How many pushes are passed on at once (`push: proxy`); as many again may wait, and beyond
+    that clients get an error 503."""
+
+    push_bytes_max: Annotated[int, size("1KiB", "1TiB")] = 4 * 1024**3
+    """The longest push that is passed on. Forges have limits of their own."""
 
     upstream_timeout_seconds: Annotated[float, duration("100ms", "1h")] = Field(
         default=60.0, alias="upstream_timeout"

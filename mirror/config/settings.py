@@ -15,6 +15,7 @@ from mirror.config.models import (
     LimitSettings,
     LogSettings,
     OnStale,
+    PushPolicy,
     ServerSettings,
     SharedKeys,
 )
@@ -50,6 +51,7 @@ class RepositorySettings:
     hold_seconds: float = _DEFAULTS.hold_seconds
     on_stale: OnStale = _DEFAULTS.on_stale
     max_age_seconds: float | None = _DEFAULTS.max_age_seconds
+    push: PushPolicy = _DEFAULTS.push
     inherited: frozenset[str] = frozenset()
 
 

@@ -54,6 +54,7 @@ class Trigger(enum.StrEnum):
     LAG = "lag"
     WANT = "want"
     MAX_AGE = "max_age"
+    PUSH = "push"
     MANUAL = "manual"
 
 

@@ -18,6 +18,8 @@ RETRY_AFTER_SECONDS_MAX: Final = 3600.0
 
 ERROR_BODY_BYTES_MAX: Final = 500
 
+CONNECT_SECONDS_MAX: Final = 15.0
+
 
 class BrokenOff(UpstreamUnavailable):
     """The connection ended too early; a kept-alive one may have been dead before."""
@@ -69,6 +71,31 @@ def upstream_errors() -> Iterator[None]:
         yield
     except ProtocolError as error:
         raise UpstreamUnavailable(str(error)) from error
+
+
+@contextmanager
+def line_errors(url: URL, *, silence_seconds_max: float) -> Iterator[None]:
+    """Say what an error of aiohttp's client means, for a request to `url`.
+
+    Raises:
+        UpstreamRefused: The certificate is not accepted.
+        BrokenOff: The connection ended too early.
+        UpstreamUnavailable: The host can't be reached, or is silent for too long.
+    """
+    try:
+        yield
+    except aiohttp.ClientConnectorCertificateError as error:
+        raise UpstreamRefused(
+            f"the certificate of {url.host} is not accepted: {error.certificate_error}"
+        ) from error
+    except (aiohttp.ConnectionTimeoutError, aiohttp.ClientConnectorError) as error:
+        raise UpstreamUnavailable(f"{url.host} can't be reached: {reason_of(error)}") from error
+    except TimeoutError as error:
+        raise UpstreamUnavailable(
+            f"{url.host} was silent for {silence_seconds_max:g} seconds"
+        ) from error
+    except (aiohttp.ClientError, OSError) as error:
+        raise BrokenOff(f"{url.host} broke off: {reason_of(error)}") from error
 
 
 def check_content_type(response: aiohttp.ClientResponse, expected: str) -> None:

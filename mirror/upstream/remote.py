@@ -36,10 +36,11 @@ from mirror.errors import (
 )
 from mirror.upstream.credentials import BasicCredentials
 from mirror.upstream.failures import (
+    CONNECT_SECONDS_MAX,
     BrokenOff,
     check_content_type,
+    line_errors,
     raise_for_status,
-    reason_of,
     upstream_errors,
 )
 from mirror.wire.client import (
@@ -59,7 +60,6 @@ ANSWER_BYTES_MAX: Final = 256 << 20
 """A listing of two million refs; more is refused rather than held in memory."""
 
 REDIRECTS_MAX: Final = 3
-CONNECT_SECONDS_MAX: Final = 15.0
 GZIP_BYTES_MIN: Final = 1024
 READ_BYTES: Final = 128 * 1024
 
@@ -331,7 +331,7 @@ class Remote:
         timeout = aiohttp.ClientTimeout(
             total=None, sock_connect=min(silence, CONNECT_SECONDS_MAX), sock_read=silence
         )
-        try:
+        with line_errors(url, silence_seconds_max=silence):
             async with self._session.request(
                 method,
                 url,
@@ -341,16 +341,6 @@ class Remote:
                 timeout=timeout,
             ) as response:
                 yield response
-        except aiohttp.ClientConnectorCertificateError as error:
-            raise UpstreamRefused(
-                f"the certificate of {url.host} is not accepted: {error.certificate_error}"
-            ) from error
-        except (aiohttp.ConnectionTimeoutError, aiohttp.ClientConnectorError) as error:
-            raise UpstreamUnavailable(f"{url.host} can't be reached: {reason_of(error)}") from error
-        except TimeoutError as error:
-            raise UpstreamUnavailable(f"{url.host} was silent for {silence:g} seconds") from error
-        except (aiohttp.ClientError, OSError) as error:
-            raise BrokenOff(f"{url.host} broke off: {reason_of(error)}") from error
 
     async def _whole_body(self, response: aiohttp.ClientResponse) -> bytes:
         body = bytearray()

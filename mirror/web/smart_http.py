@@ -8,12 +8,12 @@ side-band 3 once the pack began. Never a redirect: Argo CD takes one for an erro
 import asyncio
 import weakref
 from collections.abc import Callable
-from typing import Final, Never, assert_never
+from typing import Final, assert_never
 
 import structlog
 from aiohttp import web
 
-from mirror.errors import ProtocolError, ReadOnly, TooLarge
+from mirror.errors import ProtocolError, TooLarge
 from mirror.metrics import Metrics
 from mirror.refresh.gate import Admitted
 from mirror.refresh.registry import Hosted, Registry
@@ -32,6 +32,7 @@ from mirror.web.protocol import (
     read_body,
     whole_answer,
 )
+from mirror.web.push import Pushes
 from mirror.web.repeating import REPEATABLE, Repeatable
 from mirror.wire.advertise import encode_v2_capabilities
 from mirror.wire.answers import (
@@ -64,6 +65,7 @@ class SmartHttp:
         self,
         registry: Registry,
         fetches: Fetches,
+        pushes: Pushes,
         metrics: Metrics,
         *,
         agent: bytes,
@@ -71,6 +73,7 @@ class SmartHttp:
     ) -> None:
         self._registry = registry
         self._fetches = fetches
+        self._pushes = pushes
         self._metrics = metrics
         self._v2_capabilities = encode_v2_capabilities(agent)
         self._request_bytes_max = request_bytes_max
@@ -82,7 +85,7 @@ class SmartHttp:
         hosted = self._registry.find(request.match_info["repository"])
         service = request.query.get("service")
         if service == "git-receive-pack":
-            self._refuse_push(request, hosted)
+            return await self._pushes.info_refs(request, hosted)
         if service != "git-upload-pack":
             raise ProtocolError(
                 "expected ?service=git-upload-pack: only the smart HTTP protocol is served here,"
@@ -107,13 +110,10 @@ class SmartHttp:
         _offer(request, hosted, admitted, body)
         return await whole_answer(request, body, headers)
 
-    async def receive_pack(self, request: web.Request) -> web.Response:
-        """POST /{repository}/git-receive-pack: refused."""
-        self._refuse_push(request, self._registry.find(request.match_info["repository"]))
-
-    def _refuse_push(self, request: web.Request, hosted: Hosted) -> Never:
-        request[OPERATION] = Operation.RECEIVE_PACK
-        raise ReadOnly(f"this mirror is read-only; push to {hosted.mirror.settings.upstream}")
+    async def receive_pack(self, request: web.Request) -> web.StreamResponse:
+        """POST /{repository}/git-receive-pack."""
+        hosted = self._registry.find(request.match_info["repository"])
+        return await self._pushes.receive_pack(request, hosted)
 
     # --- git-upload-pack -----------------------------------------------------------------------
 

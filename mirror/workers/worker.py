@@ -2,7 +2,8 @@
 
 Does as the main process tells: takes its setup, follows the mirrors, listens, stops. Without the
 main process nothing that it says could be called fresh, so it ends at once, answers under way or
-not. Must never touch the upstreams, and writes nothing below data_dir but packs for readers.
+not. Must never ask an upstream for itself (it passes pushes on), and writes nothing below data_dir
+but packs for readers.
 """
 
 import asyncio
@@ -163,6 +164,7 @@ class _Served:
                 fetches=Fetches(packs, foresight, metrics),
                 announcer=AnnouncerProxy(self._link),
                 figures=FiguresProxy(self._link),
+                processes=self._workers,
             )
             await self._replica.settled()
             await listen(runner, address, is_shared=True)
