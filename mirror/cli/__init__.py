@@ -5,12 +5,13 @@
     serve          serve, worker, demo
     sync           sync
     status         status
+    doctor         doctor
     configuration  check, config schema, config reference
 
 Exit codes: 0 all well; 1 something is wrong and said so; 2 a mistake on the command line.
 """
 
-from mirror.cli import configuration, serve, status, sync
+from mirror.cli import configuration, doctor, serve, status, sync
 from mirror.cli.root import main
 
-__all__ = ["configuration", "main", "serve", "status", "sync"]
+__all__ = ["configuration", "doctor", "main", "serve", "status", "sync"]
