@@ -56,6 +56,13 @@ def watch(display: Display) -> Watch:
     return watch
 
 
+def service_url(settings: Settings) -> str:
+    """Return where the running service answers, seen from this machine."""
+    listen = settings.server.listen
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(listen.host, listen.host)  # noqa: S104
+    return f"http://[{host}]:{listen.port}" if ":" in host else f"http://{host}:{listen.port}"
+
+
 def run(work: Coroutine[Any, Any, T]) -> T:
     """Run to the end; what goes wrong is told in one line."""
     sys.setswitchinterval(SWITCH_SECONDS)

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mirror.cli.root import main
-from mirror.cli.running import CONFIG_OPTION, fail, load, run
+from mirror.cli.running import CONFIG_OPTION, fail, load, run, service_url
 
 
 @main.command()
@@ -21,9 +21,7 @@ from mirror.cli.running import CONFIG_OPTION, fail, load, run
 def status(config_path: Path | None, url: str | None, *, as_json: bool) -> None:
     """Show how the running service is doing. Exit code 1 when a repository is failing or stale."""
     if url is None:
-        listen = load(config_path).server.listen
-        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(listen.host, listen.host)  # noqa: S104
-        url = f"http://[{host}]:{listen.port}" if ":" in host else f"http://{host}:{listen.port}"
+        url = service_url(load(config_path))
     state = run(_get_json(f"{url.rstrip('/')}/status.json"))
     if as_json:
         click.echo(json.dumps(state, indent=2))

@@ -56,12 +56,16 @@ class Signal:
 
 @dataclass(slots=True)
 class LastRefresh:
-    """What came of the latest refresh; times in seconds since the epoch."""
+    """What came of the latest refresh; times in seconds since the epoch.
+
+    `announced_at` is that of the latest webhook; only the main process knows it.
+    """
 
     succeeded_at: float | None = None
     failed_at: float | None = None
     error: str | None = None
     changed_at: float | None = None
+    announced_at: float | None = None
 
 
 class Replicas(Protocol):

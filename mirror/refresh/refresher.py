@@ -186,6 +186,7 @@ class Refresher:
         if changes and not ours:
             return
         now = self._clock()
+        self.mirror.last.announced_at = time.time()
         number = self.mirror.freshness.announce(now)
         room = EXPECTATIONS_MAX - len(self._expected)
         self._expected += [_Expected(change, number, now) for change in ours][:room]

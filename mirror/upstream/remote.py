@@ -48,6 +48,7 @@ from mirror.wire.client import (
     Listing,
     UpstreamFeatures,
     encode_fetch,
+    encode_fetch_of_one_commit,
     encode_ls_refs_command,
     parse_info_refs,
 )
@@ -240,6 +241,20 @@ class Remote:
                     if progress is not None:
                         progress(received, decoder.progress)
                 decoder.finish()
+
+    async def fetch_one_commit(self, commit: ObjectId) -> int:
+        """Fetch a commit to see that it works; returns the bytes of the answer.
+
+        Raises:
+            UpstreamError: It did not answer with a pack.
+        """
+        features = self._features or await self._first_answer()
+        body = encode_fetch_of_one_commit(features, commit, self._agent)
+        async with self._post(body, features) as response:
+            answer = await self._whole_body(response)
+        if b"PACK" not in answer:
+            raise UpstreamUnavailable(f"no pack came: {answer[:100]!r}")
+        return len(answer)
 
     async def _first_answer(self) -> UpstreamFeatures:
         self._base = self._configured

@@ -125,6 +125,7 @@ def describe(hosted: Hosted) -> dict[str, Any]:
         "last_success_at": _iso(last.succeeded_at),
         "last_change_at": _iso(last.changed_at),
         "last_failure_at": _iso(last.failed_at),
+        "last_webhook_at": _iso(last.announced_at),
         "last_error": last.error,
         "progress": None
         if progress is None

@@ -225,6 +225,23 @@ def encode_fetch(
     )
 
 
+def encode_fetch_of_one_commit(features: UpstreamFeatures, commit: ObjectId, agent: bytes) -> bytes:
+    """Encode the smallest fetch there is: one commit, without its trees where filters are known.
+
+    For measurements: `FetchAnswerDecoder` does not read the answer, which has a shallow section.
+    """
+    if features.version == 2:
+        lines = [b"want " + commit, b"deepen 1"]
+        if b"filter" in features.capabilities.get(b"fetch", b"").split():
+            lines.append(b"filter tree:0")
+        lines.append(b"done")
+        return _command(b"fetch", features, agent) + encode_lines(lines) + FLUSH_PKT
+    has_filter = b"filter" in features.capabilities
+    lines = [b"want %b side-band-64k ofs-delta%b" % (commit, b" filter" if has_filter else b"")]
+    lines += [b"deepen 1", *([b"filter tree:0"] if has_filter else [])]
+    return encode_lines(lines) + FLUSH_PKT + encode_lines([b"done"])
+
+
 def _command(name: bytes, features: UpstreamFeatures, agent: bytes) -> bytes:
     lines = [b"command=" + name]
     if b"agent" in features.capabilities:

@@ -74,6 +74,7 @@ async def test_the_status_says_how_each_repository_is(
         "head_commit": upstream.oid(),
         "failures": 0,
         "last_failure_at": None,
+        "last_webhook_at": None,
         "last_error": None,
         "progress": None,
     }

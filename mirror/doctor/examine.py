@@ -1,0 +1,129 @@
+"""The whole examination: every host and repository of a configuration, within bounds."""
+
+import asyncio
+import ssl
+import time
+from collections.abc import Iterable, Mapping
+from contextlib import AsyncExitStack
+from typing import Any, Final
+
+import aiohttp
+
+from mirror.config import RepositorySettings, Settings
+from mirror.doctor.finding import Finding, Verdict
+from mirror.doctor.git import examine_mirror, examine_upstream
+from mirror.doctor.host import examine_host
+from mirror.doctor.line import Place, examine_line, judge_clock
+from mirror.doctor.service import examine_state, examine_webhook, service_pid, without_service
+from mirror.places import DataDirectory
+from mirror.serving import AGENT
+from mirror.upstream.connect import open_session, remote_for
+from mirror.upstream.remote import Remote, RemoteLimits
+
+AT_ONCE_MAX: Final = 4
+"""Hosts and upstreams looked at together. The mirror's times are taken one after the other."""
+
+REPOSITORIES_MAX: Final = 10
+"""Looked at unless they are named: forges count requests."""
+
+ANSWER_SECONDS_MAX: Final = 15.0
+
+
+async def examine(settings: Settings, names: Iterable[str], *, url: str) -> list[Finding]:
+    """Look at everything.
+
+    Args:
+        settings: The configuration.
+        names: The repositories; none means the first `REPOSITORIES_MAX`.
+        url: Of the running service.
+    """
+    chosen = list(names) or list(settings.repositories)[:REPOSITORIES_MAX]
+    repositories = [settings.repositories[name] for name in chosen]
+    pid = service_pid(DataDirectory(settings.data_dir).control)
+    findings = await asyncio.to_thread(
+        lambda: list(
+            examine_host(settings.data_dir, repositories=len(settings.repositories), pid=pid)
+        )
+    )
+    async with AsyncExitStack() as stack:
+        session = await stack.enter_async_context(open_session())
+        findings += await _upstreams(session, settings, repositories)
+        findings += await _mirror(session, repositories, url)
+    left = len(settings.repositories) - len(repositories)
+    if left > 0 and not names:
+        words = f"{left} were not looked at"
+        findings.append(Finding("repositories", "others", Verdict.NOTE, words, "name them"))
+    return findings
+
+
+async def _upstreams(
+    session: aiohttp.ClientSession, settings: Settings, repositories: list[RepositorySettings]
+) -> list[Finding]:
+    places = dict.fromkeys(Place.of(one.upstream) for one in repositories)
+    at_once = asyncio.Semaphore(AT_ONCE_MAX)
+    tls = ssl.create_default_context()
+
+    async def look_at_host(place: Place) -> list[Finding]:
+        async with at_once:
+            found = await examine_line(place, tls=tls)
+            if all(one.verdict is not Verdict.PROBLEM for one in found):
+                found.append(await _clock(session, place))
+            return found
+
+    async def look_at_repository(repository: RepositorySettings) -> list[Finding]:
+        async with at_once:
+            remote = remote_for(session, repository, settings.limits, agent=AGENT)
+            return await examine_upstream(repository.name, remote)
+
+    hosts = await asyncio.gather(*map(look_at_host, places))
+    upstreams = await asyncio.gather(*map(look_at_repository, repositories))
+    return [one for found in (*hosts, *upstreams) for one in found]
+
+
+async def _clock(session: aiohttp.ClientSession, place: Place) -> Finding:
+    """Ask for anything at all: the answer has a date."""
+    url = f"{'https' if place.is_tls else 'http'}://{place}/"
+    asked_at = time.time()
+    try:
+        async with (
+            asyncio.timeout(ANSWER_SECONDS_MAX),
+            session.head(url, allow_redirects=False) as answer,
+        ):
+            date = answer.headers.get("Date")
+    except (aiohttp.ClientError, OSError, TimeoutError) as error:
+        return Finding(str(place), "clock", Verdict.NOTE, f"no answer: {error}")
+    return judge_clock(str(place), date, asked_at=asked_at, answered_at=time.time())
+
+
+async def _mirror(
+    session: aiohttp.ClientSession, repositories: list[RepositorySettings], url: str
+) -> list[Finding]:
+    try:
+        states = await _states(session, url)
+    except (aiohttp.ClientError, OSError, TimeoutError, ValueError, KeyError) as error:
+        return list(without_service(url, str(error) or type(error).__name__))
+    findings = []
+    limits = RemoteLimits(silence_seconds_max=ANSWER_SECONDS_MAX, pack_bytes_max=1 << 30)
+    for one in repositories:
+        state = states.get(one.name)
+        if state is None:
+            advice = "the service runs with another configuration: restart it"
+            findings.append(Finding(one.name, "freshness", Verdict.PROBLEM, "not served", advice))
+            continue
+        findings += [examine_state(one.name, state), examine_webhook(one, state, now=time.time())]
+        if state["snapshot"] is not None:
+            remote = Remote(
+                session, f"{url}/{one.name}", credentials=None, limits=limits, agent=AGENT
+            )
+            findings += await examine_mirror(one.name, remote)
+    return findings
+
+
+async def _states(session: aiohttp.ClientSession, url: str) -> Mapping[str, Mapping[str, Any]]:
+    async with (
+        asyncio.timeout(ANSWER_SECONDS_MAX),
+        session.get(f"{url}/status.json") as answer,
+    ):
+        answer.raise_for_status()
+        found: Mapping[str, Mapping[str, Any]] = (await answer.json())["repositories"]
+        return found

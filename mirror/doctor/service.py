@@ -1,0 +1,91 @@
+"""What the running service says of itself, and what to think of it. Pure, but for its process."""
+
+import socket
+import struct
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+from mirror.config import RepositorySettings
+from mirror.doctor.finding import Finding, Verdict
+
+MISSED_SECONDS: Final = 120.0
+"""A webhook comes within seconds of its push; one that is so late did not bring the change."""
+
+_CREDENTIALS: Final = struct.Struct("3i")
+
+
+def service_pid(control: Path) -> int | None:
+    """Return the process id of the service that holds the control socket; `None` without one."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as peer:
+        try:
+            peer.connect(str(control))
+            raw = peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+        except OSError:
+            return None
+    pid: int = _CREDENTIALS.unpack(raw)[0]
+    return pid
+
+
+def examine_state(name: str, state: Mapping[str, Any]) -> Finding:
+    """Judge a repository's part of /status.json."""
+    word = str(state["state"])
+    age = state["age_seconds"]
+    figure = word + ("" if age is None else f", confirmed {age:.0f} s ago")
+    error = state["last_error"] or ""
+    if word == "fresh":
+        return Finding(name, "freshness", Verdict.OK, figure, "", {"age_seconds": age})
+    verdict = Verdict.WARNING if word in ("stale", "cloning") else Verdict.PROBLEM
+    return Finding(name, "freshness", verdict, figure, error, {"age_seconds": age})
+
+
+def examine_webhook(
+    settings: RepositorySettings, state: Mapping[str, Any], *, now: float
+) -> Finding:
+    """Tell whether webhooks come, and whether they are what brings the changes."""
+    name, check = settings.name, "webhook"
+    polls = settings.poll_interval_seconds
+    if settings.webhook_secret_file is None:
+        if polls is None and settings.max_age_seconds is None:
+            return Finding(
+                name,
+                check,
+                Verdict.PROBLEM,
+                "none, and no polls either",
+                "nothing tells the mirror of a push: set webhook_secret_file or poll_interval",
+            )
+        return Finding(name, check, Verdict.NOTE, "none is set up: pushes are found by polls")
+    seen, changed = _seconds(state["last_webhook_at"]), _seconds(state["last_change_at"])
+    if seen is None:
+        return Finding(
+            name,
+            check,
+            Verdict.WARNING,
+            "none since the service started",
+            "push something, and look at the forge's list of deliveries",
+        )
+    figure, data = f"{_ago(now - seen)} ago", {"seconds_ago": round(now - seen, 1)}
+    if changed is not None and changed - seen > MISSED_SECONDS:
+        advice = "the last change was found by a poll: look at the forge's list of deliveries"
+        return Finding(name, check, Verdict.WARNING, figure, advice, dict(data))
+    return Finding(name, check, Verdict.OK, figure, "", dict(data))
+
+
+def without_service(url: str, why: str) -> Iterator[Finding]:
+    """Say that nobody answers."""
+    advice = "start it: `systemctl start git-mirror`, or `git-mirror serve`"
+    yield Finding("the mirror", f"answers at {url}", Verdict.PROBLEM, why, advice)
+
+
+def _seconds(at: str | None) -> float | None:
+    if at is None:
+        return None
+    return datetime.fromisoformat(at).astimezone(UTC).timestamp()
+
+
+def _ago(seconds: float) -> str:
+    for unit, length in (("days", 86400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{max(0.0, seconds):.0f} seconds"
