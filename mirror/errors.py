@@ -5,6 +5,7 @@ Raise where the mistake is found; translate at one boundary (`mirror.web.app`); 
     MirrorError
     ├── ClientError              the reader's request can't be answered as it is
     │   ├── ProtocolError        bytes that are not what the Git protocol says
+    │   │   └── RequestRefused   a request that was read, for what is not served
     │   ├── UnknownRepository    no such path here
     │   ├── NotOurRef            a want that neither the mirror nor its upstream has
     │   ├── NotYetMirrored       the first clone is still under way
@@ -43,6 +44,10 @@ class ProtocolError(ClientError):
     """Bytes that are not what the Git protocol says they must be."""
 
     label = "protocol_error"
+
+
+class RequestRefused(ProtocolError):
+    """A request that was read and asks for what is not served: told by an ``ERR`` pkt-line."""
 
 
 class UnknownRepository(ClientError):

@@ -12,7 +12,7 @@ from mirror.repository.frontier import find_frontier
 from mirror.repository.packing.engine import PackRequest
 from mirror.repository.shallow import ShallowUpdate, update_shallow
 from mirror.repository.snapshot import RefSnapshot
-from mirror.wire.answers import encode_shallow_lines, encode_v2_sections
+from mirror.wire.answers import encode_in_side_band, encode_shallow_lines, encode_v2_sections
 from mirror.wire.filters import ObjectFilter
 from mirror.wire.names import ObjectId, Ref, RefName
 from mirror.wire.negotiation import negotiate_v0, negotiate_v2
@@ -21,7 +21,7 @@ from mirror.wire.requests import FetchRequest, SideBand, UploadPackRequest
 
 
 class UnknownRef(ClientError):
-    """A ref that was asked for by its name is not there."""
+    """A ref that was asked for by its name is not there, or there are several."""
 
     label = "unknown_ref"
 
@@ -40,6 +40,10 @@ class FetchPlan:
     pack: PackRequest | None
     side_band: SideBand
 
+    def in_side_band(self) -> "FetchPlan":
+        """Return it as ``sideband-all`` wants it; the pack is framed as it always is."""
+        return replace(self, head=encode_in_side_band(self.head))
+
 
 def missing_objects(repository: BareRepository, oids: Iterable[ObjectId]) -> list[ObjectId]:
     """Return those of `oids` that the mirror lacks."""
@@ -53,6 +57,11 @@ def plan_v2(repository: BareRepository, snapshot: RefSnapshot, fetch: FetchReque
         UnknownRef: A `want-ref` or `deepen-not` names no ref of ours.
         ProtocolError: The request makes no sense.
     """
+    plan = _plan_v2(repository, snapshot, fetch)
+    return plan.in_side_band() if fetch.sideband_all else plan
+
+
+def _plan_v2(repository: BareRepository, snapshot: RefSnapshot, fetch: FetchRequest) -> FetchPlan:
     wanted_refs = {name: _resolve(snapshot, name) for name in fetch.want_refs}
     wants = tuple(dict.fromkeys((*fetch.wants, *wanted_refs.values())))
     request = replace(fetch, wants=wants)
@@ -66,7 +75,7 @@ def plan_v2(repository: BareRepository, snapshot: RefSnapshot, fetch: FetchReque
         return FetchPlan(outcome.lines, None, SideBand.LARGE)
     update = _shallow_update(repository, snapshot, request, client_shallow)
     shallow_info = None
-    if fetch.deepen or fetch.shallow:
+    if fetch.deepen or client_shallow:
         shallow_info = encode_shallow_lines(update.shallow, update.unshallow)
     head = outcome.lines + encode_v2_sections(shallow_info=shallow_info, wanted_refs=wanted_refs)
     pack = _pack_request(repository, snapshot, request, outcome.common, update)
@@ -125,10 +134,12 @@ def _shallow_update(
 ) -> ShallowUpdate:
     excluded = []
     for short in fetch.deepen.exclude:
-        oid = snapshot.resolve(short)
-        if oid is None:
-            raise UnknownRef(f"deepen-not is not a ref: {short.decode('utf-8', 'replace')}")
-        excluded.append(oid)
+        found = snapshot.expand(short)
+        if len(found) != 1:
+            what = "ambiguous deepen-not" if found else "deepen-not is not a ref"
+            shown = short.decode("utf-8", "backslashreplace")
+            raise UnknownRef(f"git upload-pack: {what}: deepen-not {shown}")
+        excluded.append(found[0])
     return update_shallow(
         repository.graph,
         wants=fetch.wants,

@@ -167,12 +167,14 @@ class RefSnapshot:
         ref = self.by_name.get(name)
         return ref.oid if ref is not None else None
 
-    def resolve(self, short: bytes) -> ObjectId | None:
-        """Return what a ref points to, named as briefly as git allows it (gitrevisions(7))."""
-        for rule in (b"%b", b"refs/%b", b"refs/tags/%b", b"refs/heads/%b"):
-            if (oid := self.find(RefName(rule % short))) is not None:
-                return oid
-        return None
+    def expand(self, short: bytes) -> list[ObjectId]:
+        """Return what refs point to that are named so, as briefly as git allows it.
+
+        The rules of gitrevisions(7), the first one first; more than one ref is ambiguous.
+        """
+        rules = (b"%b", b"refs/%b", b"refs/tags/%b", b"refs/heads/%b", b"refs/remotes/%b")
+        found = (self.find(RefName(rule % short)) for rule in (*rules, b"refs/remotes/%b/HEAD"))
+        return [oid for oid in found if oid is not None]
 
     def tags(self) -> Iterator[Ref]:
         """Yield the annotated tags."""

@@ -3,8 +3,8 @@
 A pack that is at hand goes out with its length, and its answer may be given again; one that is
 being built is followed.
 
-Errors are an ``ERR`` pkt-line before the pack, side-band 3 once it began, and where there is no
-side-band the connection is cut.
+Errors are an ``ERR`` pkt-line before the pack, side-band 3 once it began or where all of the answer
+is to be in side-bands, and where there is no side-band the connection is cut.
 """
 
 import asyncio
@@ -130,7 +130,8 @@ class Fetches:
                 if planned is not None:
                     self._plans.add(hosted.mirror, seen.snapshot, version, body, planned)
         except _REFUSALS as error:
-            return await _refuse(request, error, admitted)
+            in_band = isinstance(command, FetchRequest) and command.sideband_all
+            return await _refuse(request, error, admitted, in_band=in_band)
         if planned is None:
             headers = answer_headers(RESULT_TYPE, seen)
             return await whole_answer(request, found.plan.head, headers)
@@ -153,7 +154,8 @@ class Fetches:
             return None
         fetch = command.fetch if isinstance(command, UploadPackRequest) else command
         shape = self._foresight.recognise(hosted.mirror.name, seen.snapshot, fetch, pack)
-        return Planned(found.plan, pack, found.key, shape, by_name)
+        sideband_all = isinstance(command, FetchRequest) and command.sideband_all
+        return Planned(found.plan, pack, found.key, shape, by_name, sideband_all)
 
     async def send(
         self,
@@ -176,7 +178,7 @@ class Fetches:
                 self._count(hosted, planned, "joined" if found.readers > 1 else "miss")
                 return await self._send_build(request, hosted, admitted, planned, found)
         except _REFUSALS as error:
-            return await _refuse(request, error, admitted)
+            return await _refuse(request, error, admitted, in_band=planned.sideband_all)
 
     def _count(self, hosted: Hosted, planned: Planned, result: str) -> None:
         self._metrics.record_pack(result)
@@ -292,12 +294,14 @@ def _plan(admitted: Admitted, command: FetchRequest | UploadPackRequest) -> Fetc
 
 
 async def _refuse(
-    request: web.Request, error: MirrorError, admitted: Admitted | None
+    request: web.Request, error: MirrorError, admitted: Admitted | None, *, in_band: bool
 ) -> web.StreamResponse:
+    """Tell an error in place of an answer, as git does: of a ref, without the program's name."""
     request[OUTCOME] = error.label
     log = logger.warning if isinstance(error, LocalError) else logger.info
     log("refused", kind=error.label, error=str(error))
-    answer = encode_error(f"upload-pack: {error}")
+    message = str(error) if isinstance(error, UnknownRef) else f"upload-pack: {error}"
+    answer = encode_band_error(message, STORED) if in_band else encode_error(message)
     return await whole_answer(request, answer, answer_headers(RESULT_TYPE, admitted))
 
 

@@ -37,6 +37,7 @@ class Planned:
         key: The pack's name.
         shape: What kind of reader it is for.
         by_name: Whether the fetch names refs; then it depends on how fresh they are.
+        sideband_all: Whether errors, too, are to be in a side-band.
     """
 
     plan: FetchPlan
@@ -44,6 +45,7 @@ class Planned:
     key: PackKey
     shape: Shape | None
     by_name: bool
+    sideband_all: bool = False
 
 
 class Plans:

@@ -1,8 +1,8 @@
 """Smart HTTP for readers: `info/refs` and `git-upload-pack` (gitprotocol-http(5)).
 
 Polls are answered from the published snapshot. Errors are a status on `info/refs` and for bodies
-that can't be read, an ``ERR`` pkt-line where a fetch was understood but can't be served, and
-side-band 3 once the pack began. Never a redirect: Argo CD takes one for an error.
+that can't be read, an ``ERR`` pkt-line where a request was read but can't be served, and side-band
+3 once the pack began. Never a redirect: Argo CD takes one for an error.
 """
 
 import asyncio
@@ -13,7 +13,7 @@ from typing import Final, assert_never
 import structlog
 from aiohttp import web
 
-from mirror.errors import ProtocolError, TooLarge
+from mirror.errors import ProtocolError, RequestRefused, TooLarge
 from mirror.metrics import Metrics
 from mirror.refresh.gate import Admitted
 from mirror.refresh.registry import Hosted, Registry
@@ -135,7 +135,12 @@ class SmartHttp:
         if planned is not None:
             request[OPERATION] = Operation.FETCH
             return await self._fetches.send(request, hosted, hosted.gate.current(), planned)
-        command = await _parse(version, body)
+        try:
+            command = await _parse(version, body)
+        except RequestRefused as error:
+            request[OUTCOME] = error.label
+            logger.info("refused", kind=error.label, error=str(error))
+            return _whole(encode_error(str(error)), RESULT_TYPE)
         match command:
             case None:
                 request[OPERATION] = Operation.PROBE
@@ -171,8 +176,7 @@ class SmartHttp:
 
         def sizes() -> list[tuple[ObjectId, int | None]]:
             return [
-                (oid, source.size(oid) if command.size and source.contains(oid) else None)
-                for oid in command.oids
+                (oid, source.size(oid) if source.contains(oid) else None) for oid in command.oids
             ]
 
         answer = encode_object_info(await asyncio.to_thread(sizes), with_size=command.size)

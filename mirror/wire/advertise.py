@@ -38,10 +38,10 @@ def encode_v2_capabilities(agent: bytes) -> bytes:
                 b"ls-refs=unborn",
                 # Not ref-in-want, though we answer it: a client that may name refs does so, and
                 # fails when one of them is deleted between its ls-refs and its fetch.
-                b"fetch=shallow wait-for-done filter",
+                b"fetch=shallow wait-for-done filter sideband-all",
                 b"server-option",
                 b"object-format=sha1",
-                b"object-info",
+                b"object-info=size",
             ]
         )
         + FLUSH_PKT

@@ -10,7 +10,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
 from mirror.wire.names import ObjectId, RefName
-from mirror.wire.pktline import DELIM_PKT, FLUSH_PKT, encode, encode_lines
+from mirror.wire.pktline import (
+    DELIM_PKT,
+    FLUSH_PKT,
+    Special,
+    decode_all,
+    encode,
+    encode_lines,
+)
 from mirror.wire.requests import SideBand
 
 ERROR_BYTES_MAX: Final = 900
@@ -84,12 +91,25 @@ def encode_v2_sections(
     return sections + encode_lines([b"packfile"])
 
 
+def encode_in_side_band(lines: bytes) -> bytes:
+    """Frame what goes before the pack as ``sideband-all`` wants it: every line on band 1."""
+    return b"".join(
+        b"%04x" % packet.value
+        if isinstance(packet, Special)
+        else encode_band(Band.PACK, packet, SideBand.LARGE)
+        for packet in decode_all(lines)
+    )
+
+
 def encode_object_info(sizes: Sequence[tuple[ObjectId, int | None]], *, with_size: bool) -> bytes:
-    """Encode the answer to object-info; an object that isn't here has an empty size."""
-    if not with_size:
-        return encode_lines([oid for oid, _ in sizes]) + FLUSH_PKT
-    lines = [b"%b %b" % (oid, b"" if size is None else b"%d" % size) for oid, size in sizes]
-    return encode_lines([b"size", *lines]) + FLUSH_PKT
+    """Encode the answer to object-info; an object that isn't here is followed by a space alone."""
+    lines = [b"size"] if with_size and sizes else []
+    for oid, size in sizes:
+        if size is None:
+            lines.append(oid + b" ")
+        else:
+            lines.append(b"%b %d" % (oid, size) if with_size else oid)
+    return encode_lines(lines) + FLUSH_PKT
 
 
 def _one_line(message: str) -> bytes:

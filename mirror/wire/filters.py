@@ -5,19 +5,20 @@ What a filter leaves out is decided by the pack engines; here is only what a req
 """
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 from urllib.parse import unquote_to_bytes
 
-from mirror.errors import ProtocolError
+from mirror.errors import RequestRefused
+from mirror.wire.numbers import parse_size
 
-_SIZE: Final = re.compile(rb"(\d{1,18})([kmg]?)", re.IGNORECASE)
-_UNITS: Final = {b"": 1, b"k": 1 << 10, b"m": 1 << 20, b"g": 1 << 30}
-_DEPTH: Final = re.compile(rb"\d{1,9}")
 _TYPES: Final = frozenset({b"commit", b"tree", b"blob", b"tag"})
 
+_MUST_BE_ESCAPED: Final = re.compile(rb"[\x00-\x20\x80-\xff~`!@#$^&*()\[\]{}\\;'\",<>?]")
+
 COMBINED_FILTERS_MAX: Final = 16
-"""A client has no use for more, and each one costs a test per object."""
+"""A client has no use for more, however nested, and each one costs a test per object."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,38 +60,66 @@ def parse_filter(spec: bytes) -> ObjectFilter:
     """Parse a filter-spec.
 
     Raises:
-        ProtocolError: It is malformed or not supported here.
+        RequestRefused: It is malformed or not supported here.
     """
-    if not spec.startswith(b"combine:"):
-        return _parse_simple(spec)
-    parts = spec.removeprefix(b"combine:").split(b"+")
-    if len(parts) > COMBINED_FILTERS_MAX:
-        raise ProtocolError(f"more than {COMBINED_FILTERS_MAX} filters combined")
-    combined = ObjectFilter()
-    for part in parts:
-        combined = _both(combined, _parse_simple(unquote_to_bytes(part)))
-    return combined
+    chosen: ObjectFilter | None = None
+    for number, simple in enumerate(_simple_specs(spec)):
+        if number >= COMBINED_FILTERS_MAX:
+            raise RequestRefused(f"more than {COMBINED_FILTERS_MAX} filters combined")
+        part = _parse_simple(simple)
+        chosen = part if chosen is None else _both(chosen, part)
+    if chosen is None:
+        raise RequestRefused("expected something after combine:")
+    return chosen
+
+
+def _simple_specs(spec: bytes) -> Iterator[bytes]:
+    """Yield the filters that are combined, through all layers of ``combine:`` and escapes."""
+    todo = [(spec, 0)]
+    while todo:
+        spec, depth = todo.pop()
+        if not spec.startswith(b"combine:"):
+            yield spec
+            continue
+        if depth >= COMBINED_FILTERS_MAX:
+            raise RequestRefused(f"filters combined more than {COMBINED_FILTERS_MAX} layers deep")
+        # Empty parts are passed over, as newer versions of git do.
+        parts = [part for part in spec.removeprefix(b"combine:").split(b"+") if part]
+        if len(parts) > COMBINED_FILTERS_MAX:
+            raise RequestRefused(f"more than {COMBINED_FILTERS_MAX} filters combined")
+        for part in parts:
+            if found := _MUST_BE_ESCAPED.search(part):
+                shown = found[0].decode("ascii", "backslashreplace")
+                raise RequestRefused(f"must escape char in sub-filter-spec: '{shown}'")
+        todo += [(unquote_to_bytes(part), depth + 1) for part in reversed(parts)]
 
 
 def _parse_simple(spec: bytes) -> ObjectFilter:
     kind, _, argument = spec.partition(b":")
-    if spec == b"blob:none":
-        return ObjectFilter(blob_limit_bytes=0)
-    if kind == b"blob" and argument.startswith(b"limit="):
-        size = _SIZE.fullmatch(argument.removeprefix(b"limit="))
-        if size:
-            return ObjectFilter(blob_limit_bytes=int(size[1]) * _UNITS[size[2].lower()])
-    if kind == b"tree" and _DEPTH.fullmatch(argument):
-        return ObjectFilter(tree_depth=int(argument))
-    if kind == b"object" and argument.startswith(b"type="):
-        name = argument.removeprefix(b"type=")
-        if name in _TYPES:
-            return ObjectFilter(object_types=frozenset({name}))
-    if kind == b"sparse":
-        raise ProtocolError(
-            "sparse: filters are not supported; use blob:none and a sparse checkout"
-        )
-    raise ProtocolError(f"invalid filter-spec {spec[:80]!r}")
+    name, _, value = argument.partition(b"=")
+    shown = spec[:80].decode("utf-8", "backslashreplace")
+    match kind, name:
+        case b"blob", b"none" if spec == b"blob:none":
+            return ObjectFilter(blob_limit_bytes=0)
+        case b"blob", b"limit" if (size := parse_size(value)) is not None:
+            return ObjectFilter(blob_limit_bytes=size)
+        case b"tree", _ if (depth := parse_size(argument)) is not None:
+            return ObjectFilter(tree_depth=depth)
+        case b"tree", _:
+            raise RequestRefused("expected 'tree:<depth>'")
+        case b"object", b"type" if value in _TYPES:
+            return ObjectFilter(object_types=frozenset({value}))
+        case b"object", b"type" if b"=" in argument:
+            named = shown.removeprefix("object:type=")
+            raise RequestRefused(f"'{named}' for 'object:type=<type>' is not a valid object type")
+        case b"sparse", b"path":
+            raise RequestRefused("sparse:path filters support has been dropped")
+        case b"sparse", b"oid":
+            raise RequestRefused(
+                "filter 'sparse:oid' not supported; use blob:none and a sparse checkout"
+            )
+        case _:
+            raise RequestRefused(f"invalid filter-spec '{shown}'")
 
 
 def _both(one: ObjectFilter, other: ObjectFilter) -> ObjectFilter:

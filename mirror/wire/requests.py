@@ -3,26 +3,44 @@
 Protocol v2: gitprotocol-v2(5). Protocol v0 and v1: gitprotocol-pack(5) in its stateless form
 (gitprotocol-http(5)), where each POST repeats the wants and ends with ``done`` or a flush-pkt.
 Both end in the same `FetchRequest`; what only v0 has is in `UploadPackRequest`.
+
+A body that is not made of pkt-lines, or is cut off, is a `ProtocolError`; one that is and asks for
+what is not served is a `RequestRefused` in git's own words, for the client's user to read.
 """
 
 import enum
-import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Final
 
-from mirror.errors import ProtocolError
-from mirror.wire.filters import ObjectFilter, parse_filter
-from mirror.wire.names import HEAD, ObjectId, RefName, is_ref_name, object_id
-from mirror.wire.pktline import Packet, Special, decode_all, text
-
-INFINITE_DEPTH: Final = 0x7FFFFFFF
-"""What clients send as depth to unshallow."""
+from mirror.errors import ProtocolError, RequestRefused
+from mirror.wire.arguments import INFINITE_DEPTH as INFINITE_DEPTH  # noqa: PLC0414 - exported
+from mirror.wire.arguments import Deepen as Deepen  # noqa: PLC0414 - exported
+from mirror.wire.arguments import (
+    LimitArguments,
+    leading_id,
+    line_of,
+    lines_until_flush,
+    packets_of,
+    quoted,
+    shown,
+)
+from mirror.wire.filters import ObjectFilter
+from mirror.wire.names import HEAD, ObjectId, RefName, is_ref_name
+from mirror.wire.pktline import Packet, Special
 
 REF_PREFIXES_MAX: Final = 65536
 """As in git's own server: with that many prefixes all refs are sent."""
 
-_NUMBER: Final = re.compile(rb"\d{1,19}")
+OBJECT_FORMAT: Final = b"sha1"
+"""The hash of all object ids here."""
+
+_OBJECT_FORMATS: Final = frozenset({b"sha1", b"sha256"})
+
+_COMMANDS: Final = frozenset({b"ls-refs", b"fetch", b"object-info"})
+_CAPABILITIES: Final = frozenset({b"agent", b"server-option", b"session-id"})
+"""What a client may say and nothing follows from."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,19 +51,6 @@ class LsRefsRequest:
     symrefs: bool = False
     unborn: bool = False
     ref_prefixes: tuple[bytes, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Deepen:
-    """How much history a shallow fetch asks for; all unset means none of it."""
-
-    depth: int | None = None
-    relative: bool = False
-    since: int | None = None
-    exclude: tuple[bytes, ...] = ()
-
-    def __bool__(self) -> bool:
-        return self.depth is not None or self.since is not None or bool(self.exclude)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +68,7 @@ class FetchRequest:
     include_tag: bool = False
     ofs_delta: bool = False
     wait_for_done: bool = False
+    sideband_all: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,65 +125,75 @@ def parse_command(body: bytes) -> CommandRequest | None:
     """Parse the body of a v2 POST; `None` for an empty request (a lone flush-pkt: the probe).
 
     Raises:
-        ProtocolError: Malformed, or a command, capability or argument that was not advertised.
+        ProtocolError: Malformed.
+        RequestRefused: A command, capability or argument that was not advertised.
     """
-    packets = decode_all(body)
-    if not packets or packets == [Special.FLUSH]:
+    found = _split_command(packets_of(body))
+    if found is None:
         return None
-    command, arguments = _split_command(packets)
+    command, arguments = found
     match command:
         case b"ls-refs":
             return _parse_ls_refs(arguments)
         case b"fetch":
             return _parse_fetch(arguments)
-        case b"object-info":
+        case _:
             return _parse_object_info(arguments)
-        case _:
-            raise ProtocolError(f"invalid command {command[:80]!r}")
 
 
-def _split_command(packets: list[Packet]) -> tuple[bytes, list[bytes]]:
+def _split_command(packets: Iterator[Packet]) -> tuple[bytes, Iterator[bytes]] | None:
     """Return the command and its arguments; capabilities are checked on the way."""
-    command = b""
-    lines: Iterator[Packet] = iter(packets)
-    separator: Special | None = None
-    for packet in lines:
-        if isinstance(packet, Special):
-            separator = packet
-            break
-        line = text(packet)
-        key, _, value = line.partition(b"=")
-        if key == b"command":
-            if command:
-                raise ProtocolError(f"command {value[:80]!r} requested after {command!r}")
-            command = value
-        elif key == b"object-format":
-            if value != b"sha1":
-                raise ProtocolError(f"mismatched object format: server sha1; client {value[:80]!r}")
-        elif key not in (b"agent", b"server-option", b"session-id"):
-            raise ProtocolError(f"unknown capability {line[:80]!r}")
-    if not command:
-        raise ProtocolError("no command requested")
-    match separator:
-        case Special.DELIM:
-            return command, list(_until_flush(lines))
-        case Special.FLUSH:
-            return command, []
-        case _:
-            raise ProtocolError("expected a delim-pkt or a flush-pkt after the capabilities")
-
-
-def _until_flush(packets: Iterable[Packet]) -> Iterator[bytes]:
+    command, client_format = b"", b"sha1"
+    is_empty, has_arguments = True, False
     for packet in packets:
         if packet is Special.FLUSH:
-            return
+            break
+        if packet is Special.DELIM:
+            is_empty, has_arguments = False, True
+            break
         if isinstance(packet, Special):
-            raise ProtocolError(f"expected a line or a flush-pkt, got a {packet.name} packet")
-        yield text(packet)
-    raise ProtocolError("the request ends before its flush-pkt")
+            raise RequestRefused("unexpected response end packet")
+        is_empty = False
+        line = line_of(packet)
+        key, equals, value = line.partition(b"=")
+        if key == b"command" and equals:
+            command = _checked_command(value, command)
+        elif key == b"object-format":
+            client_format = _checked_format(value)
+        elif key not in _CAPABILITIES:
+            raise RequestRefused(f"unknown capability {quoted(line)}")
+    else:
+        if not is_empty:
+            raise ProtocolError("the request ends before its flush-pkt")
+    if is_empty:
+        return None
+    if not command:
+        raise RequestRefused("no command requested")
+    if client_format != OBJECT_FORMAT:
+        ours, theirs = OBJECT_FORMAT.decode(), client_format.decode()
+        raise RequestRefused(f"mismatched object format: server {ours}; client {theirs}")
+    return command, lines_until_flush(packets) if has_arguments else iter(())
 
 
-def _parse_ls_refs(arguments: list[bytes]) -> LsRefsRequest:
+def _checked_command(name: bytes, before: bytes) -> bytes:
+    if before:
+        raise RequestRefused(
+            f"command {quoted(name)} requested after already requesting command {quoted(before)}"
+        )
+    if name not in _COMMANDS:
+        raise RequestRefused(f"invalid command {quoted(name)}")
+    return name
+
+
+def _checked_format(name: bytes) -> bytes:
+    if not name:
+        raise RequestRefused("object-format capability requires an argument")
+    if name not in _OBJECT_FORMATS:
+        raise RequestRefused(f"unknown object format {quoted(name)}")
+    return name
+
+
+def _parse_ls_refs(arguments: Iterator[bytes]) -> LsRefsRequest:
     flags = set()
     prefixes = []
     for line in arguments:
@@ -186,7 +202,7 @@ def _parse_ls_refs(arguments: list[bytes]) -> LsRefsRequest:
         elif line.startswith(b"ref-prefix "):
             prefixes.append(line.removeprefix(b"ref-prefix "))
         else:
-            raise ProtocolError(f"unexpected line: {line[:80]!r}")
+            raise RequestRefused(f"unexpected line: {quoted(line)}")
     if len(prefixes) >= REF_PREFIXES_MAX:
         prefixes = []
     return LsRefsRequest(b"peel" in flags, b"symrefs" in flags, b"unborn" in flags, tuple(prefixes))
@@ -198,105 +214,82 @@ _FETCH_FLAGS: Final = {
     b"include-tag": "include_tag",
     b"ofs-delta": "ofs_delta",
     b"wait-for-done": "wait_for_done",
+    b"sideband-all": "sideband_all",
 }
 
 
-def _parse_fetch(arguments: list[bytes]) -> FetchRequest:
+def _parse_fetch(arguments: Iterator[bytes]) -> FetchRequest:
     wants: dict[ObjectId, None] = {}
     want_refs: dict[RefName, None] = {}
     haves: dict[ObjectId, None] = {}
     flags: dict[str, bool] = {}
-    shallow = _ShallowArguments()
+    limits = LimitArguments()
     for line in arguments:
-        key, _, value = line.partition(b" ")
         if line in _FETCH_FLAGS:
             flags[_FETCH_FLAGS[line]] = True
-        elif key == b"want":
-            wants[object_id(value)] = None
-        elif key == b"have":
-            haves[object_id(value)] = None
-        elif key == b"want-ref":
-            want_refs[_wanted_ref(value)] = None
+        elif line.startswith(b"want "):
+            wants[_wanted(line)] = None
+        elif line.startswith(b"have "):
+            haves[_had(line)] = None
+        elif line.startswith(b"want-ref "):
+            want_refs[_wanted_ref(line.removeprefix(b"want-ref "), want_refs)] = None
         elif line == b"deepen-relative":
-            shallow.relative = True
-        elif not shallow.take(key, value) and line != b"no-progress":
-            raise ProtocolError(f"unexpected line: {line[:80]!r}")
+            limits.relative = True
+        elif not limits.take(line) and line != b"no-progress":
+            raise RequestRefused(f"unexpected line: {quoted(line)}")
     return FetchRequest(
         wants=tuple(wants),
         want_refs=tuple(want_refs),
         haves=tuple(haves),
-        shallow=frozenset(shallow.shallow),
-        deepen=shallow.checked_deepen(),
-        filter=shallow.filter,
+        shallow=frozenset(limits.shallow),
+        deepen=limits.checked_deepen(),
+        filter=limits.filter,
         **flags,
     )
 
 
-def _wanted_ref(name: bytes) -> RefName:
+def _wanted(line: bytes) -> ObjectId:
+    oid = leading_id(line.removeprefix(b"want "))
+    if oid is None:
+        raise RequestRefused(
+            f"git upload-pack: protocol error, expected to get oid, not {quoted(line)}"
+        )
+    return oid
+
+
+def _had(line: bytes) -> ObjectId:
+    value = line.removeprefix(b"have ")
+    oid = leading_id(value)
+    if oid is None:
+        raise RequestRefused(f"git upload-pack: expected SHA1 object, got {quoted(value)}")
+    return oid
+
+
+def _wanted_ref(name: bytes, others: dict[RefName, None]) -> RefName:
     if name != HEAD and not is_ref_name(name):
-        raise ProtocolError(f"unknown ref {name[:80]!r}")
+        raise RequestRefused(f"unknown ref {shown(name)}")
+    if name in others:
+        raise RequestRefused(f"duplicate want-ref {shown(name)}")
     return RefName(name)
 
 
-def _parse_object_info(arguments: list[bytes]) -> ObjectInfoRequest:
+def _parse_object_info(arguments: Iterator[bytes]) -> ObjectInfoRequest:
     oids = []
     size = False
     for line in arguments:
         if line == b"size":
             size = True
         elif line.startswith(b"oid "):
-            oids.append(object_id(line.removeprefix(b"oid ")))
+            value = line.removeprefix(b"oid ")
+            oid = leading_id(value)
+            if oid is None:
+                raise RequestRefused(
+                    f"object-info: protocol error, expected to get oid, not {quoted(value)}"
+                )
+            oids.append(oid)
         else:
-            raise ProtocolError(f"object-info: unexpected line: {line[:80]!r}")
+            raise RequestRefused(f"object-info: unexpected line: {quoted(line)}")
     return ObjectInfoRequest(tuple(oids), size)
-
-
-class _ShallowArguments:
-    """The arguments that v0 and v2 share: shallow, deepen*, filter."""
-
-    def __init__(self) -> None:
-        self.shallow: set[ObjectId] = set()
-        self.depth: int | None = None
-        self.relative = False
-        self.since: int | None = None
-        self.exclude: list[bytes] = []
-        self.filter: ObjectFilter | None = None
-
-    def take(self, key: bytes, value: bytes) -> bool:
-        """Take one line; tell whether it was one of these."""
-        match key:
-            case b"shallow":
-                self.shallow.add(object_id(value))
-            case b"deepen":
-                depth = _number(value, "deepen")
-                if depth == 0:
-                    raise ProtocolError("invalid deepen: 0")
-                self.depth = min(depth, INFINITE_DEPTH)
-            case b"deepen-since":
-                self.since = _number(value, "deepen-since")
-            case b"deepen-not":
-                self.exclude.append(value)
-            case b"filter":
-                self.filter = parse_filter(value)
-            case _:
-                return False
-        return True
-
-    def checked_deepen(self) -> Deepen:
-        """Return what was asked for.
-
-        Raises:
-            ProtocolError: A depth together with a date or an excluded ref.
-        """
-        if self.depth is not None and (self.since is not None or self.exclude):
-            raise ProtocolError("deepen and deepen-since (or deepen-not) cannot be used together")
-        return Deepen(self.depth, self.relative, self.since, tuple(self.exclude))
-
-
-def _number(value: bytes, key: str) -> int:
-    if not _NUMBER.fullmatch(value):
-        raise ProtocolError(f"invalid {key}: {value[:80]!r}")
-    return int(value)
 
 
 # --- protocol v0 and v1 ------------------------------------------------------------------------
@@ -310,67 +303,86 @@ def parse_upload_pack(body: bytes) -> UploadPackRequest | None:
 
     Raises:
         ProtocolError: Malformed.
+        RequestRefused: Not a fetch, or one that is not served.
     """
-    if not body:
+    packets = packets_of(body)
+    first = next(packets, None)
+    if first is None:
         return None
-    packets = iter(decode_all(body))
     wants: dict[ObjectId, None] = {}
-    capabilities: set[bytes] = set()
-    shallow = _ShallowArguments()
-    for line in _until_flush(packets):
-        key, _, value = line.partition(b" ")
-        if key == b"want":
-            # git separates by a space, older clients by NUL.
-            oid, _, features = value.replace(b"\0", b" ").partition(b" ")
-            wants[object_id(oid)] = None
-            capabilities.update(features.split())
-        elif not shallow.take(key, value):
-            raise ProtocolError(
-                f"git upload-pack: protocol error, expected to get oid, not {line[:80]!r}"
+    features = _Features()
+    limits = LimitArguments()
+    for line in _lines_of_round(chain((first,), packets)):
+        if line.startswith(b"want ") and (oid := leading_id(line.removeprefix(b"want "))):
+            wants[oid] = None
+            features.take(line[len(b"want ") + len(oid) :])
+        elif line.startswith(b"filter ") and b"filter" not in features.seen:
+            raise RequestRefused("git upload-pack: filtering capability not negotiated")
+        elif not limits.take(line):
+            raise RequestRefused(
+                f"git upload-pack: protocol error, expected to get object ID, not {quoted(line)}"
             )
     if not wants:
         return None
-    rest = list(packets)
-    haves, done = _parse_haves(rest) if rest else ((), False)
-    shallow.relative = b"deepen-relative" in capabilities
+    first = next(packets, None)
+    haves, done = _parse_haves(chain((first,), packets)) if first is not None else ((), False)
+    limits.relative = b"deepen-relative" in features.seen
     return UploadPackRequest(
         FetchRequest(
             wants=tuple(wants),
             haves=haves,
             done=done,
-            shallow=frozenset(shallow.shallow),
-            deepen=shallow.checked_deepen(),
-            filter=shallow.filter,
-            thin_pack=b"thin-pack" in capabilities,
-            include_tag=b"include-tag" in capabilities,
-            ofs_delta=b"ofs-delta" in capabilities,
+            shallow=frozenset(limits.shallow),
+            deepen=limits.checked_deepen(),
+            filter=limits.filter,
+            thin_pack=b"thin-pack" in features.seen,
+            include_tag=b"include-tag" in features.seen,
+            ofs_delta=b"ofs-delta" in features.seen,
         ),
-        wants_only=not rest,
-        acks=_ack_mode(capabilities),
-        no_done=b"no-done" in capabilities,
-        side_band=_side_band(capabilities),
+        wants_only=first is None,
+        acks=features.acks,
+        no_done=b"no-done" in features.seen,
+        side_band=features.side_band,
     )
 
 
-def _parse_haves(packets: Iterable[Packet]) -> tuple[tuple[ObjectId, ...], bool]:
-    haves: dict[ObjectId, None] = {}
-    for line in _until_flush(packets):
+def _lines_of_round(packets: Iterator[Packet]) -> Iterator[bytes]:
+    """Yield lines up to a special packet: any of them ends a part of a v0 request."""
+    for packet in packets:
+        if isinstance(packet, Special):
+            return
+        yield line_of(packet)
+    raise ProtocolError("the request ends before its flush-pkt")
+
+
+def _parse_haves(packets: Iterator[Packet]) -> tuple[tuple[ObjectId, ...], bool]:
+    haves: list[ObjectId] = []
+    for line in _lines_of_round(packets):
         if line == b"done":
             return tuple(haves), True
         if not line.startswith(b"have "):
-            raise ProtocolError(f"git upload-pack: expected oid list, got {line[:80]!r}")
-        haves[object_id(line.removeprefix(b"have "))] = None
+            raise RequestRefused(f"git upload-pack: expected SHA1 list, got {quoted(line)}")
+        haves.append(_had(line))
     return tuple(haves), False
 
 
-def _ack_mode(capabilities: set[bytes]) -> AckMode:
-    for mode in (AckMode.DETAILED, AckMode.MULTI):
-        if mode.value.encode() in capabilities:
-            return mode
-    return AckMode.SINGLE
+class _Features:
+    """The capabilities of a v0 request: those of all its wants; of two ways, the latest counts."""
 
+    def __init__(self) -> None:
+        self.seen: set[bytes] = set()
+        self.acks = AckMode.SINGLE
+        self.side_band = SideBand.NONE
 
-def _side_band(capabilities: set[bytes]) -> SideBand:
-    if b"side-band-64k" in capabilities:
-        return SideBand.LARGE
-    return SideBand.SMALL if b"side-band" in capabilities else SideBand.NONE
+    def take(self, words: bytes) -> None:
+        """Take what stands behind one want."""
+        names = {word.partition(b"=")[0] for word in words.split()}
+        self.seen |= names
+        if b"multi_ack_detailed" in names:
+            self.acks = AckMode.DETAILED
+        elif b"multi_ack" in names:
+            self.acks = AckMode.MULTI
+        if b"side-band-64k" in names:
+            self.side_band = SideBand.LARGE
+        elif b"side-band" in names:
+            self.side_band = SideBand.SMALL

@@ -139,7 +139,7 @@ def test_head_is_what_its_branch_points_to() -> None:
     assert not snapshot(ref(MAIN)).is_empty
 
 
-def test_short_names_are_resolved_in_gits_order() -> None:
+def test_short_names_are_expanded_in_gits_order() -> None:
     taken = snapshot(
         ref(MAIN, 1),
         ref(b"refs/tags/main", 2),
@@ -149,14 +149,13 @@ def test_short_names_are_resolved_in_gits_order() -> None:
         ref(b"refs/heads/tags/z", 6),
         ref(b"refs/tags/z", 7),
     )
-    assert taken.resolve(b"main") == oid(2)
-    assert taken.resolve(b"heads/main") == taken.resolve(b"refs/heads/main") == oid(1)
-    assert taken.resolve(b"x") == oid(3)
-    assert taken.resolve(b"y") == oid(5)
-    assert taken.resolve(b"tags/z") == oid(7)
-    assert taken.resolve(b"HEAD") == oid(1)
-    assert taken.resolve(b"none") is None
-    assert taken.resolve(b"") is None
+    assert taken.expand(b"main") == [oid(2), oid(1)]
+    assert taken.expand(b"heads/main") == taken.expand(b"refs/heads/main") == [oid(1)]
+    assert taken.expand(b"x") == [oid(3), oid(4)]
+    assert taken.expand(b"y") == [oid(5)]
+    assert taken.expand(b"tags/z") == [oid(7), oid(6)]
+    assert taken.expand(b"HEAD") == [oid(1)]
+    assert taken.expand(b"none") == taken.expand(b"") == []
     assert taken.find(RefName(b"main")) is None
 
 

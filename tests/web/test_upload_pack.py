@@ -4,6 +4,7 @@ import gzip
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Final
 
 import pytest
 
@@ -48,28 +49,56 @@ async def test_an_encoding_that_is_not_undone_here_is_refused(
         (0, b"xyz", "pkt-line"),
         (0, b"-001", "four hex digits"),
         (0, b"0009want", "ends within a pkt-line"),
-        (0, b"000bwant x\n0000", "object id of 40 hex digits"),
-        (0, command("ls-refs"), "expected to get oid"),
-        (0, fetch_v0(UNKNOWN, more=["deepen 0"]), "invalid deepen"),
-        (0, fetch_v0(UNKNOWN, more=["deepen x"]), "invalid deepen"),
         (2, b"fff0", "ends within a pkt-line"),
         (2, b"0014command=ls-refs\n", "flush-pkt"),
-        (2, b"0013agent=git/2.39\n0000", "no command requested"),
-        (2, command("destroy"), "invalid command"),
-        (2, command("ls-refs", "unheard-of"), "unexpected line"),
-        (2, command("fetch", "filter sparse:oid=main"), "sparse"),
-        (2, command("fetch", "want 123"), "object id of 40 hex digits"),
-        (2, command("fetch", "want-ref ../../etc/passwd"), "unknown ref"),
-        (2, fetch_v0(UNKNOWN), "unknown capability"),
     ],
     ids=lambda value: "" if isinstance(value, bytes) else None,
 )
-async def test_a_malformed_body_is_told_what_was_expected(
+async def test_a_body_that_can_not_be_read_is_a_bad_request(
     mirror: MirrorService, version: int, body: bytes, expected: str
 ) -> None:
     answer = await mirror.upload_pack(body, version=version)
     assert answer.status == 400
     assert expected in answer.text
+
+
+NOT_SERVED: Final = [
+    (0, command("ls-refs"), "git upload-pack: protocol error, expected to get object ID, not"),
+    (0, fetch_v0(UNKNOWN, more=["deepen x"]), "Invalid deepen: deepen x"),
+    (
+        0,
+        fetch_v0(UNKNOWN, capabilities="filter", more=["filter sparse:oid=main:x"]),
+        "filter 'sparse:oid' not supported; use blob:none and a sparse checkout",
+    ),
+    (2, b"0013agent=git/2.39\n0000", "no command requested"),
+    (2, command("destroy"), "invalid command 'destroy'"),
+    (2, command("ls-refs", "unheard-of"), "unexpected line: 'unheard-of'"),
+    (2, command("fetch", "filter sparse:oid=main"), "filter 'sparse:oid' not supported; use"),
+    (2, command("fetch", "filter sparse:path=x"), "sparse:path filters support has been"),
+    (2, command("fetch", "filter tree:x"), "expected 'tree:<depth>'"),
+    (2, command("fetch", "want-ref ../../etc/passwd"), "unknown ref ../../etc/passwd"),
+    (2, command("object-info", "type"), "object-info: unexpected line: 'type'"),
+    (2, fetch_v0(UNKNOWN), "unknown capability 'want 1"),
+    (
+        2,
+        command("ls-refs").replace(b"0017object-format=sha1\n", b"0019object-format=sha256\n"),
+        "mismatched object format: server sha1; client sha256",
+    ),
+]
+
+
+async def test_a_request_for_what_is_not_served_is_answered_with_an_err(
+    mirror: MirrorService,
+) -> None:
+    for version, body, expected in NOT_SERVED:
+        answer = await mirror.upload_pack(body, version=version)
+        assert answer.status == 200
+        assert answer.headers["Content-Type"] == "application/x-git-upload-pack-result"
+        (line,) = read_lines(answer.body)
+        assert line.startswith(f"ERR {expected}")
+    labels = {"operation": "other", "outcome": "protocol_error"}
+    counted = await mirror.metric("git_mirror_request_seconds_count", **labels)
+    assert counted == len(NOT_SERVED)
 
 
 @pytest.mark.parametrize(

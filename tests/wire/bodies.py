@@ -41,6 +41,7 @@ def fetch_groups(request: FetchRequest) -> list[list[bytes]]:
         b"include-tag": request.include_tag,
         b"ofs-delta": request.ofs_delta,
         b"wait-for-done": request.wait_for_done,
+        b"sideband-all": request.sideband_all,
         b"deepen-relative": request.deepen.relative,
     }
     return [
@@ -62,6 +63,7 @@ def upload_pack(request: UploadPackRequest, *, others: Sequence[bytes] = ()) -> 
         b"ofs-delta": fetch.ofs_delta,
         b"deepen-relative": fetch.deepen.relative,
         b"no-done": request.no_done,
+        b"filter": fetch.filter is not None,
     }
     capabilities = [name for name, is_set in chosen.items() if is_set]
     if request.acks is not AckMode.SINGLE:

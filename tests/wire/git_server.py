@@ -12,7 +12,7 @@ from mirror.repository.bare import BareRepository
 from mirror.repository.fetching import FetchPlan
 from mirror.repository.snapshot import RefSnapshot
 from mirror.wire.names import ObjectId
-from mirror.wire.pktline import Packet, Special, text
+from mirror.wire.pktline import Packet, Special, decode_all, text
 from tests.git_client import GIT_SECONDS_MAX, Upstream, environment
 from tests.wire.bodies import AGENT
 
@@ -86,6 +86,20 @@ class GitServer:
         """Tell whether git answers with an error."""
         completed = self._completed("--stateless-rpc", version=version, body=body)
         return completed.returncode != 0
+
+    def refusal(self, body: bytes, *, version: int) -> str:
+        """Return the words in which git refuses a request: its ERR, or what it says on stderr."""
+        completed = self._completed("--stateless-rpc", version=version, body=body)
+        assert completed.returncode != 0, completed.stdout
+        said = [line for line in completed.stderr.decode().splitlines() if "fatal: " in line]
+        return said[-1].removeprefix("fatal: ")
+
+    def error_packet(self, body: bytes, *, version: int) -> str:
+        """Return the text of the ERR pkt-line with which git answers; empty where it sends none."""
+        answer = self._completed("--stateless-rpc", version=version, body=body).stdout
+        found = [packet for packet in decode_all(answer) if isinstance(packet, bytes)]
+        errors = [text(line).decode() for line in found if line.startswith(b"ERR ")]
+        return errors[0].removeprefix("ERR ") if errors else ""
 
     def _run(self, option: str, *, version: int, body: bytes = b"") -> bytes:
         completed = self._completed(option, version=version, body=body)
@@ -165,7 +179,11 @@ def populate(upstream: Upstream) -> None:
     upstream.tag("light", "main~1", annotated=False)
     upstream.tag("a-blob", "main:counter.txt")
     upstream.force("refs/pull/1/head", "side~1")
-    for key in ("uploadpack.allowRefInWant", "transfer.advertiseObjectInfo"):
+    for key in (
+        "uploadpack.allowRefInWant",
+        "uploadpack.allowSidebandAll",
+        "transfer.advertiseObjectInfo",
+    ):
         upstream.config(key, "true")
 
 

@@ -81,6 +81,7 @@ fetches: Final = st.builds(
     include_tag=st.booleans(),
     ofs_delta=st.booleans(),
     wait_for_done=st.booleans(),
+    sideband_all=st.booleans(),
 )
 
 

@@ -67,10 +67,10 @@ def test_v2_announces_what_it_can_do_and_no_refs() -> None:
         b"version 2",
         b"agent=git-mirror/test",
         b"ls-refs=unborn",
-        b"fetch=shallow wait-for-done filter",
+        b"fetch=shallow wait-for-done filter sideband-all",
         b"server-option",
         b"object-format=sha1",
-        b"object-info",
+        b"object-info=size",
     ]
 
 

@@ -140,10 +140,10 @@ def test_a_shallow_update_without_changes_is_still_announced() -> None:
     ("with_size", "expected"),
     [
         (True, [b"size\n", oid(1) + b" 42\n", oid(2) + b" \n", Special.FLUSH]),
-        (False, [oid(1) + b"\n", oid(2) + b"\n", Special.FLUSH]),
+        (False, [oid(1) + b"\n", oid(2) + b" \n", Special.FLUSH]),
     ],
 )
-def test_object_info_tells_sizes_and_leaves_missing_ones_empty(
+def test_object_info_tells_sizes_and_marks_what_is_not_there(
     with_size: bool, expected: list[object]
 ) -> None:
     answer = encode_object_info([(oid(1), 42), (oid(2), None)], with_size=with_size)

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mirror.errors import ProtocolError
+from mirror.errors import RequestRefused
 from mirror.wire.filters import COMBINED_FILTERS_MAX, ObjectFilter, parse_filter
 from tests.git_client import Upstream
 from tests.wire import strategies
@@ -45,6 +45,16 @@ NO_TYPE: frozenset[bytes] = frozenset()
             b"combine:object:type%3dblob+object:type%3dcommit",
         ),
         (b"combine:blob:none", ObjectFilter(blob_limit_bytes=0), b"blob:limit=0"),
+        (b"combine:+blob:none++", ObjectFilter(blob_limit_bytes=0), b"blob:limit=0"),
+        (b"blob:limit=0x10k", ObjectFilter(blob_limit_bytes=16 << 10), b"blob:limit=16384"),
+        (b"tree:010", ObjectFilter(tree_depth=8), b"tree:8"),
+        (b"tree:1k", ObjectFilter(tree_depth=1024), b"tree:1024"),
+        (b"combine:combine%3Atree:1%2btree%253a2", ObjectFilter(tree_depth=1), b"tree:1"),
+        (
+            b"combine:combine:combine%3atree:3%2bblob:none+tree:4",
+            ObjectFilter(blob_limit_bytes=0, tree_depth=3),
+            b"combine:blob:limit%3d0+tree:3",
+        ),
     ],
 )
 def test_a_filter_spec_is_read_and_has_one_canonical_form(
@@ -55,38 +65,40 @@ def test_a_filter_spec_is_read_and_has_one_canonical_form(
 
 
 @pytest.mark.parametrize(
-    "spec",
+    ("spec", "message"),
     [
-        *(b"", b"blob", b"blob:", b"blob:some", b"blob:none ", b"blob:limit=", b"blob:limit=-1"),
-        *(b"blob:limit=1t", b"blob:limit=1kb", b"blob:limit=9999999999999999999", b"tree:"),
-        *(
-            b"tree:-1",
-            b"tree:1k",
-            b"tree:9999999999",
-            b"object:type=",
-            b"object:type=note",
-            b"other",
-        ),
-        *(b"combine:", b"combine:blob:none+", b"combine:combine%3atree:1", b"combine:tree%253a1"),
-        *(b"combine:\xff%", b"tree:\xd9\xa3", b"blob:limit=1\n"),
+        *((spec, "invalid filter-spec") for spec in (b"", b"blob", b"blob:", b"other", b"auto")),
+        *((b"blob:limit=%b" % size, "invalid filter-spec") for size in (b"", b"-1", b"1t", b"1\n")),
+        (b"blob:limit=99999999999999999999", "invalid filter-spec"),
+        (b"blob:limit=18014398509481984k", "invalid filter-spec"),
+        *((b"tree:%b" % depth, "expected 'tree:<depth>'") for depth in (b"", b"-1", b"\xd9\xa3")),
+        (b"object:type=note", "'note' for 'object:type=<type>' is not a valid object type"),
+        (b"object:type", "invalid filter-spec"),
+        (b"combine:", "expected something after combine:"),
+        (b"combine:++", "expected something after combine:"),
+        (b"combine:tree%253a1", "invalid filter-spec 'tree%3a1'"),
+        *((b"combine:tree:1%b" % bad, "must escape char") for bad in (b"~", b" ", b"\xc3", b'"')),
+        (b"combine:combine%3atree:1%2btree:2~", "must escape char in sub-filter-spec: '~'"),
+        (b"sparse:path=x", "sparse:path filters support has been dropped"),
+        (b"sparse:oid=main:x", "filter 'sparse:oid' not supported; use blob:none and a sparse"),
+        (b"combine:sparse:oid=a+blob:none", "filter 'sparse:oid' not supported"),
     ],
 )
-def test_what_is_no_filter_spec_is_refused(spec: bytes) -> None:
-    with pytest.raises(ProtocolError, match="invalid filter-spec"):
+def test_what_is_no_filter_spec_is_refused(spec: bytes, message: str) -> None:
+    with pytest.raises(RequestRefused) as refused:
         parse_filter(spec)
-
-
-@pytest.mark.parametrize("spec", [b"sparse:oid=main:x", b"combine:sparse:oid=a+blob:none"])
-def test_a_sparse_filter_is_refused_with_what_to_do(spec: bytes) -> None:
-    with pytest.raises(ProtocolError, match="use blob:none and a sparse checkout"):
-        parse_filter(spec)
+    assert message in str(refused.value)
 
 
 def test_only_so_many_filters_are_combined() -> None:
     most = b"combine:" + b"+".join([b"tree:1"] * COMBINED_FILTERS_MAX)
     assert parse_filter(most) == ObjectFilter(tree_depth=1)
-    with pytest.raises(ProtocolError, match="more than 16 filters combined"):
-        parse_filter(most + b"+tree:1")
+    nested = [b"%3a".join([b"combine"] * 2 + [b"tree"]) + b"%3a1%2btree:1"] * 9
+    for more in (most + b"+tree:1", b"combine:" + b"+".join(nested)):
+        with pytest.raises(RequestRefused, match="more than 16 filters combined"):
+            parse_filter(more)
+    with pytest.raises(RequestRefused, match="more than 16 layers deep"):
+        parse_filter(b"combine:" * 5000 + b"tree:1")
 
 
 @given(strategies.filters)
