@@ -17,6 +17,7 @@ Raise where the mistake is found; translate at one boundary (`mirror.web.app`); 
     ├── UpstreamError            the upstream did not answer as it should
     │   ├── UpstreamUnavailable  passing: worth another try
     │   └── UpstreamRefused      lasting until somebody mends the configuration or the upstream
+    │       └── OtherObjectFormat  its ids are of another hash
     ├── LocalError               this machine: disk, child process, configuration
     │   ├── PackError            a pack could not be made or indexed
     │   └── ConfigError          the configuration file, with every mistake in it
@@ -132,6 +133,12 @@ class UpstreamRefused(UpstreamError):
 
     label = "upstream_refused"
     transient = False
+
+
+class OtherObjectFormat(UpstreamRefused):
+    """The upstream's object ids are of another hash than SHA-1."""
+
+    label = "other_object_format"
 
 
 class LocalError(MirrorError):

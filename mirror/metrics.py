@@ -21,6 +21,13 @@ WEBHOOK_OUTCOMES: Final = (
     "malformed",
 )
 PUSH_OUTCOMES: Final = ("accepted", "rejected", "unclear", "refused", "failed")
+REFRESH_OUTCOMES: Final = (
+    "changed",
+    "unchanged",
+    "upstream_unavailable",
+    "upstream_refused",
+    "other_object_format",
+)
 PACK_RESULTS: Final = ("hit", "joined", "miss")
 IN_PROCESS: Final = "dulwich"
 """The engine that makes small packs, whichever makes the others."""
@@ -156,7 +163,7 @@ class Metrics:
         for operation in operations:
             self._requests.labels(operation, "ok")
         for trigger in triggers:
-            for outcome in ("changed", "unchanged", "upstream_unavailable", "upstream_refused"):
+            for outcome in REFRESH_OUTCOMES:
                 self._refreshes.labels(trigger, outcome)
         for outcome in PUSH_OUTCOMES:
             self._pushes.labels(outcome)

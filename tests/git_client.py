@@ -210,14 +210,22 @@ class Upstream:
     Every method blocks for that long, which a test can afford. Revisions are whatever git resolves.
     """
 
-    def __init__(self, root: Path, name: str = "acme/gitops-repo", *, branch: str = "main") -> None:
+    def __init__(
+        self,
+        root: Path,
+        name: str = "acme/gitops-repo",
+        *,
+        branch: str = "main",
+        object_format: str = "sha1",
+    ) -> None:
         """Create ``root/<name>.git``, empty, with HEAD on `branch`, as open as forges are."""
         self.name = name
         self.path = root / f"{name}.git"
         self._clock = FIRST_COMMIT_AT
         self._env = environment(root)
         self.path.mkdir(parents=True)
-        self.git("init", "--quiet", "--bare", "--template=", f"--initial-branch={branch}", ".")
+        options = (f"--initial-branch={branch}", f"--object-format={object_format}")
+        self.git("init", "--quiet", "--bare", "--template=", *options, ".")
         self.config("http.receivepack", "true")
         self.config("uploadpack.allowFilter", "true")
         self.config("uploadpack.allowAnySHA1InWant", "true")

@@ -13,6 +13,7 @@ from mirror import config
 from mirror.cli import main
 from mirror.demo.forge import HttpBackend
 from tests.git_client import GitClient, Upstream
+from tests.mirror_service import configuration
 
 NAME = "acme/gitops-repo"
 
@@ -94,6 +95,23 @@ async def test_check_online_says_which_upstream_has_what_problem(
     assert bad.returncode == 1
     assert f"repositories.{NAME}" in bad.stderr
     assert "no such repository" in bad.stderr
+
+
+@pytest.mark.parametrize("is_v0", [False, True])
+async def test_check_online_and_sync_refuse_a_sha256_upstream_in_one_sentence(
+    forge: HttpBackend, upstream_root: Path, tmp_path: Path, is_v0: bool
+) -> None:
+    forge.faults.force_protocol_v0 = is_v0
+    Upstream(upstream_root, "acme/modern", object_format="sha256").commit()
+    file = configuration(forge, tmp_path, names=["acme/modern"])
+    for command in (("check", "--online"), ("sync", "acme/modern")):
+        done = await run(command[0], "--config", str(file), *command[1:])
+        assert done.returncode == 1
+        sentences = [line for line in done.stderr.splitlines() if "object format" in line]
+        assert len(sentences) == 1
+        assert "is sha256, and only sha1 repositories can be mirrored: take it" in sentences[0]
+        assert "Traceback" not in done.stderr
+    assert not list((tmp_path / "data").glob("repositories/**/HEAD"))
 
 
 async def test_sync_without_a_service_clones_and_then_refreshes(

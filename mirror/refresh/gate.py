@@ -69,8 +69,9 @@ class Gate:
         """
         mirror = self._mirror
         if mirror.repository is None or mirror.snapshot is None:  # what `is_open` denies
-            reason = f": {mirror.last.error}" if mirror.last.error else ""
-            raise NotYetMirrored(f"{mirror.name} is not mirrored yet{reason}; try again soon")
+            # What stands in the way may be lasting: then trying again is no advice.
+            reason = mirror.last.error or "its first clone is under way; try again soon"
+            raise NotYetMirrored(f"{mirror.name} is not mirrored yet: {reason}")
         return Admitted(mirror.repository, mirror.snapshot, None, 0.0)
 
     def is_fresh(self, snapshot: RefSnapshot) -> bool:

@@ -30,6 +30,7 @@ from yarl import URL
 
 from mirror.errors import (
     MirrorError,
+    OtherObjectFormat,
     UpstreamError,
     UpstreamRefused,
     UpstreamUnavailable,
@@ -272,9 +273,11 @@ class Remote:
                 body = await self._whole_body(response)
             features = await self._parse_first_answer(body)
             if features.object_format != b"sha1":
-                raise UpstreamRefused(
-                    f"the upstream uses {features.object_format.decode('ascii', 'replace')} object"
-                    " ids; only SHA-1 repositories can be mirrored"
+                hash_name = features.object_format.decode("ascii", "backslashreplace")
+                raise OtherObjectFormat(
+                    f"the upstream's object format is {hash_name}, and only sha1 repositories can"
+                    " be mirrored: take it out of the configuration and let its readers fetch from"
+                    f" {self._base} itself"
                 )
             return features
         raise UpstreamRefused(f"the upstream redirects more than {REDIRECTS_MAX} times")

@@ -89,7 +89,7 @@ async def test_before_the_first_clone_there_is_no_answer_and_never_an_empty_one(
 ) -> None:
     running = Running(make_bench(upstream, poll_interval_seconds=None))
     assert not running.gate.is_open()
-    with pytest.raises(NotYetMirrored, match=r"^acme/gitops-repo is not mirrored yet; try"):
+    with pytest.raises(NotYetMirrored, match=r"^acme/gitops-repo is not mirrored yet: .*; try"):
         await running.gate.admit()
     running.forge.faults = Faults(status=404)
     async with running:

@@ -8,7 +8,7 @@ import pytest
 from aiohttp import web
 
 from mirror.demo.forge import Faults, HttpBackend
-from mirror.errors import UpstreamRefused, UpstreamUnavailable
+from mirror.errors import OtherObjectFormat, UpstreamRefused, UpstreamUnavailable
 from mirror.upstream.credentials import BasicCredentials
 from mirror.upstream.failures import RETRY_AFTER_SECONDS_MAX
 from mirror.wire.pktline import FLUSH_PKT, encode, encode_lines
@@ -266,16 +266,13 @@ async def test_a_sha256_repository_is_refused_in_one_clear_sentence(
     forge: HttpBackend, upstream_root: Path, make_remote: MakeRemote, is_v0: bool
 ) -> None:
     forge.faults = Faults(force_protocol_v0=is_v0)
-    modern = Upstream(upstream_root, "acme/sha1")
-    modern.git(
-        "init", "--quiet", "--bare", "--object-format=sha256", "--template=", "../sha256.git"
-    )
-    modern.path = modern.path.with_name("sha256.git")
-    modern.commit()
+    Upstream(upstream_root, "acme/sha256", object_format="sha256").commit()
     error = await failure(make_remote(forge.repository_url("acme/sha256")))
-    assert isinstance(error, UpstreamRefused)
+    assert isinstance(error, OtherObjectFormat)
     assert str(error) == (
-        "the upstream uses sha256 object ids; only SHA-1 repositories can be mirrored"
+        "the upstream's object format is sha256, and only sha1 repositories can be mirrored: take"
+        " it out of the configuration and let its readers fetch from"
+        f" {forge.repository_url('acme/sha256')} itself"
     )
 
 

@@ -157,7 +157,7 @@ def test_head_is_told_as_git_tells_it(head: str, version: int, tmp_path: Path) -
 
 @pytest.mark.parametrize("is_empty", [False, True])
 def test_object_info_says_what_git_s_says(both: Both, is_empty: bool) -> None:
-    """(Asked for nothing but ids, git up to 2.39 forgets to look whether it was asked for sizes.)"""
+    """(Asked for ids alone, git 2.39 does not know whether it was asked for sizes.)"""
     asked = [] if is_empty else [*(ref.oid for ref in both.snapshot.refs), oid(7)]
     body = command(b"object-info", b"size", *(b"oid " + name for name in asked))
     request = parse_command(body)
