@@ -8,6 +8,9 @@ UNSIGNED_MAX: Final = (1 << 64) - 1
 _NUMBER: Final = rb"[ \t-\r]*\+?(?:0[xX]([0-9a-fA-F]{1,16})|(0[0-7]{0,22})|([1-9][0-9]{0,19}))"
 _UNSIGNED: Final = re.compile(_NUMBER)
 _SIZE: Final = re.compile(_NUMBER + rb"([kKmMgG]?)")
+_BASES: Final = ((1, 16), (2, 8), (3, 10))
+"""The groups of a number, and the base of each."""
+
 _UNITS: Final = {b"": 1, b"k": 1 << 10, b"m": 1 << 20, b"g": 1 << 30}
 
 
@@ -29,8 +32,6 @@ def parse_size(data: bytes) -> int | None:
 def _value(found: "re.Match[bytes] | None") -> int | None:
     if found is None:
         return None
-    for group, base in ((1, 16), (2, 8), (3, 10)):
-        if found[group]:
-            value = int(found[group], base)
-            return value if value <= UNSIGNED_MAX else None
-    return None
+    digits, base = next((found[group], base) for group, base in _BASES if found[group])
+    value = int(digits, base)
+    return value if value <= UNSIGNED_MAX else None
