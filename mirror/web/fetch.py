@@ -130,7 +130,7 @@ class Fetches:
                 if planned is not None:
                     self._plans.add(hosted.mirror, seen.snapshot, version, body, planned)
         except _REFUSALS as error:
-            in_band = isinstance(command, FetchRequest) and command.sideband_all
+            in_band = _wants_all_in_band(command)
             return await _refuse(request, error, admitted, in_band=in_band)
         if planned is None:
             headers = answer_headers(RESULT_TYPE, seen)
@@ -154,8 +154,8 @@ class Fetches:
             return None
         fetch = command.fetch if isinstance(command, UploadPackRequest) else command
         shape = self._foresight.recognise(hosted.mirror.name, seen.snapshot, fetch, pack)
-        sideband_all = isinstance(command, FetchRequest) and command.sideband_all
-        return Planned(found.plan, pack, found.key, shape, by_name, sideband_all)
+        in_band = _wants_all_in_band(command)
+        return Planned(found.plan, pack, found.key, shape, by_name, in_band)
 
     async def send(
         self,
@@ -291,6 +291,10 @@ def _plan(admitted: Admitted, command: FetchRequest | UploadPackRequest) -> Fetc
     if isinstance(command, UploadPackRequest):
         return plan_v0(admitted.repository, admitted.snapshot, command)
     return plan_v2(admitted.repository, admitted.snapshot, command)
+
+
+def _wants_all_in_band(command: FetchRequest | UploadPackRequest) -> bool:
+    return isinstance(command, FetchRequest) and command.sideband_all
 
 
 async def _refuse(
