@@ -142,6 +142,37 @@ class Metrics:
             ["outcome"],
             registry=self.registry,
         )
+        self._lfs_objects = Counter(
+            "git_mirror_lfs_objects",
+            "LFS objects sent for: found here, on their way already, or missed.",
+            ["result"],
+            registry=self.registry,
+        )
+        self._lfs_downloads = Histogram(
+            "git_mirror_lfs_download_seconds",
+            "Time to download an LFS object from its upstream.",
+            ["outcome"],
+            buckets=_REFRESH_SECONDS,
+            registry=self.registry,
+        )
+        self._lfs_received = Counter(
+            "git_mirror_lfs_received_bytes",
+            "Bytes of LFS objects from upstreams.",
+            registry=self.registry,
+        )
+        self._lfs_sent = Counter(
+            "git_mirror_lfs_sent_bytes",
+            "Bytes of LFS objects to readers, in whole answers.",
+            registry=self.registry,
+        )
+        self._lfs_evictions = Counter(
+            "git_mirror_lfs_evictions",
+            "LFS objects removed to make room for others.",
+            registry=self.registry,
+        )
+        self._lfs_stored = Gauge(
+            "git_mirror_lfs_stored_bytes", "Bytes of LFS objects here.", registry=self.registry
+        )
         self._workers = Gauge(
             "git_mirror_workers", "Processes that serve readers.", registry=self.registry
         )
@@ -170,6 +201,9 @@ class Metrics:
         for result in PACK_RESULTS:
             self._packs.labels(result)
             self._first_fetches.labels(result)
+            self._lfs_objects.labels(result)
+        for outcome in ("ok", "upstream_unavailable", "upstream_refused"):
+            self._lfs_downloads.labels(outcome)
         self._pack_bytes.labels(IN_PROCESS)
         for outcome in FORESEEN_OUTCOMES:
             self._foreseen.labels(outcome)
@@ -247,6 +281,30 @@ class Metrics:
     def record_foreseen(self, outcome: str) -> None:
         """A foreseen pack was `built`, found `ready`, or `failed`."""
         self._foreseen.labels(outcome).inc()
+
+    def record_lfs_object(self, result: str) -> None:
+        """An LFS object was sent for: `hit`, `joined` or `miss`."""
+        self._lfs_objects.labels(result).inc()
+
+    def record_lfs_download(self, outcome: str, seconds: float) -> None:
+        """The download of an LFS object ended."""
+        self._lfs_downloads.labels(outcome).observe(seconds)
+
+    def record_lfs_received(self, size: int) -> None:
+        """Bytes of an LFS object came from an upstream."""
+        self._lfs_received.inc(size)
+
+    def record_lfs_sent(self, size: int) -> None:
+        """An LFS object, or a part of one, was sent."""
+        self._lfs_sent.inc(size)
+
+    def record_lfs_evictions(self, count: int) -> None:
+        """So many LFS objects were removed."""
+        self._lfs_evictions.inc(count)
+
+    def set_lfs_stored_bytes(self, size: int) -> None:
+        """The LFS objects take so much."""
+        self._lfs_stored.set(size)
 
     def set_workers(self, count: int) -> None:
         """So many processes serve."""

@@ -15,13 +15,16 @@ from mirror.config import RepositorySettings, Settings
 from mirror.errors import LocalError
 from mirror.metrics import Metrics
 from mirror.places import DataDirectory
+from mirror.refresh.lfs import BATCHES_MAX, LargeFiles, LfsRepository
 from mirror.refresh.mirror import Mirror
 from mirror.refresh.refresher import OnPublished, Refresher, RefreshPlaces
 from mirror.refresh.registry import Hosted, Registry
 from mirror.refresh.update import Updater
 from mirror.repository.bare import BareRepository
 from mirror.repository.packing.engine import PackEngine
-from mirror.upstream.connect import remote_for
+from mirror.serving import lfs_store
+from mirror.upstream.connect import lfs_remote_for, open_session, remote_for
+from mirror.upstream.storage import Storage
 
 Watch = Callable[[Mirror], None]
 
@@ -140,3 +143,31 @@ def close_mirror(mirror: Mirror) -> None:
     """Let go of a mirror's packs."""
     if mirror.repository is not None:
         mirror.repository.close()
+
+
+async def open_large_files(
+    stack: AsyncExitStack, settings: Settings, metrics: Metrics, *, agent: bytes
+) -> LargeFiles:
+    """Provide what brings LFS objects from the upstreams; `stack` gets its end.
+
+    Raises:
+        LocalError: The store can't be used.
+    """
+    limits, store = settings.limits, lfs_store(settings)
+    await asyncio.to_thread(store.prepare)
+    metrics.set_lfs_stored_bytes(store.stored_bytes)
+    connections_max = limits.lfs_downloads_max + BATCHES_MAX
+    session = await stack.enter_async_context(
+        open_session(connections_per_host_max=connections_max)
+    )
+    storage = Storage(session, stack)
+    repositories = {
+        name: LfsRepository(
+            lfs_remote_for(session, storage, one, limits, agent=agent),
+            store.scope(name, one.upstream),
+        )
+        for name, one in settings.repositories.items()
+    }
+    files = LargeFiles(store, repositories, limits, metrics)
+    stack.push_async_callback(files.close)
+    return files

@@ -6,6 +6,7 @@ control.sock    what `git-mirror sync` talks to
 repositories/   the bare mirrors, by name
 staging/        first clones under way; cleared at the start
 packs/          packs that were made for readers, to be used again; may be removed at any time
+lfs/            Git LFS objects, and which repository has them; as packs/
 set-aside/      mirrors that could not be used; kept for a look, never served
 """
 
@@ -39,6 +40,11 @@ class DataDirectory:
     def packs(self) -> Path:
         """Packs made for readers."""
         return self.root / "packs"
+
+    @property
+    def lfs(self) -> Path:
+        """Git LFS objects."""
+        return self.root / "lfs"
 
     @property
     def set_aside(self) -> Path:

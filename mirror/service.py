@@ -12,10 +12,11 @@ from mirror import __version__
 from mirror.config import ListenAddress, RepositorySettings, Settings
 from mirror.errors import MirrorError
 from mirror.metrics import Metrics
-from mirror.mirroring import Mirroring, Watch, close_mirror, open_mirror
+from mirror.mirroring import Mirroring, Watch, close_mirror, open_large_files, open_mirror
 from mirror.places import DataDirectory
 from mirror.refresh.announcements import Announcements
 from mirror.refresh.foresight import Foresight
+from mirror.refresh.lfs import LargeFiles
 from mirror.refresh.mirror import Mirror
 from mirror.refresh.registry import Registry
 from mirror.refresh.update import Updater
@@ -94,12 +95,13 @@ class Service:
             on_published=foresight.published,
         )
         self.registry = mirroring.registry
+        lfs = await open_large_files(stack, settings, metrics, agent=AGENT)
         figures = OwnFigures(self.registry, metrics, engine)
         if self.workers == 1:
             fetches = Fetches(packs, foresight, metrics)
-            address = await self._serve(mirroring, fetches, figures, metrics)
+            address = await self._serve(mirroring, fetches, figures, lfs, metrics)
         else:
-            address = await self._serve_by_workers(mirroring, figures, metrics)
+            address = await self._serve_by_workers(mirroring, figures, lfs, metrics)
         self.url = f"http://{address}"
         await self._listen_for_control()
         logger.info(
@@ -114,7 +116,12 @@ class Service:
         )
 
     async def _serve(
-        self, mirroring: Mirroring, fetches: Fetches, figures: OwnFigures, metrics: Metrics
+        self,
+        mirroring: Mirroring,
+        fetches: Fetches,
+        figures: OwnFigures,
+        lfs: LargeFiles,
+        metrics: Metrics,
     ) -> ListenAddress:
         """Serve from this process."""
         metrics.set_workers(1)
@@ -127,11 +134,12 @@ class Service:
             fetches=fetches,
             announcer=Announcements(mirroring.refreshers),
             figures=figures,
+            lfs=lfs,
         )
         return await listen(runner, self.settings.server.listen)
 
     async def _serve_by_workers(
-        self, mirroring: Mirroring, figures: OwnFigures, metrics: Metrics
+        self, mirroring: Mirroring, figures: OwnFigures, lfs: LargeFiles, metrics: Metrics
     ) -> ListenAddress:
         """Serve from several processes, none of which is this one."""
         # Only here: the single process is to pay nothing for what it does not use.
@@ -145,6 +153,7 @@ class Service:
             metrics,
             announcer=Announcements(mirroring.refreshers),
             figures=figures,
+            lfs=lfs,
             address=address,
             count=self.workers,
         )

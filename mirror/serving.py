@@ -20,8 +20,10 @@ from mirror.errors import LocalError, PackError
 from mirror.metrics import Metrics
 from mirror.places import DataDirectory
 from mirror.refresh.announcements import Announcer
+from mirror.refresh.lfs import LfsSource
 from mirror.refresh.refresher import Trigger
 from mirror.refresh.registry import Registry
+from mirror.repository.lfs_store import LfsStore
 from mirror.repository.packing.auto_engine import AutoEngine
 from mirror.repository.packing.dulwich_engine import DulwichEngine
 from mirror.repository.packing.engine import PackEngine
@@ -35,6 +37,7 @@ from mirror.web.app import build_app
 from mirror.web.fast_lane import FastLane
 from mirror.web.fetch import Fetches
 from mirror.web.lane_runner import FastLaneRunner, open_fast_lane
+from mirror.web.lfs import LfsHandlers
 from mirror.web.monitoring import Figures, Monitoring
 from mirror.web.protocol import Operation
 from mirror.web.push import Pushes
@@ -87,6 +90,12 @@ def build_metrics(engine: PackEngine) -> Metrics:
         operations=Operation, triggers=Trigger, forges=RECEIVERS, engines=[engine.name]
     )
     return metrics
+
+
+def lfs_store(settings: Settings) -> LfsStore:
+    """Return the store of LFS objects; one process prepares it and writes there, all read."""
+    bytes_max = settings.limits.lfs_cache_bytes_max
+    return LfsStore(DataDirectory(settings.data_dir).lfs, bytes_max=bytes_max)
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +154,7 @@ async def open_app(
     fetches: Fetches,
     announcer: Announcer,
     figures: Figures,
+    lfs: LfsSource,
     processes: int = 1,
 ) -> web.AppRunner:
     """Build what serves `registry`, not listening yet; `stack` gets its end.
@@ -157,6 +167,7 @@ async def open_app(
         fetches: Answers fetches.
         announcer: Takes what webhooks say.
         figures: What /metrics and /status.json tell.
+        lfs: Where LFS objects come from.
         processes: How many share the limits.
     """
     session = await stack.enter_async_context(open_session())
@@ -169,12 +180,14 @@ async def open_app(
         agent=AGENT,
         request_bytes_max=settings.limits.request_bytes_max,
     )
+    objects = lfs_store(settings)
+    lfs_handlers = LfsHandlers(registry, objects, lfs, metrics, settings.limits)
     webhooks = Webhooks(registry, metrics, announcer)
     monitoring = Monitoring(registry, figures)
     lane = None
     if settings.server.fast_lane:
         lane = open_fast_lane(metrics, keepalive_seconds=KEEPALIVE_SECONDS)
-    app = build_app(smart_http, webhooks, monitoring, metrics, lane=lane)
+    app = build_app(smart_http, lfs_handlers, webhooks, monitoring, metrics, lane=lane)
     return await open_runner(stack, app, lane)
 
 

@@ -262,6 +262,7 @@ def _resolve_repository(
         on_stale=shared.on_stale,
         max_age_seconds=shared.max_age_seconds,
         push=shared.push,
+        lfs=shared.lfs,
         inherited=frozenset(key for key, name in keys_of(SharedKeys).items() if name in inherited),
     )
 

@@ -209,6 +209,10 @@ class SharedKeys(_Section):
     """How the mirror signs in to the upstream. Under `defaults` they are sent to the host of every
     repository that has none of its own; a repository undoes that with `credentials: none`."""
 
+    lfs: Annotated[bool, switch()] = True
+    """Whether Git LFS objects are served: downloaded from the upstream when a reader first asks for
+    one, and kept. Nothing is downloaded ahead."""
+
     webhook_secret_file: Annotated[Path | None, PATH_OR_NONE, DefaultWords("none")] = None
     """The file that holds the secret the forge signs webhooks with, and nothing else. To rotate it,
     put the new one on a line above the old one: each of up to 8 lines is a secret that is accepted.
@@ -263,6 +267,18 @@ class LimitSettings(_Section):
     push_bytes_max: Annotated[int, size("1KiB", "1TiB")] = 4 * 1024**3
     """The longest push that is passed on. Forges have limits of their own."""
 
+    lfs_cache_bytes_max: Annotated[int, size("0", "1024TiB")] = 10 * 1024**3
+    """The disk space for Git LFS objects, those on their way included. Those used least recently go
+    first. An object that is longer than this can't be served."""
+
+    lfs_object_bytes_max: Annotated[int, size("1KiB", "1024TiB")] = 5 * 1024**3
+    """The longest Git LFS object that is taken from an upstream. GitHub takes none that is
+    longer."""
+
+    lfs_downloads_max: Annotated[int, count(1, 256)] = 8
+    """How many Git LFS objects are downloaded from upstreams at once; up to 1000 further ones
+    wait."""
+
     upstream_timeout_seconds: Annotated[float, duration("100ms", "1h")] = Field(
         default=60.0, alias="upstream_timeout"
     )
@@ -271,7 +287,8 @@ class LimitSettings(_Section):
     refresh_timeout_seconds: Annotated[float, duration("1s", "7d")] = Field(
         default=3600.0, alias="refresh_timeout"
     )
-    """The longest a refresh may take in all, the first clone included."""
+    """The longest a refresh may take in all, the first clone included; and the download of a Git
+    LFS object."""
 
 
 class LogSettings(_Section):

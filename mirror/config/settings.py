@@ -52,6 +52,7 @@ class RepositorySettings:
     on_stale: OnStale = _DEFAULTS.on_stale
     max_age_seconds: float | None = _DEFAULTS.max_age_seconds
     push: PushPolicy = _DEFAULTS.push
+    lfs: bool = _DEFAULTS.lfs
     inherited: frozenset[str] = frozenset()
 
 

@@ -133,6 +133,7 @@ class HttpBackend:
         faults: What to do wrong.
         requests: Every request that arrived, the oldest first.
         on_request: Awaited with each request before its answer: it may wait, or change `faults`.
+    beside: Asked before git, and keeps a record of its own; `None` leaves a request to git.
     """
 
     def __init__(
@@ -146,6 +147,7 @@ class HttpBackend:
         self.faults = Faults()
         self.requests: list[ForgeRequest] = []
         self.on_request: Callable[[ForgeRequest], Awaitable[None]] | None = None
+        self.beside: Callable[[web.Request], Awaitable[web.StreamResponse | None]] | None = None
         self._host = host
         self._port = port
         self._account = BasicAuth(*basic_auth) if basic_auth else None
@@ -234,6 +236,8 @@ class HttpBackend:
             raise RuntimeError("a request is handled outside a task")
         self._handlers.add(handler)
         try:
+            if self.beside and (answer := await self.beside(request)):
+                return answer
             with tempfile.TemporaryFile() as body:
                 record = await _receive(request, body)
                 await self._announce(record)

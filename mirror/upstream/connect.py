@@ -4,9 +4,11 @@ from typing import Final
 
 import aiohttp
 
-from mirror.config import LimitSettings, RepositorySettings
+from mirror.config import CredentialSettings, LimitSettings, RepositorySettings
 from mirror.upstream.credentials import BasicCredentials
+from mirror.upstream.lfs import LfsRemote
 from mirror.upstream.remote import Remote, RemoteLimits
+from mirror.upstream.storage import Storage
 
 KEEPALIVE_SECONDS: Final = 75.0
 """Longer than two poll intervals of 30 s: polls take the idle connections of a host in turn, and
@@ -16,11 +18,16 @@ CONNECTIONS_MAX: Final = 100
 CONNECTIONS_PER_HOST_MAX: Final = 16
 
 
-def open_session() -> aiohttp.ClientSession:
-    """Open the one session that all upstreams share: no cookies, no environment."""
+def open_session(
+    *, connections_per_host_max: int = CONNECTIONS_PER_HOST_MAX
+) -> aiohttp.ClientSession:
+    """Open a session for all upstreams: no cookies, no environment.
+
+    Refreshes share one; downloads of LFS objects have another, so that no refresh waits for them.
+    """
     connector = aiohttp.TCPConnector(
-        limit=CONNECTIONS_MAX,
-        limit_per_host=CONNECTIONS_PER_HOST_MAX,
+        limit=max(CONNECTIONS_MAX, connections_per_host_max),
+        limit_per_host=connections_per_host_max,
         keepalive_timeout=KEEPALIVE_SECONDS,
     )
     return aiohttp.ClientSession(
@@ -36,16 +43,36 @@ def remote_for(
     agent: bytes,
 ) -> Remote:
     """Make the client for one repository's upstream."""
-    credentials = settings.credentials
     return Remote(
         session,
         settings.upstream,
-        credentials=BasicCredentials(credentials.username, credentials.password_file)
-        if credentials is not None
-        else None,
+        credentials=_credentials(settings.credentials),
         limits=RemoteLimits(
             silence_seconds_max=limits.upstream_timeout_seconds,
             pack_bytes_max=limits.pack_bytes_max,
         ),
         agent=agent,
     )
+
+
+def lfs_remote_for(
+    session: aiohttp.ClientSession,
+    storage: Storage,
+    settings: RepositorySettings,
+    limits: LimitSettings,
+    *,
+    agent: bytes,
+) -> LfsRemote:
+    """Make the client for the LFS objects of one repository's upstream."""
+    return LfsRemote(
+        session,
+        storage,
+        settings.upstream,
+        credentials=_credentials(settings.credentials),
+        silence_seconds_max=limits.upstream_timeout_seconds,
+        agent=agent,
+    )
+
+
+def _credentials(settings: CredentialSettings | None) -> BasicCredentials | None:
+    return None if settings is None else BasicCredentials(settings.username, settings.password_file)

@@ -50,7 +50,7 @@ async def raise_for_status(
     if status == 200:
         return
     where = f"{base} answered {status}"
-    retry_after = _retry_after_seconds(response)
+    retry_after = retry_after_seconds(response)
     if status == 429 or (status in (403, 503) and retry_after is not None):
         raise UpstreamUnavailable(
             f"{where}: it asks us to slow down", retry_after_seconds=retry_after
@@ -75,7 +75,7 @@ def upstream_errors() -> Iterator[None]:
 
 @contextmanager
 def line_errors(url: URL, *, silence_seconds_max: float) -> Iterator[None]:
-    """Say what an error of aiohttp's client means, for a request to `url`.
+    """Say what an error of aiohttp's client means, for a request to `url`: only its host shows.
 
     Raises:
         UpstreamRefused: The certificate is not accepted.
@@ -94,6 +94,9 @@ def line_errors(url: URL, *, silence_seconds_max: float) -> Iterator[None]:
         raise UpstreamUnavailable(
             f"{url.host} was silent for {silence_seconds_max:g} seconds"
         ) from error
+    except aiohttp.ClientResponseError as error:  # its own text has the whole URL
+        words = " ".join(error.message.split())
+        raise BrokenOff(f"{url.host} broke off: {words}") from None
     except (aiohttp.ClientError, OSError) as error:
         raise BrokenOff(f"{url.host} broke off: {reason_of(error)}") from error
 
@@ -111,7 +114,7 @@ def check_content_type(response: aiohttp.ClientResponse, expected: str) -> None:
         )
 
 
-def _retry_after_seconds(response: aiohttp.ClientResponse) -> float | None:
+def retry_after_seconds(response: aiohttp.ClientResponse) -> float | None:
     """Read Retry-After (RFC 9110, 10.2.3): seconds or a date."""
     value = response.headers.get("Retry-After", "").strip()
     if value.isdecimal():

@@ -10,7 +10,6 @@ a place that the configuration does not name.
 import asyncio
 import gzip
 import hashlib
-import io
 import time
 from collections.abc import (
     AsyncGenerator,
@@ -37,13 +36,12 @@ from mirror.errors import (
 )
 from mirror.upstream.credentials import BasicCredentials
 from mirror.upstream.failures import (
-    CONNECT_SECONDS_MAX,
     BrokenOff,
     check_content_type,
-    line_errors,
     raise_for_status,
     upstream_errors,
 )
+from mirror.upstream.line import requested
 from mirror.wire.client import (
     FetchAnswerDecoder,
     Listing,
@@ -345,20 +343,15 @@ class Remote:
         headers = {**headers, "User-Agent": f"git/{self._agent.decode('ascii')}"}
         if self._credentials is not None:
             headers["Authorization"] = self._credentials.authorization()
-        silence = self._limits.silence_seconds_max
-        timeout = aiohttp.ClientTimeout(
-            total=None, sock_connect=min(silence, CONNECT_SECONDS_MAX), sock_read=silence
-        )
-        with line_errors(url, silence_seconds_max=silence):
-            async with self._session.request(
-                method,
-                url,
-                headers=headers,
-                data=io.BytesIO(body) if body is not None else None,  # sent in pieces
-                allow_redirects=False,
-                timeout=timeout,
-            ) as response:
-                yield response
+        async with requested(
+            self._session,
+            method,
+            url,
+            headers=headers,
+            body=body,
+            silence_seconds_max=self._limits.silence_seconds_max,
+        ) as response:
+            yield response
 
     async def _whole_body(self, response: aiohttp.ClientResponse) -> bytes:
         body = bytearray()

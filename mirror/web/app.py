@@ -14,8 +14,17 @@ from aiohttp.typedefs import Middleware
 from mirror.errors import ClientError, MirrorError, NotYetMirrored, Overloaded, StaleRefused
 from mirror.metrics import Metrics
 from mirror.web.fast_lane import FastLane
+from mirror.web.lfs import OID, LfsHandlers
 from mirror.web.monitoring import Monitoring
-from mirror.web.protocol import OK, OPERATION, OUTCOME, Operation, end, repository_path
+from mirror.web.protocol import (
+    EXPLAIN,
+    OK,
+    OPERATION,
+    OUTCOME,
+    Operation,
+    end,
+    repository_path,
+)
 from mirror.web.repeating import REQUEST_ID as REQUEST_ID_HEADER
 from mirror.web.smart_http import SmartHttp
 from mirror.web.webhooks import Webhooks
@@ -35,6 +44,7 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 def build_app(
     smart_http: SmartHttp,
+    lfs: LfsHandlers,
     webhooks: Webhooks,
     monitoring: Monitoring,
     metrics: Metrics,
@@ -60,6 +70,10 @@ def build_app(
             web.get("/{repository:.+}/info/refs", smart_http.info_refs),
             web.post("/{repository:.+}/git-upload-pack", smart_http.upload_pack),
             web.post("/{repository:.+}/git-receive-pack", smart_http.receive_pack),
+            web.post("/{repository:.+}/info/lfs/objects/batch", lfs.batch),
+            web.get(f"/{{repository:.+}}/info/lfs/objects/{{oid:{OID}}}", lfs.download),
+            web.put(f"/{{repository:.+}}/info/lfs/objects/{{oid:{OID}}}", lfs.upload),
+            web.route("*", "/{repository:.+}/info/lfs/locks{rest:(/.*)?}", lfs.locks),
         ]
     )
     return app
@@ -138,7 +152,7 @@ async def _handled(request: web.Request, handler: Handler) -> web.StreamResponse
         return await handler(request)
     except MirrorError as error:
         request[OUTCOME] = error.label
-        response = _answer(error)
+        response = _answer(request, error)
         _log(request, error)
     except web.HTTPException as error:
         request[OUTCOME] = "client_error" if error.status < 500 else "internal"
@@ -161,8 +175,10 @@ def _broken_off(request: web.Request) -> web.StreamResponse:
     return request.get(ANSWER) or web.Response(status=CLIENT_GONE_STATUS)
 
 
-def _answer(error: MirrorError) -> web.Response:
-    response = _text(error.status, str(error))
+def _answer(request: web.Request, error: MirrorError) -> web.Response:
+    explain = request.get(EXPLAIN)
+    response = _text(error.status, str(error)) if explain is None else explain(str(error))
+    response.set_status(error.status)
     if isinstance(error, NotYetMirrored | StaleRefused | Overloaded):
         response.headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
     return response

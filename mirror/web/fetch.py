@@ -31,6 +31,7 @@ from mirror.web.protocol import (
     OUTCOME,
     RESULT_TYPE,
     answer_headers,
+    check_connected,
     send,
     whole_answer,
 )
@@ -261,7 +262,7 @@ class Fetches:
                 await response.prepare(request)
                 await send(response, planned.plan.head)
                 while piece is not None:
-                    _check_connected(request)
+                    check_connected(request)
                     await send(response, reframer.feed(piece))
                     piece = await anext(framed, None)
                 await send(response, encode_end(band))
@@ -319,13 +320,3 @@ def _log_served(pack: PackRequest, pack_bytes: int) -> None:
         filter=pack.filter.spec().decode() if pack.filter else None,
         pack_bytes=pack_bytes,
     )
-
-
-def _check_connected(request: web.Request) -> None:
-    """Notice a client that left while nothing was sent to it.
-
-    Raises:
-        ConnectionError: It did.
-    """
-    if request.transport is None or request.transport.is_closing():
-        raise ConnectionResetError("the client went away")

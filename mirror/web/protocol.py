@@ -2,7 +2,7 @@
 
 import asyncio
 import enum
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Final
 
 from aiohttp import web
@@ -49,6 +49,10 @@ class Operation(enum.StrEnum):
     LS_REFS = "ls_refs"
     FETCH = "fetch"
     OBJECT_INFO = "object_info"
+    LFS_BATCH = "lfs_batch"
+    LFS_DOWNLOAD = "lfs_download"
+    LFS_UPLOAD = "lfs_upload"
+    LFS_LOCKS = "lfs_locks"
     PROBE = "probe"
     RECEIVE_PACK = "receive_pack"
     WEBHOOK = "webhook"
@@ -60,6 +64,9 @@ class Operation(enum.StrEnum):
 OPERATION: Final = web.RequestKey("operation", Operation)
 OUTCOME: Final = web.RequestKey("outcome", str)
 """What came of a request: the other label. A handler sets it where it answers an error itself."""
+
+EXPLAIN: Final[web.RequestKey[Callable[[str], web.Response]]] = web.RequestKey("explain")
+"""Makes an answer's body and type of an error's sentence, for clients that want it in their way."""
 
 OK: Final = "ok"
 """The outcome of a request that was answered as asked."""
@@ -155,6 +162,16 @@ async def send(response: web.StreamResponse, data: bytes | memoryview) -> None:
     """
     if data:
         await _taken(response.write(data))
+
+
+def check_connected(request: web.Request) -> None:
+    """Notice a client that left while nothing was sent to it.
+
+    Raises:
+        ConnectionError: It did.
+    """
+    if request.transport is None or request.transport.is_closing():
+        raise ConnectionResetError("the client went away")
 
 
 async def end(response: web.StreamResponse) -> None:

@@ -19,6 +19,7 @@ What keeps the freshness contract across processes:
     state       the state of a mirror, taken there and put here
     replica     a worker's copies
     proxies     what a worker asks the main process for
+    lfs         LFS objects, asked for there and read from the disk here
     worker      a worker's process
     process     starting and ending it, from the main process
     supervisor  all of them

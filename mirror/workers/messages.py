@@ -10,6 +10,7 @@ from typing import Annotated, ClassVar, Literal, TypeAlias
 from pydantic import ConfigDict, Field
 
 from mirror.refresh.refresher import Trigger
+from mirror.wire.lfs import Pointer
 from mirror.wire.names import ObjectId, Ref, RefName
 
 
@@ -154,6 +155,27 @@ class FiguresWanted:
     kind: Literal["figures_wanted"] = "figures_wanted"
 
 
+@dataclass(frozen=True, slots=True)
+class LfsAsked:
+    """Asked: which LFS objects a repository's upstream offers; answered as by `lfs_answer`."""
+
+    repository: str
+    pointers: tuple[Pointer, ...]
+    kind: Literal["lfs_asked"] = "lfs_asked"
+
+
+@dataclass(frozen=True, slots=True)
+class LfsFetched:
+    """Asked: bring an LFS object to the store; answered when it is there, or never will be."""
+
+    repository: str
+    pointer: Pointer
+    kind: Literal["lfs_fetched"] = "lfs_fetched"
+
+
+LfsWanted: TypeAlias = LfsAsked | LfsFetched
+
+
 # Both ways.
 
 
@@ -181,6 +203,8 @@ Message: TypeAlias = (
     | RefreshWanted
     | Delivered
     | FiguresWanted
+    | LfsAsked
+    | LfsFetched
     | Reply
 )
 

@@ -18,18 +18,22 @@ from mirror.config import ListenAddress, Settings
 from mirror.errors import LocalError, MirrorError
 from mirror.metrics import Metrics
 from mirror.refresh.announcements import Announcement, Announcer
+from mirror.refresh.lfs import LfsSource
 from mirror.refresh.mirror import Mirror
 from mirror.refresh.registry import Registry
 from mirror.repository.snapshot import RefSnapshot
 from mirror.web.monitoring import Figures
 from mirror.workers.figures import Family, added, counts_of, exposition, lasting, load
 from mirror.workers.frames import ChannelError
+from mirror.workers.lfs import lfs_answer
 from mirror.workers.link import Link
 from mirror.workers.messages import (
     Announced,
     CountsWanted,
     Delivered,
     FiguresWanted,
+    LfsAsked,
+    LfsFetched,
     Listen,
     Message,
     RefreshWanted,
@@ -91,6 +95,7 @@ class Supervisor:
         *,
         announcer: Announcer,
         figures: Figures,
+        lfs: LfsSource,
         address: ListenAddress,
         count: int,
     ) -> None:
@@ -102,6 +107,7 @@ class Supervisor:
             metrics: Of the main process.
             announcer: Takes what webhooks say.
             figures: Of the main process.
+            lfs: Where LFS objects come from.
             address: Where the workers listen; reserved for them.
             count: How many.
         """
@@ -110,6 +116,7 @@ class Supervisor:
         self._metrics = metrics
         self._announcer = announcer
         self._figures = figures
+        self._lfs = lfs
         self._address = address
         self._count = count
         self._workers: dict[int, _Worker] = {}
@@ -265,6 +272,8 @@ class Supervisor:
                 self._answer(worker, message_id, self.exposition())
             case FiguresWanted(what="status"):
                 self._answer(worker, message_id, self.status())
+            case LfsAsked() | LfsFetched():
+                self._answer(worker, message_id, lfs_answer(self._lfs, message))
             case _:
                 raise ChannelError(f"{message.kind!r} is not for the main process")
 

@@ -2,8 +2,8 @@
 
 Does as the main process tells: takes its setup, follows the mirrors, listens, stops. Without the
 main process nothing that it says could be called fresh, so it ends at once, answers under way or
-not. Must never ask an upstream for itself (it passes pushes on), and writes nothing below data_dir
-but packs for readers.
+not. Must never ask an upstream for itself: it passes pushes on, and has the main process ask for
+what readers want, such as LFS objects. Writes nothing below data_dir but packs for readers.
 """
 
 import asyncio
@@ -34,6 +34,7 @@ from mirror.serving import (
 from mirror.web.fetch import Fetches
 from mirror.workers.figures import counts_of, dump
 from mirror.workers.frames import ChannelError
+from mirror.workers.lfs import LfsProxy
 from mirror.workers.link import Link
 from mirror.workers.messages import (
     Announced,
@@ -165,6 +166,7 @@ class _Served:
                 announcer=AnnouncerProxy(self._link),
                 figures=FiguresProxy(self._link),
                 processes=self._workers,
+                lfs=LfsProxy(self._link),
             )
             await self._replica.settled()
             await listen(runner, address, is_shared=True)

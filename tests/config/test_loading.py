@@ -55,6 +55,9 @@ def test_one_repository_with_its_upstream_is_enough() -> None:
     assert settings.limits.pack_builds_queued_max == 1000
     assert settings.limits.request_bytes_max == 64 * 1024**2
     assert settings.limits.pack_bytes_max == 20 * 1024**3
+    assert settings.limits.lfs_cache_bytes_max == 10 * 1024**3
+    assert settings.limits.lfs_object_bytes_max == 5 * 1024**3
+    assert settings.limits.lfs_downloads_max == 8
     assert settings.limits.upstream_timeout_seconds == 60.0
     assert settings.limits.refresh_timeout_seconds == 3600.0
     assert settings.log.format is LogFormat.AUTO
@@ -68,6 +71,7 @@ def test_one_repository_with_its_upstream_is_enough() -> None:
     assert found.hold_seconds == 5.0
     assert found.on_stale is OnStale.SERVE
     assert found.max_age_seconds is None
+    assert found.lfs
     assert found.inherited == frozenset()
 
 
@@ -83,6 +87,9 @@ limits:
   pack_builds_queued_max: 10
   request_bytes_max: 512KiB
   pack_bytes_max: 1048576
+  lfs_cache_bytes_max: 1TiB
+  lfs_object_bytes_max: 2GiB
+  lfs_downloads_max: 3
   upstream_timeout: 500ms
   refresh_timeout: 1h30m
 log: {format: json, level: debug}
@@ -97,6 +104,9 @@ log: {format: json, level: debug}
         pack_builds_queued_max=10,
         request_bytes_max=512 * 1024,
         pack_bytes_max=1024**2,
+        lfs_cache_bytes_max=1024**4,
+        lfs_object_bytes_max=2 * 1024**3,
+        lfs_downloads_max=3,
         upstream_timeout=0.5,
         refresh_timeout=5400.0,
     )
@@ -112,6 +122,7 @@ def test_a_default_applies_unless_the_repository_repeats_the_key() -> None:
           on_stale: refuse
           max_age: 10s
           refs: [refs/heads/main]
+          lfs: false
           credentials: {username: bot, password_file: token}
           webhook_secret_file: webhook
         repositories:
@@ -124,12 +135,14 @@ def test_a_default_applies_unless_the_repository_repeats_the_key() -> None:
             on_stale: serve
             max_age: never
             refs: [refs/*]
+            lfs: true
             credentials: {password_file: other-token}
             webhook_secret_file: other-webhook
         """
     )
     a, b = settings.repositories.values()
     assert (a.poll_interval_seconds, a.hold_seconds, a.max_age_seconds) == (60.0, 0.0, 10.0)
+    assert (a.lfs, b.lfs) == (False, True)
     assert (a.on_stale, a.refs) == (OnStale.REFUSE, ("refs/heads/main",))
     assert a.credentials is not None
     assert a.credentials.username == "bot"

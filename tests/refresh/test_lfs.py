@@ -1,0 +1,120 @@
+"""When upstreams are asked for LFS objects: once for all, and not without a bound."""
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from pathlib import Path
+from typing import cast
+
+import pytest
+
+from mirror.config import LimitSettings
+from mirror.errors import Overloaded, UpstreamUnavailable
+from mirror.metrics import Metrics
+from mirror.refresh import lfs
+from mirror.refresh.lfs import LargeFiles, LfsRepository
+from mirror.repository.lfs_store import LfsStore
+from mirror.upstream.lfs import LfsRemote
+from mirror.wire.lfs import Action, Pointer, Refusal
+from tests.lfs_server import noise, oid_of
+
+CONTENT = noise(5000)
+OBJECT = Pointer(oid_of(CONTENT), len(CONTENT))
+
+
+class Remote:
+    """Offers one object, once it is let go on."""
+
+    def __init__(self) -> None:
+        self.batches = 0
+        self.downloads = 0
+        self.asked = asyncio.Event()
+        self.go_on = asyncio.Event()
+        self.expires_at: float | None = None
+
+    async def batch(self, pointers: Sequence[Pointer]) -> dict[str, Action | Refusal]:
+        self.batches += 1
+        self.asked.set()
+        await self.go_on.wait()
+        return {one.oid: Action("x", expires_at=self.expires_at) for one in pointers}
+
+    async def download(
+        self, action: Action, pointer: Pointer, *, offset: int
+    ) -> AsyncGenerator[bytes, None]:
+        assert (action.href, pointer, offset) == ("x", OBJECT, 0)
+        self.downloads += 1
+        self.asked.set()
+        await self.go_on.wait()
+        yield CONTENT
+
+
+@pytest.fixture
+def remote() -> Remote:
+    return Remote()
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> LfsStore:
+    opened = LfsStore(tmp_path, bytes_max=1 << 20)
+    opened.prepare()
+    return opened
+
+
+@pytest.fixture
+async def files(store: LfsStore, remote: Remote) -> AsyncIterator[LargeFiles]:
+    repositories = {"a": LfsRepository(cast("LfsRemote", remote), store.scope("a", "https://x"))}
+    limits = LimitSettings(lfs_downloads_max=1, refresh_timeout=1.0)
+    opened = LargeFiles(store, repositories, limits, Metrics("0"))
+    yield opened
+    await opened.close()
+
+
+async def test_equal_batches_that_come_at_once_are_asked_once(
+    files: LargeFiles, remote: Remote
+) -> None:
+    asking = [asyncio.create_task(files.ask("a", [OBJECT])) for _ in range(3)]
+    await remote.asked.wait()
+    asking[0].cancel()
+    remote.go_on.set()
+    assert await asyncio.gather(*asking[1:]) == [{OBJECT.oid: None}] * 2
+    assert remote.batches == 1
+
+
+async def test_an_offer_that_is_about_to_expire_is_asked_for_again(
+    files: LargeFiles, store: LfsStore, remote: Remote
+) -> None:
+    remote.go_on.set()
+    remote.expires_at = 1.0
+    await files.ask("a", [OBJECT])
+    remote.expires_at = None
+    await files.fetch("a", OBJECT)
+    assert (remote.batches, remote.downloads) == (2, 1)
+    assert store.is_stored(OBJECT)
+
+
+async def test_what_would_have_to_wait_too_long_is_refused(
+    files: LargeFiles, remote: Remote, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lfs, "QUEUED_MAX", 1)
+    first = asyncio.create_task(files.ask("a", [OBJECT]))
+    await remote.asked.wait()
+    with pytest.raises(Overloaded, match="too many LFS batches"):
+        await files.ask("a", [Pointer("b" * 64, 1)])
+    fetching = [
+        asyncio.create_task(files.fetch("a", Pointer(digit * 64, 1))) for digit in ("c", "d")
+    ]
+    await asyncio.sleep(0)
+    with pytest.raises(Overloaded, match="too many LFS downloads"):
+        await files.fetch("a", Pointer("e" * 64, 1))
+    for task in (first, *fetching):
+        task.cancel()
+
+
+async def test_a_download_that_does_not_end_is_given_up(
+    files: LargeFiles, store: LfsStore, remote: Remote
+) -> None:
+    remote.go_on.set()
+    await files.ask("a", [OBJECT])
+    remote.go_on.clear()
+    with pytest.raises(UpstreamUnavailable, match="took longer than"):
+        await files.fetch("a", OBJECT)
+    assert not store.is_stored(OBJECT)

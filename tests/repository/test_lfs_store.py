@@ -1,0 +1,151 @@
+"""LFS objects on disk: nothing unverified gets a name, and what is not needed goes."""
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from mirror.errors import UpstreamUnavailable
+from mirror.repository.lfs_store import GRANT_SECONDS, TOUCH_SECONDS, LfsStore, Part
+from mirror.wire.lfs import Pointer
+from tests.lfs_server import noise, oid_of
+
+CONTENT = noise(10_000)
+OBJECT = Pointer(oid_of(CONTENT), len(CONTENT))
+UPSTREAM = "https://forge.example/acme/app.git"
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> LfsStore:
+    opened = LfsStore(tmp_path / "lfs", bytes_max=1 << 20)
+    opened.prepare()
+    return opened
+
+
+def put(store: LfsStore, content: bytes) -> Pointer:
+    """Store an object, as a download does."""
+    pointer = Pointer(oid_of(content), len(content))
+    part = store.new_part(pointer)
+    part.write(content)
+    part.publish()
+    part.abandon()
+    return pointer
+
+
+def age(path: Path, seconds: float) -> None:
+    then = time.time() - seconds
+    os.utime(path, (then, then), follow_symlinks=False)
+
+
+def test_an_object_that_is_published_is_there_for_another_process(
+    store: LfsStore, tmp_path: Path
+) -> None:
+    pointer = put(store, CONTENT)
+    other = LfsStore(tmp_path / "lfs", bytes_max=1 << 20)
+    assert other.is_stored(pointer)
+    file = other.open(pointer)
+    assert file is not None
+    with file:
+        assert file.read() == CONTENT
+    assert store.stored_bytes == len(CONTENT)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (CONTENT[:-1], "has 9999 bytes instead of 10000"),
+        (CONTENT + b"x", "has more than 10000 bytes"),
+        (CONTENT[:-1] + b"x", "has another SHA-256"),
+    ],
+)
+def test_what_is_not_the_object_gets_no_name_and_leaves_nothing(
+    store: LfsStore, tmp_path: Path, content: bytes, words: str
+) -> None:
+    part = store.new_part(OBJECT)
+    with pytest.raises(UpstreamUnavailable, match=words):
+        _write(part, content)
+    part.abandon()
+    assert store.open(OBJECT) is None
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+def _write(part: Part, content: bytes) -> None:
+    part.write(content)
+    part.publish()
+
+
+def test_a_file_that_was_cut_is_not_the_object(store: LfsStore, tmp_path: Path) -> None:
+    put(store, CONTENT)
+    (path,) = (tmp_path / "lfs/objects").glob("*/*/*")
+    os.truncate(path, 5)
+    assert store.open(OBJECT) is None
+    assert not store.is_stored(OBJECT)
+    put(store, CONTENT)
+    assert store.is_stored(OBJECT)
+
+
+def test_a_use_is_noted_and_not_at_each_read(store: LfsStore, tmp_path: Path) -> None:
+    put(store, CONTENT)
+    (path,) = (tmp_path / "lfs/objects").glob("*/*/*")
+    for seconds, is_noted in ((TOUCH_SECONDS / 2, False), (TOUCH_SECONDS * 2, True)):
+        age(path, seconds)
+        before = path.stat().st_mtime
+        file = store.open(OBJECT)
+        assert file is not None
+        file.close()
+        assert (path.stat().st_mtime > before) is is_noted
+
+
+def test_a_grant_is_for_one_repository_with_one_upstream(store: LfsStore) -> None:
+    scope = store.scope("acme/app", UPSTREAM)
+    store.grant(scope, OBJECT)
+    grant = store.granted(scope, OBJECT.oid)
+    assert grant is not None
+    assert grant.size == OBJECT.size
+    assert grant.is_fresh(time.time())
+    for name, upstream in (("acme/other", UPSTREAM), ("acme/app", UPSTREAM + "x"), ("acme", "")):
+        assert store.granted(store.scope(name, upstream), OBJECT.oid) is None
+    store.grant(scope, Pointer(OBJECT.oid, 7))
+    grant = store.granted(scope, OBJECT.oid)
+    assert grant is not None
+    assert grant.size == 7
+    store.revoke(scope, OBJECT.oid)
+    assert store.granted(scope, OBJECT.oid) is None
+    store.revoke(scope, OBJECT.oid)
+
+
+def test_at_the_start_what_is_half_done_goes_and_old_grants_of_what_is_not_here(
+    store: LfsStore, tmp_path: Path
+) -> None:
+    scope = store.scope("acme/app", UPSTREAM)
+    stored = put(store, CONTENT)
+    absent, recent = Pointer("b" * 64, 1), Pointer("c" * 64, 1)
+    for pointer in (stored, absent, recent):
+        store.grant(scope, pointer)
+    for pointer in (stored, absent):
+        age(scope / pointer.oid[:2] / pointer.oid, GRANT_SECONDS + 1)
+    (tmp_path / "lfs/tmp" / f"{absent.oid}-1").write_bytes(b"")
+    again = LfsStore(tmp_path / "lfs", bytes_max=1 << 20)
+    again.prepare()
+    assert [again.granted(scope, one.oid) is None for one in (stored, absent, recent)] == [
+        False,
+        True,
+        False,
+    ]
+    assert list((tmp_path / "lfs/tmp").iterdir()) == []
+    assert again.stored_bytes == len(CONTENT)
+
+
+def test_room_is_made_of_what_was_used_least_recently(tmp_path: Path) -> None:
+    store = LfsStore(tmp_path / "lfs", bytes_max=100_000)
+    store.prepare()
+    pointers = [put(store, noise(20_000, seed)) for seed in range(4)]
+    for number, pointer in enumerate(pointers):
+        (path,) = (tmp_path / "lfs/objects").glob(f"*/*/{pointer.oid}")
+        age(path, 1000 - number)
+    assert store.make_room(20_000) == 0
+    assert store.make_room(30_000) == 1
+    assert [store.is_stored(one) for one in pointers] == [False, True, True, True]
+    assert store.make_half_empty() == 2
+    assert store.stored_bytes == 20_000
