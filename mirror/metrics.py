@@ -26,6 +26,7 @@ IN_PROCESS: Final = "dulwich"
 """The engine that makes small packs, whichever makes the others."""
 
 FORESEEN_OUTCOMES: Final = ("built", "ready", "failed")
+BUNDLE_OUTCOMES: Final = ("ok", "abandoned", "local_error", "pack_error")
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 
 _REQUEST_SECONDS: Final = (
@@ -36,13 +37,20 @@ _REFRESH_SECONDS: Final = (0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.5, 1, 2, 5, 15, 6
 
 @dataclass(frozen=True, slots=True)
 class RepositoryState:
-    """One repository's figures at the time of a scrape."""
+    """One repository's figures at the time of a scrape.
+
+    Attributes:
+        bundle_age_seconds: Since its bundles last had all that the mirror had; `None` for none.
+        bundle_bytes: Of the bundles that it offers.
+    """
 
     name: str
     age_seconds: float | None
     is_stale: bool
     refs: int
     failures: int
+    bundle_age_seconds: float | None = None
+    bundle_bytes: int = 0
 
 
 class Metrics:
@@ -135,6 +143,16 @@ class Metrics:
             ["outcome"],
             registry=self.registry,
         )
+        self._bundles = Histogram(
+            "git_mirror_bundle_build_seconds",
+            "Time to make a bundle.",
+            ["outcome"],
+            buckets=_REFRESH_SECONDS,
+            registry=self.registry,
+        )
+        self._bundle_bytes = Counter(
+            "git_mirror_bundle_bytes", "Bytes of bundles made.", registry=self.registry
+        )
         self._workers = Gauge(
             "git_mirror_workers", "Processes that serve readers.", registry=self.registry
         )
@@ -170,6 +188,8 @@ class Metrics:
             for outcome in ("ok", "abandoned", "pack_error"):
                 self._pack_builds.labels(engine, outcome)
             self._pack_bytes.labels(engine)
+        for outcome in BUNDLE_OUTCOMES:
+            self._bundles.labels(outcome)
         for forge in forges:
             for outcome in WEBHOOK_OUTCOMES:
                 self._webhooks.labels(forge, outcome)
@@ -241,6 +261,11 @@ class Metrics:
         """A foreseen pack was `built`, found `ready`, or `failed`."""
         self._foreseen.labels(outcome).inc()
 
+    def record_bundle(self, outcome: str, seconds: float, size: int) -> None:
+        """A bundle of `size` bytes was made, or was not."""
+        self._bundles.labels(outcome).observe(seconds)
+        self._bundle_bytes.inc(size)
+
     def set_workers(self, count: int) -> None:
         """So many processes serve."""
         self._workers.set(count)
@@ -279,10 +304,23 @@ class _RepositoryCollector(Collector):
             "Refreshes that failed in a row.",
             labels=["repository"],
         )
+        bundle_age = GaugeMetricFamily(
+            "git_mirror_repository_bundle_age_seconds",
+            "Seconds since a repository's bundles last had all that the mirror had.",
+            labels=["repository"],
+        )
+        bundle_bytes = GaugeMetricFamily(
+            "git_mirror_repository_bundle_bytes",
+            "Bytes of the bundles that a repository offers.",
+            labels=["repository"],
+        )
         for state in self._states():
+            if state.bundle_age_seconds is not None:
+                bundle_age.add_metric([state.name], state.bundle_age_seconds)
+                bundle_bytes.add_metric([state.name], state.bundle_bytes)
             if state.age_seconds is not None:
                 age.add_metric([state.name], state.age_seconds)
             stale.add_metric([state.name], float(state.is_stale))
             refs.add_metric([state.name], state.refs)
             failures.add_metric([state.name], state.failures)
-        yield from (age, stale, refs, failures)
+        yield from (age, stale, refs, failures, bundle_age, bundle_bytes)

@@ -262,6 +262,8 @@ def _resolve_repository(
         on_stale=shared.on_stale,
         max_age_seconds=shared.max_age_seconds,
         push=shared.push,
+        bundle_interval_seconds=shared.bundle_interval_seconds,
+        bundle_bytes_min=shared.bundle_bytes_min,
         inherited=frozenset(key for key, name in keys_of(SharedKeys).items() if name in inherited),
     )
 

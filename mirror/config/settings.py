@@ -38,6 +38,7 @@ class RepositorySettings:
     Attributes:
         poll_interval_seconds: `None` for never.
         max_age_seconds: `None` for never.
+        bundle_interval_seconds: `None` for no bundles.
         inherited: The keys that were taken from `defaults:`, for messages that name them.
     """
 
@@ -52,6 +53,8 @@ class RepositorySettings:
     on_stale: OnStale = _DEFAULTS.on_stale
     max_age_seconds: float | None = _DEFAULTS.max_age_seconds
     push: PushPolicy = _DEFAULTS.push
+    bundle_interval_seconds: float | None = _DEFAULTS.bundle_interval_seconds
+    bundle_bytes_min: int = _DEFAULTS.bundle_bytes_min
     inherited: frozenset[str] = frozenset()
 
 

@@ -13,9 +13,18 @@ from aiohttp.typedefs import Middleware
 
 from mirror.errors import ClientError, MirrorError, NotYetMirrored, Overloaded, StaleRefused
 from mirror.metrics import Metrics
+from mirror.web.bundle_files import BundleFiles
 from mirror.web.fast_lane import FastLane
 from mirror.web.monitoring import Monitoring
-from mirror.web.protocol import OK, OPERATION, OUTCOME, Operation, end, repository_path
+from mirror.web.protocol import (
+    BUNDLES_BELOW,
+    OK,
+    OPERATION,
+    OUTCOME,
+    Operation,
+    end,
+    repository_path,
+)
 from mirror.web.repeating import REQUEST_ID as REQUEST_ID_HEADER
 from mirror.web.smart_http import SmartHttp
 from mirror.web.webhooks import Webhooks
@@ -35,6 +44,7 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 def build_app(
     smart_http: SmartHttp,
+    bundles: BundleFiles,
     webhooks: Webhooks,
     monitoring: Monitoring,
     metrics: Metrics,
@@ -60,6 +70,8 @@ def build_app(
             web.get("/{repository:.+}/info/refs", smart_http.info_refs),
             web.post("/{repository:.+}/git-upload-pack", smart_http.upload_pack),
             web.post("/{repository:.+}/git-receive-pack", smart_http.receive_pack),
+            web.get(f"/{{repository:.+}}/{BUNDLES_BELOW}/list", bundles.listing),
+            web.get(f"/{{repository:.+}}/{BUNDLES_BELOW}/{{bundle}}", bundles.bundle),
         ]
     )
     return app

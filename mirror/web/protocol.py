@@ -38,6 +38,9 @@ CLIENT_SILENCE_SECONDS_MAX: Final = 120.0
 """A client that takes nothing for that long is gone."""
 
 
+BUNDLES_BELOW: Final = "bundles"
+"""Where a repository's bundles are, below its URL."""
+
 STALE_HEADER: Final = "Git-Mirror-Stale"
 
 
@@ -49,6 +52,8 @@ class Operation(enum.StrEnum):
     LS_REFS = "ls_refs"
     FETCH = "fetch"
     OBJECT_INFO = "object_info"
+    BUNDLE_URI = "bundle_uri"
+    BUNDLE = "bundle"
     PROBE = "probe"
     RECEIVE_PACK = "receive_pack"
     WEBHOOK = "webhook"

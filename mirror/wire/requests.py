@@ -73,7 +73,12 @@ class ObjectInfoRequest:
     size: bool
 
 
-CommandRequest = LsRefsRequest | FetchRequest | ObjectInfoRequest
+@dataclass(frozen=True, slots=True)
+class BundleUriRequest:
+    """``command=bundle-uri``: where bundles are. It takes no arguments."""
+
+
+CommandRequest = LsRefsRequest | FetchRequest | ObjectInfoRequest | BundleUriRequest
 
 
 class AckMode(enum.Enum):
@@ -132,6 +137,8 @@ def parse_command(body: bytes) -> CommandRequest | None:
             return _parse_fetch(arguments)
         case b"object-info":
             return _parse_object_info(arguments)
+        case b"bundle-uri":
+            return _parse_bundle_uri(arguments)
         case _:
             raise ProtocolError(f"invalid command {command[:80]!r}")
 
@@ -249,6 +256,12 @@ def _parse_object_info(arguments: list[bytes]) -> ObjectInfoRequest:
         else:
             raise ProtocolError(f"object-info: unexpected line: {line[:80]!r}")
     return ObjectInfoRequest(tuple(oids), size)
+
+
+def _parse_bundle_uri(arguments: list[bytes]) -> BundleUriRequest:
+    if arguments:
+        raise ProtocolError(f"bundle-uri: unexpected argument: {arguments[0][:80]!r}")
+    return BundleUriRequest()
 
 
 class _ShallowArguments:

@@ -10,6 +10,7 @@ from typing import Annotated, ClassVar, Literal, TypeAlias
 from pydantic import ConfigDict, Field
 
 from mirror.refresh.refresher import Trigger
+from mirror.wire.bundles import BundleList
 from mirror.wire.names import ObjectId, Ref, RefName
 
 
@@ -101,6 +102,15 @@ class Refreshed:
 
 
 @dataclass(frozen=True, slots=True)
+class Bundled:
+    """Asked: offer these bundles of a repository from now on."""
+
+    repository: str
+    listed: BundleList | None
+    kind: Literal["bundled"] = "bundled"
+
+
+@dataclass(frozen=True, slots=True)
 class Listen:
     """Asked: accept connections; answered when that is so."""
 
@@ -175,6 +185,7 @@ Message: TypeAlias = (
     Setup
     | Announced
     | Refreshed
+    | Bundled
     | Listen
     | CountsWanted
     | Stop
