@@ -11,6 +11,7 @@ from benchmarks.rows import (
     row08_heavy_work,
     row09_growth,
     row10_misses,
+    row11_bundles,
 )
 
 ROWS = (
@@ -24,4 +25,5 @@ ROWS = (
     row08_heavy_work,
     row09_growth,
     row10_misses,
+    row11_bundles,
 )
