@@ -25,14 +25,16 @@ class GitFailed(Exception):
     """git did not do what was asked."""
 
 
-def git(*arguments: str | Path, cwd: Path | None = None, stdin: bytes = b"") -> str:
+def git(
+    *arguments: str | Path, cwd: Path | None = None, stdin: bytes = b"", program: str = "git"
+) -> str:
     """Run git and return what it prints, stripped.
 
     Raises:
         GitFailed: With what it says.
     """
     done = subprocess.run(
-        ["git", *map(str, arguments)],
+        [program, *map(str, arguments)],
         cwd=cwd,
         env=ENVIRONMENT,
         input=stdin,
@@ -46,10 +48,12 @@ def git(*arguments: str | Path, cwd: Path | None = None, stdin: bytes = b"") -> 
     return done.stdout.decode(errors="replace").strip()
 
 
-def timed(*arguments: str | Path, cwd: Path | None = None) -> tuple[float, str]:
+def timed(
+    *arguments: str | Path, cwd: Path | None = None, program: str = "git"
+) -> tuple[float, str]:
     """Run git and return how many milliseconds the whole process took, and what it printed."""
     began_at = time.perf_counter()
-    printed = git(*arguments, cwd=cwd)
+    printed = git(*arguments, cwd=cwd, program=program)
     return (time.perf_counter() - began_at) * 1000, printed
 
 

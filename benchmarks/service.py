@@ -5,6 +5,7 @@ import hashlib
 import hmac
 import itertools
 import json
+import os
 import re
 import subprocess
 import sys
@@ -85,6 +86,10 @@ class Service:
         """Return the memory of the mirror's own processes, without git's."""
         return sum(_status_kb(pid, field) for pid in self.processes()) / 1024
 
+    def processor_ms(self) -> float:
+        """Return the processor time of the mirror's processes and of the git that they ran."""
+        return sum(map(_processor_ms, self.processes()))
+
     def open_files(self) -> int:
         """Return how many file descriptors the mirror's own processes have."""
         return sum(len(list(Path(f"/proc/{pid}/fd").iterdir())) for pid in self.processes())
@@ -144,6 +149,12 @@ def _status_kb(pid: int, field: str) -> int:
         if line.startswith(field + ":"):
             return int(line.split()[1])
     raise WrongAnswer(f"process {pid} has no {field}")
+
+
+def _processor_ms(pid: int) -> float:
+    """Return the processor time of a process and of its children that ended (proc(5), stat)."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return sum(map(int, fields[11:15])) * 1000 / os.sysconf("SC_CLK_TCK")
 
 
 @contextlib.contextmanager

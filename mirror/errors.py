@@ -7,6 +7,7 @@ Raise where the mistake is found; translate at one boundary (`mirror.web.app`); 
     │   ├── ProtocolError        bytes that are not what the Git protocol says
     │   │   └── RequestRefused   a request that was read, for what is not served
     │   ├── UnknownRepository    no such path here
+    │   ├── NoBundle             a bundle, or a list of them, that is not offered
     │   ├── NotOurRef            a want that neither the mirror nor its upstream has
     │   ├── NotYetMirrored       the first clone is still under way
     │   ├── StaleRefused         the answer would be stale, and `on_stale: refuse`
@@ -56,6 +57,13 @@ class UnknownRepository(ClientError):
 
     status = 404
     label = "unknown_repository"
+
+
+class NoBundle(ClientError):
+    """A bundle, or a list of bundles, that is not offered (any more)."""
+
+    status = 404
+    label = "no_bundle"
 
 
 class NotOurRef(ClientError):

@@ -3,8 +3,9 @@
 Repository names are labels only where there is one series per repository, never per reader.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -33,6 +34,7 @@ IN_PROCESS: Final = "dulwich"
 """The engine that makes small packs, whichever makes the others."""
 
 FORESEEN_OUTCOMES: Final = ("built", "ready", "failed")
+BUNDLE_OUTCOMES: Final = ("ok", "abandoned", "local_error", "pack_error")
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 
 _REQUEST_SECONDS: Final = (
@@ -43,13 +45,20 @@ _REFRESH_SECONDS: Final = (0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.5, 1, 2, 5, 15, 6
 
 @dataclass(frozen=True, slots=True)
 class RepositoryState:
-    """One repository's figures at the time of a scrape."""
+    """One repository's figures at the time of a scrape.
+
+    Attributes:
+        bundle_age_seconds: Since its bundles last had all that the mirror had; `None` for none.
+        bundle_bytes: Of the bundles that it offers.
+    """
 
     name: str
     age_seconds: float | None
     is_stale: bool
     refs: int
     failures: int
+    bundle_age_seconds: float | None = None
+    bundle_bytes: int = 0
 
 
 class Metrics:
@@ -142,6 +151,13 @@ class Metrics:
             ["outcome"],
             registry=self.registry,
         )
+        self._bundles = Histogram(
+            "git_mirror_bundle_build_seconds",
+            "Time to make a bundle.",
+            ["outcome"],
+            buckets=_REFRESH_SECONDS,
+            registry=self.registry,
+        )
         self._lfs_objects = Counter(
             "git_mirror_lfs_objects",
             "LFS objects sent for: found here, on their way already, or missed.",
@@ -154,6 +170,9 @@ class Metrics:
             ["outcome"],
             buckets=_REFRESH_SECONDS,
             registry=self.registry,
+        )
+        self._bundle_bytes = Counter(
+            "git_mirror_bundle_bytes", "Bytes of bundles made.", registry=self.registry
         )
         self._lfs_received = Counter(
             "git_mirror_lfs_received_bytes",
@@ -188,32 +207,26 @@ class Metrics:
         operations: Iterable[str],
         triggers: Iterable[str],
         forges: Iterable[str],
-        engines: Iterable[str],
+        engines: Sequence[str],
     ) -> None:
         """Make the series that matter exist at 0, so that a rate over them is never "no data"."""
-        for operation in operations:
-            self._requests.labels(operation, "ok")
-        for trigger in triggers:
-            for outcome in REFRESH_OUTCOMES:
-                self._refreshes.labels(trigger, outcome)
-        for outcome in PUSH_OUTCOMES:
-            self._pushes.labels(outcome)
-        for result in PACK_RESULTS:
-            self._packs.labels(result)
-            self._first_fetches.labels(result)
-            self._lfs_objects.labels(result)
-        for outcome in ("ok", "upstream_unavailable", "upstream_refused"):
-            self._lfs_downloads.labels(outcome)
-        self._pack_bytes.labels(IN_PROCESS)
-        for outcome in FORESEEN_OUTCOMES:
-            self._foreseen.labels(outcome)
-        for engine in engines:
-            for outcome in ("ok", "abandoned", "pack_error"):
-                self._pack_builds.labels(engine, outcome)
-            self._pack_bytes.labels(engine)
-        for forge in forges:
-            for outcome in WEBHOOK_OUTCOMES:
-                self._webhooks.labels(forge, outcome)
+        at_zero: list[tuple[Counter | Histogram, Iterable[Sequence[str]]]] = [
+            (self._requests, product(operations, ("ok",))),
+            (self._refreshes, product(triggers, REFRESH_OUTCOMES)),
+            (self._webhooks, product(forges, WEBHOOK_OUTCOMES)),
+            (self._pack_builds, product(engines, ("ok", "abandoned", "pack_error"))),
+            (self._pack_bytes, product({*engines, IN_PROCESS})),
+            (self._packs, product(PACK_RESULTS)),
+            (self._first_fetches, product(PACK_RESULTS)),
+            (self._foreseen, product(FORESEEN_OUTCOMES)),
+            (self._pushes, product(PUSH_OUTCOMES)),
+            (self._bundles, product(BUNDLE_OUTCOMES)),
+            (self._lfs_objects, product(PACK_RESULTS)),
+            (self._lfs_downloads, product(("ok", "upstream_unavailable", "upstream_refused"))),
+        ]
+        for metric, series in at_zero:
+            for labels in series:
+                metric.labels(*labels)
 
     def watch_repositories(self, states: Callable[[], Iterable[RepositoryState]]) -> None:
         """Show the age of every repository, asked for at each scrape."""
@@ -306,6 +319,11 @@ class Metrics:
         """The LFS objects take so much."""
         self._lfs_stored.set(size)
 
+    def record_bundle(self, outcome: str, seconds: float, size: int) -> None:
+        """A bundle of `size` bytes was made, or was not."""
+        self._bundles.labels(outcome).observe(seconds)
+        self._bundle_bytes.inc(size)
+
     def set_workers(self, count: int) -> None:
         """So many processes serve."""
         self._workers.set(count)
@@ -344,10 +362,23 @@ class _RepositoryCollector(Collector):
             "Refreshes that failed in a row.",
             labels=["repository"],
         )
+        bundle_age = GaugeMetricFamily(
+            "git_mirror_repository_bundle_age_seconds",
+            "Seconds since a repository's bundles last had all that the mirror had.",
+            labels=["repository"],
+        )
+        bundle_bytes = GaugeMetricFamily(
+            "git_mirror_repository_bundle_bytes",
+            "Bytes of the bundles that a repository offers.",
+            labels=["repository"],
+        )
         for state in self._states():
+            if state.bundle_age_seconds is not None:
+                bundle_age.add_metric([state.name], state.bundle_age_seconds)
+                bundle_bytes.add_metric([state.name], state.bundle_bytes)
             if state.age_seconds is not None:
                 age.add_metric([state.name], state.age_seconds)
             stale.add_metric([state.name], float(state.is_stale))
             refs.add_metric([state.name], state.refs)
             failures.add_metric([state.name], state.failures)
-        yield from (age, stale, refs, failures)
+        yield from (age, stale, refs, failures, bundle_age, bundle_bytes)

@@ -7,15 +7,17 @@ repositories/   the bare mirrors, by name
 staging/        first clones under way; cleared at the start
 packs/          packs that were made for readers, to be used again; may be removed at any time
 lfs/            Git LFS objects, and which repository has them; as packs/
+bundles/        bundles offered to clients, by repository; may be removed while nothing runs
 set-aside/      mirrors that could not be used; kept for a look, never served
 """
 
 import fcntl
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import quote
 
 from mirror.errors import LocalError
 
@@ -40,6 +42,17 @@ class DataDirectory:
     def packs(self) -> Path:
         """Packs made for readers."""
         return self.root / "packs"
+
+    def bundles(self, name: str) -> Path:
+        """The bundles of one repository."""
+        return self.root / "bundles" / quote(name, safe="")
+
+    def keep_bundles(self, wanted: Collection[str]) -> None:
+        """Remove the bundles of repositories whose directory is not among `wanted`; blocking."""
+        with suppress(FileNotFoundError):
+            for directory in (self.root / "bundles").iterdir():
+                if directory.name not in wanted:
+                    shutil.rmtree(directory, ignore_errors=True)
 
     @property
     def lfs(self) -> Path:

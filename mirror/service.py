@@ -15,11 +15,13 @@ from mirror.metrics import Metrics
 from mirror.mirroring import Mirroring, Watch, close_mirror, open_large_files, open_mirror
 from mirror.places import DataDirectory
 from mirror.refresh.announcements import Announcements
+from mirror.refresh.bundling import Bundler
 from mirror.refresh.foresight import Foresight
 from mirror.refresh.lfs import LargeFiles
 from mirror.refresh.mirror import Mirror
 from mirror.refresh.registry import Registry
-from mirror.refresh.update import Updater
+from mirror.refresh.update import Updated, Updater
+from mirror.repository.snapshot import RefSnapshot
 from mirror.serving import (
     AGENT,
     Share,
@@ -50,6 +52,7 @@ class Service:
         self.url = ""
         self.workers = 0
         self.supervisor: Supervisor | None = None  # where there are several workers
+        self.bundler: Bundler | None = None  # once started
         self._watch = watch
         self._places = DataDirectory(settings.data_dir)
         self._stack = AsyncExitStack()
@@ -84,6 +87,12 @@ class Service:
         packs = await open_packs(stack, settings, engine, metrics, share)
         foresight = Foresight(packs, metrics)
         stack.push_async_callback(foresight.close)
+        bundler = Bundler(engine, self._places, metrics, bytes_max=settings.limits.bundle_bytes_max)
+
+        def published(mirror: Mirror, before: RefSnapshot | None, updated: Updated) -> None:
+            foresight.published(mirror, before, updated)
+            bundler.published(mirror)
+
         mirroring = await Mirroring.open(
             stack,
             settings,
@@ -92,9 +101,12 @@ class Service:
             metrics,
             agent=AGENT,
             watch=self._watch,
-            on_published=foresight.published,
+            on_published=published,
         )
         self.registry = mirroring.registry
+        self.bundler = bundler
+        stack.push_async_callback(bundler.close)
+        await bundler.open(one.mirror for one in self.registry)
         lfs = await open_large_files(stack, settings, metrics, agent=AGENT)
         figures = OwnFigures(self.registry, metrics, engine)
         if self.workers == 1:
@@ -102,6 +114,7 @@ class Service:
             address = await self._serve(mirroring, fetches, figures, lfs, metrics)
         else:
             address = await self._serve_by_workers(mirroring, figures, lfs, metrics)
+        self._tasks = [*self._tasks, bundler.start()]
         self.url = f"http://{address}"
         await self._listen_for_control()
         logger.info(

@@ -34,6 +34,7 @@ from mirror.repository.packing.spawner import Spawner
 from mirror.upstream.connect import open_session
 from mirror.upstream.forges import RECEIVERS
 from mirror.web.app import build_app
+from mirror.web.bundle_files import BundleFiles
 from mirror.web.fast_lane import FastLane
 from mirror.web.fetch import Fetches
 from mirror.web.lane_runner import FastLaneRunner, open_fast_lane
@@ -182,12 +183,13 @@ async def open_app(
     )
     objects = lfs_store(settings)
     lfs_handlers = LfsHandlers(registry, objects, lfs, metrics, settings.limits)
+    bundles = BundleFiles(registry, DataDirectory(settings.data_dir))
     webhooks = Webhooks(registry, metrics, announcer)
     monitoring = Monitoring(registry, figures)
     lane = None
     if settings.server.fast_lane:
         lane = open_fast_lane(metrics, keepalive_seconds=KEEPALIVE_SECONDS)
-    app = build_app(smart_http, lfs_handlers, webhooks, monitoring, metrics, lane=lane)
+    app = build_app(smart_http, bundles, lfs_handlers, webhooks, monitoring, metrics, lane=lane)
     return await open_runner(stack, app, lane)
 
 

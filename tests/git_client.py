@@ -72,13 +72,16 @@ class GitClient:
         *,
         config: Mapping[str, str] | None = None,
         env: Mapping[str, str] | None = None,
+        program: str = "git",
     ) -> None:
         """Args:
         workdir: Clones go here, each in a directory of its own.
         version: protocol.version; `None` leaves git's default.
         config: More settings for every command.
         env: More of the environment, such as GIT_TRACE_PACKET.
+        program: The git to run.
         """
+        self._program = program
         self.workdir = workdir
         self.version = version
         self._home = workdir / "home"
@@ -112,7 +115,7 @@ class GitClient:
         starting = loop.run_in_executor(
             _THREADS,
             lambda: subprocess.Popen(
-                ["git", *settings, *args],
+                [self._program, *settings, *args],
                 cwd=cwd or self.workdir,
                 env=self._env | dict(env or {}),
                 stdin=subprocess.DEVNULL if stdin is None else subprocess.PIPE,

@@ -11,6 +11,7 @@ from benchmarks.rows import (
     row08_heavy_work,
     row09_growth,
     row10_misses,
+    row11_bundles,
     row12_lfs,
 )
 
@@ -26,4 +27,5 @@ ROWS = (
     row09_growth,
     row10_misses,
     row12_lfs,
+    row11_bundles,
 )

@@ -263,6 +263,8 @@ def _resolve_repository(
         max_age_seconds=shared.max_age_seconds,
         push=shared.push,
         lfs=shared.lfs,
+        bundle_interval_seconds=shared.bundle_interval_seconds,
+        bundle_bytes_min=shared.bundle_bytes_min,
         inherited=frozenset(key for key, name in keys_of(SharedKeys).items() if name in inherited),
     )
 

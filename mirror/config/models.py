@@ -219,6 +219,16 @@ class SharedKeys(_Section):
     The file is read again when it changes. Without one no webhook for the repository is accepted.
     `none` undoes a default."""
 
+    bundle_interval_seconds: Annotated[float | None, duration_or_never("1s", "365d")] = Field(
+        default=None, alias="bundle_interval"
+    )
+    """How often what changed is put into a bundle, a file that clients with `transfer.bundleURI`
+    download before they fetch the rest. `never` makes none, and removes what there is."""
+
+    bundle_bytes_min: Annotated[int, size("0", "1TiB")] = 16 * 1024**2
+    """Repositories whose packs take less get no bundles: a clone costs the mirror little, and a
+    client would ask more often for nothing."""
+
 
 class RepositoryDocument(SharedKeys):
     """One repository, served at /NAME and /NAME.git. Every key of `defaults` may stand here too."""
@@ -253,6 +263,10 @@ class LimitSettings(_Section):
 
     pack_cache_memory_bytes_max: Annotated[int, size("0", "1TiB")] = 64 * 1024**2
     """How much of the smaller ones (up to 256 KiB) is kept in memory too."""
+
+    bundle_bytes_max: Annotated[int, size("0", "1024TiB")] = 20 * 1024**3
+    """The disk space for bundles, of which one repository gets at most half. A new base is made
+    beside the old one, which stays for three hours more: reckon with twice a repository's packs."""
 
     request_bytes_max: Annotated[int, size("1KiB", "4GiB")] = 64 * 1024**2
     """The longest body of a request, after decompression."""

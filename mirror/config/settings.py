@@ -38,6 +38,7 @@ class RepositorySettings:
     Attributes:
         poll_interval_seconds: `None` for never.
         max_age_seconds: `None` for never.
+        bundle_interval_seconds: `None` for no bundles.
         inherited: The keys that were taken from `defaults:`, for messages that name them.
     """
 
@@ -53,6 +54,8 @@ class RepositorySettings:
     max_age_seconds: float | None = _DEFAULTS.max_age_seconds
     push: PushPolicy = _DEFAULTS.push
     lfs: bool = _DEFAULTS.lfs
+    bundle_interval_seconds: float | None = _DEFAULTS.bundle_interval_seconds
+    bundle_bytes_min: int = _DEFAULTS.bundle_bytes_min
     inherited: frozenset[str] = frozenset()
 
 

@@ -13,6 +13,7 @@ from mirror.config import OnStale, RepositorySettings
 from mirror.refresh.freshness import Freshness, Policy
 from mirror.repository.bare import BareRepository
 from mirror.repository.snapshot import RefSnapshot
+from mirror.wire.bundles import BundleList
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +72,7 @@ class LastRefresh:
 class Replicas(Protocol):
     """The copies of a mirror's state in other processes.
 
-    Both return only when no reader anywhere is served from what was before. They raise nothing: a
+    All return only when no reader anywhere is served from what was before. They raise nothing: a
     process that can't follow is ended.
     """
 
@@ -81,6 +82,10 @@ class Replicas(Protocol):
 
     async def refreshed(self, mirror: "Mirror") -> None:
         """Tell them what came of a refresh."""
+        ...
+
+    async def bundled(self, mirror: "Mirror") -> None:
+        """Tell them which bundles are offered now."""
         ...
 
 
@@ -96,12 +101,13 @@ class Mirror:
         freshness: How old that is.
         last: For people who ask how it went.
         progress: How far the refresh under way has come; `None` when none is.
-        changed: Given whenever `snapshot` or `freshness` changed.
+        changed: Given whenever `snapshot`, `freshness` or `bundles` changed.
         moved_to: Where the upstream says that it is now.
         shown: The digest of the upstream's last listing, and the snapshot that shows what it said.
         noted_at: When the last confirmation that is kept on disk was; seconds since the epoch.
         watch: Called with each step of a refresh, for who shows it to people.
         replicas: Its copies, where other processes serve it.
+        bundles: What is offered to clients that ask for bundles; `None` for nothing.
     """
 
     settings: RepositorySettings
@@ -117,6 +123,7 @@ class Mirror:
     noted_at: float | None = None
     watch: "Callable[[Mirror], None] | None" = None
     replicas: Replicas | None = None
+    bundles: BundleList | None = None
 
     @property
     def name(self) -> str:

@@ -13,10 +13,12 @@ from aiohttp.typedefs import Middleware
 
 from mirror.errors import ClientError, MirrorError, NotYetMirrored, Overloaded, StaleRefused
 from mirror.metrics import Metrics
+from mirror.web.bundle_files import BundleFiles
 from mirror.web.fast_lane import FastLane
 from mirror.web.lfs import OID, LfsHandlers
 from mirror.web.monitoring import Monitoring
 from mirror.web.protocol import (
+    BUNDLES_BELOW,
     EXPLAIN,
     OK,
     OPERATION,
@@ -44,6 +46,7 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 def build_app(
     smart_http: SmartHttp,
+    bundles: BundleFiles,
     lfs: LfsHandlers,
     webhooks: Webhooks,
     monitoring: Monitoring,
@@ -74,6 +77,8 @@ def build_app(
             web.get(f"/{{repository:.+}}/info/lfs/objects/{{oid:{OID}}}", lfs.download),
             web.put(f"/{{repository:.+}}/info/lfs/objects/{{oid:{OID}}}", lfs.upload),
             web.route("*", "/{repository:.+}/info/lfs/locks{rest:(/.*)?}", lfs.locks),
+            web.get(f"/{{repository:.+}}/{BUNDLES_BELOW}/list", bundles.listing),
+            web.get(f"/{{repository:.+}}/{BUNDLES_BELOW}/{{bundle}}", bundles.bundle),
         ]
     )
     return app

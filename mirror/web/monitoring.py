@@ -97,13 +97,15 @@ def _was_looked_after(hosted: Hosted) -> bool:
 
 def repository_state(hosted: Hosted) -> RepositoryState:
     """Return a repository's figures for the metrics."""
-    mirror = hosted.mirror
+    mirror, bundles = hosted.mirror, hosted.mirror.bundles
     return RepositoryState(
         name=mirror.name,
         age_seconds=mirror.freshness.age_seconds(time.monotonic()),
         is_stale=mirror.freshness.is_pending,
         refs=len(mirror.snapshot.refs) if mirror.snapshot else 0,
         failures=mirror.freshness.failures,
+        bundle_age_seconds=time.time() - bundles.built_at if bundles is not None else None,
+        bundle_bytes=bundles.size if bundles is not None else 0,
     )
 
 
@@ -127,6 +129,13 @@ def describe(hosted: Hosted) -> dict[str, Any]:
         "last_failure_at": _iso(last.failed_at),
         "last_webhook_at": _iso(last.announced_at),
         "last_error": last.error,
+        "bundles": None
+        if (bundles := mirror.bundles) is None
+        else {
+            "count": len(bundles.bundles),
+            "bytes": bundles.size,
+            "built_at": _iso(bundles.built_at),
+        },
         "progress": None
         if progress is None
         else {

@@ -38,6 +38,9 @@ CLIENT_SILENCE_SECONDS_MAX: Final = 120.0
 """A client that takes nothing for that long is gone."""
 
 
+BUNDLES_BELOW: Final = "bundles"
+"""Where a repository's bundles are, below its URL."""
+
 STALE_HEADER: Final = "Git-Mirror-Stale"
 
 
@@ -53,6 +56,8 @@ class Operation(enum.StrEnum):
     LFS_DOWNLOAD = "lfs_download"
     LFS_UPLOAD = "lfs_upload"
     LFS_LOCKS = "lfs_locks"
+    BUNDLE_URI = "bundle_uri"
+    BUNDLE = "bundle"
     PROBE = "probe"
     RECEIVE_PACK = "receive_pack"
     WEBHOOK = "webhook"

@@ -20,6 +20,7 @@ from mirror.refresh.registry import Hosted, Registry
 from mirror.web.fetch import Fetches
 from mirror.web.protocol import (
     ADVERTISEMENT_TYPE,
+    BUNDLES_BELOW,
     OPERATION,
     OUTCOME,
     REQUEST_TYPE,
@@ -39,8 +40,10 @@ from mirror.wire.answers import (
     encode_error,
     encode_object_info,
 )
+from mirror.wire.bundles import encode_bundle_uris
 from mirror.wire.names import ObjectId
 from mirror.wire.requests import (
+    BundleUriRequest,
     CommandRequest,
     FetchRequest,
     LsRefsRequest,
@@ -75,7 +78,10 @@ class SmartHttp:
         self._fetches = fetches
         self._pushes = pushes
         self._metrics = metrics
-        self._v2_capabilities = encode_v2_capabilities(agent)
+        self._v2_capabilities = {
+            has_bundles: encode_v2_capabilities(agent, has_bundles=has_bundles)
+            for has_bundles in (False, True)
+        }
         self._request_bytes_max = request_bytes_max
 
     # --- info/refs -----------------------------------------------------------------------------
@@ -94,9 +100,7 @@ class SmartHttp:
         version = protocol_version(request)
         if version == 2:
             request[OPERATION] = Operation.CAPABILITIES
-            hosted.gate.current()
-            request[REPEATABLE] = Repeatable(self._v2_capabilities, hosted.gate.is_open)
-            return _whole(self._v2_capabilities, ADVERTISEMENT_TYPE)
+            return self._capabilities(request, hosted)
         request[OPERATION] = Operation.ADVERTISE
         admitted = await self._admit(hosted)
         encoded = admitted.snapshot.advertisement(version)
@@ -109,6 +113,18 @@ class SmartHttp:
                 body = encoded.gzip
         _offer(request, hosted, admitted, body)
         return await whole_answer(request, body, headers)
+
+    def _capabilities(self, request: web.Request, hosted: Hosted) -> web.Response:
+        hosted.gate.current()
+        mirror, gate = hosted.mirror, hosted.gate
+        has_bundles = mirror.bundles is not None
+
+        def is_valid() -> bool:
+            return gate.is_open() and (mirror.bundles is not None) == has_bundles
+
+        answer = self._v2_capabilities[has_bundles]
+        request[REPEATABLE] = Repeatable(answer, is_valid)
+        return _whole(answer, ADVERTISEMENT_TYPE)
 
     async def receive_pack(self, request: web.Request) -> web.StreamResponse:
         """POST /{repository}/git-receive-pack."""
@@ -154,6 +170,10 @@ class SmartHttp:
             case ObjectInfoRequest():
                 request[OPERATION] = Operation.OBJECT_INFO
                 return await self._object_info(request, hosted, command)
+            case BundleUriRequest():
+                request[OPERATION] = Operation.BUNDLE_URI
+                answer = encode_bundle_uris(hosted.mirror.bundles, below=BUNDLES_BELOW)
+                return _whole(answer, RESULT_TYPE)
             case FetchRequest() | UploadPackRequest():
                 request[OPERATION] = Operation.FETCH
                 fetch = command.fetch if isinstance(command, UploadPackRequest) else command

@@ -27,25 +27,27 @@ _V0_CAPABILITIES: Final = (
 )
 
 
-def encode_v2_capabilities(agent: bytes) -> bytes:
-    """Encode the v2 capability advertisement, service line included."""
-    return (
-        SERVICE_LINE
-        + encode_lines(
-            [
-                b"version 2",
-                b"agent=" + agent,
-                b"ls-refs=unborn",
-                # Not ref-in-want, though we answer it: a client that may name refs does so, and
-                # fails when one of them is deleted between its ls-refs and its fetch.
-                b"fetch=shallow wait-for-done filter sideband-all",
-                b"server-option",
-                b"object-format=sha1",
-                b"object-info=size",
-            ]
-        )
-        + FLUSH_PKT
-    )
+def encode_v2_capabilities(agent: bytes, *, has_bundles: bool = False) -> bytes:
+    """Encode the v2 capability advertisement, service line included.
+
+    Args:
+        agent: Our agent string.
+        has_bundles: Whether the repository offers bundles: clients that want them ask for the list.
+    """
+    lines = [
+        b"version 2",
+        b"agent=" + agent,
+        b"ls-refs=unborn",
+        # Not ref-in-want, though we answer it: a client that may name refs does so, and
+        # fails when one of them is deleted between its ls-refs and its fetch.
+        b"fetch=shallow wait-for-done filter sideband-all",
+        b"server-option",
+        b"object-format=sha1",
+        b"object-info=size",
+    ]
+    if has_bundles:
+        lines.append(b"bundle-uri")
+    return SERVICE_LINE + encode_lines(lines) + FLUSH_PKT
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,7 +38,7 @@ OBJECT_FORMAT: Final = b"sha1"
 
 _OBJECT_FORMATS: Final = frozenset({b"sha1", b"sha256"})
 
-_COMMANDS: Final = frozenset({b"ls-refs", b"fetch", b"object-info"})
+_COMMANDS: Final = frozenset({b"ls-refs", b"fetch", b"object-info", b"bundle-uri"})
 _CAPABILITIES: Final = frozenset({b"agent", b"server-option", b"session-id"})
 """What a client may say and nothing follows from."""
 
@@ -79,7 +79,12 @@ class ObjectInfoRequest:
     size: bool
 
 
-CommandRequest = LsRefsRequest | FetchRequest | ObjectInfoRequest
+@dataclass(frozen=True, slots=True)
+class BundleUriRequest:
+    """``command=bundle-uri``: where bundles are. It takes no arguments."""
+
+
+CommandRequest = LsRefsRequest | FetchRequest | ObjectInfoRequest | BundleUriRequest
 
 
 class AckMode(enum.Enum):
@@ -137,6 +142,8 @@ def parse_command(body: bytes) -> CommandRequest | None:
             return _parse_ls_refs(arguments)
         case b"fetch":
             return _parse_fetch(arguments)
+        case b"bundle-uri":
+            return _parse_bundle_uri(arguments)
         case _:
             return _parse_object_info(arguments)
 
@@ -290,6 +297,12 @@ def _parse_object_info(arguments: Iterator[bytes]) -> ObjectInfoRequest:
         else:
             raise RequestRefused(f"object-info: unexpected line: {quoted(line)}")
     return ObjectInfoRequest(tuple(oids), size)
+
+
+def _parse_bundle_uri(arguments: list[bytes]) -> BundleUriRequest:
+    if arguments:
+        raise RequestRefused(f"bundle-uri: unexpected argument: {quoted(arguments[0])}")
+    return BundleUriRequest()
 
 
 # --- protocol v0 and v1 ------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from typing import Annotated, ClassVar, Literal, TypeAlias
 from pydantic import ConfigDict, Field
 
 from mirror.refresh.refresher import Trigger
+from mirror.wire.bundles import BundleList
 from mirror.wire.lfs import Pointer
 from mirror.wire.names import ObjectId, Ref, RefName
 
@@ -99,6 +100,15 @@ class Refreshed:
     last: LastState
     snapshot: SnapshotNews | None
     kind: Literal["refreshed"] = "refreshed"
+
+
+@dataclass(frozen=True, slots=True)
+class Bundled:
+    """Asked: offer these bundles of a repository from now on."""
+
+    repository: str
+    listed: BundleList | None
+    kind: Literal["bundled"] = "bundled"
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,6 +207,7 @@ Message: TypeAlias = (
     Setup
     | Announced
     | Refreshed
+    | Bundled
     | Listen
     | CountsWanted
     | Stop

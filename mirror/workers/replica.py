@@ -16,7 +16,7 @@ from mirror.refresh.mirror import Mirror
 from mirror.repository.bare import BareRepository
 from mirror.repository.snapshot import RefSnapshot
 from mirror.workers.frames import ChannelError
-from mirror.workers.messages import Announced, Refreshed, SnapshotNews
+from mirror.workers.messages import Announced, Bundled, Refreshed, SnapshotNews
 from mirror.workers.state import derived, put_freshness, put_last
 
 REFRESHES_QUEUED_MAX: Final = 100
@@ -76,6 +76,10 @@ class Replica:
             queue.append((refreshed, done))
         else:
             raise ChannelError(f"too many refreshes of {mirror.name} are told at once")
+
+    def bundle(self, bundled: Bundled) -> None:
+        """Offer other bundles."""
+        self.mirrors[bundled.repository].bundles = bundled.listed
 
     async def _follow(self, mirror: Mirror, queue: deque[tuple[Refreshed, Done]]) -> None:
         """Take over what is told of one repository, until there is nothing more."""

@@ -29,6 +29,7 @@ from mirror.workers.lfs import lfs_answer
 from mirror.workers.link import Link
 from mirror.workers.messages import (
     Announced,
+    Bundled,
     CountsWanted,
     Delivered,
     FiguresWanted,
@@ -225,6 +226,11 @@ class Supervisor:
         worker.link.tell(Setup(settings.content, str(settings.source), worker.number, self._count))
         # In one go: what happens from here on is told to it as to the others.
         known = [worker.link.ask(refreshed(one.mirror, None)) for one in self._registry]
+        known += [
+            worker.link.ask(Bundled(one.mirror.name, one.mirror.bundles))
+            for one in self._registry
+            if one.mirror.bundles is not None
+        ]
         for answer in known:
             await answer
         worker.is_serving = True
@@ -244,6 +250,10 @@ class Supervisor:
         # Without news there is nothing to make: so the polls find a worker that hangs.
         seconds_max = ANNOUNCE_SECONDS_MAX if message.snapshot is None else PUBLISH_SECONDS_MAX
         await self._ask_all(message, seconds_max)
+
+    async def bundled(self, mirror: Mirror) -> None:
+        """See `Replicas.bundled`."""
+        await self._ask_all(Bundled(mirror.name, mirror.bundles), ANNOUNCE_SECONDS_MAX)
 
     async def _ask_all(self, message: Message, seconds_max: float) -> None:
         # Those that do not serve yet are told, too, but not waited for: they follow before they do.

@@ -38,6 +38,7 @@ from mirror.workers.lfs import LfsProxy
 from mirror.workers.link import Link
 from mirror.workers.messages import (
     Announced,
+    Bundled,
     CountsWanted,
     Listen,
     Message,
@@ -138,6 +139,9 @@ class _Served:
                 done()
             case Refreshed():
                 self._replica.refresh(message, done)
+            case Bundled():
+                self._replica.bundle(message)
+                done()
             case CountsWanted():
                 counts = [] if self._metrics is None else counts_of(self._metrics.registry)
                 self._link.reply(message_id, Reply(dump(counts)))

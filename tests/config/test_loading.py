@@ -125,6 +125,8 @@ def test_a_default_applies_unless_the_repository_repeats_the_key() -> None:
           lfs: false
           credentials: {username: bot, password_file: token}
           webhook_secret_file: webhook
+          bundle_interval: 1d
+          bundle_bytes_min: 1MiB
         repositories:
           acme/a:
             upstream: https://github.com/acme/a.git
@@ -138,6 +140,8 @@ def test_a_default_applies_unless_the_repository_repeats_the_key() -> None:
             lfs: true
             credentials: {password_file: other-token}
             webhook_secret_file: other-webhook
+            bundle_interval: never
+            bundle_bytes_min: 0
         """
     )
     a, b = settings.repositories.values()
@@ -153,6 +157,8 @@ def test_a_default_applies_unless_the_repository_repeats_the_key() -> None:
     assert b.credentials.username == "x-access-token"
     assert b.credentials.password_file == Path("/etc/git-mirror/other-token")
     assert b.webhook_secret_file == Path("/etc/git-mirror/other-webhook")
+    assert (a.bundle_interval_seconds, a.bundle_bytes_min) == (86_400.0, 1024**2)
+    assert (b.bundle_interval_seconds, b.bundle_bytes_min) == (None, 0)
 
 
 def test_a_repository_knows_which_keys_it_took_from_the_defaults() -> None:

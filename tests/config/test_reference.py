@@ -70,6 +70,9 @@ REPOSITORY = "upstream: https://github.com/acme/app.git"
         "credentials: none",
         "webhook_secret_file: none",
         "refs: [refs/heads/release-*]",
+        "bundle_interval: 1d",
+        "bundle_interval: never",
+        "bundle_bytes_min: 0",
     ],
 )
 def test_what_loads_is_valid_by_the_schema(keys: str) -> None:

@@ -27,6 +27,9 @@ class SlowReplicas:
         self.told.set()
         await self.follow.wait()
 
+    async def bundled(self, mirror: Mirror) -> None:
+        raise AssertionError(mirror.name)
+
 
 @pytest.fixture
 async def running(upstream: Upstream, make_bench: MakeBench) -> AsyncIterator[Running]:

@@ -8,7 +8,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from mirror import __version__
 from mirror.demo.forge import Faults, HttpBackend
-from mirror.metrics import WEBHOOK_OUTCOMES
+from mirror.metrics import BUNDLE_OUTCOMES, WEBHOOK_OUTCOMES
 from mirror.refresh.refresher import Trigger
 from mirror.upstream.forges import RECEIVERS
 from mirror.web.protocol import Operation
@@ -76,6 +76,7 @@ async def test_the_status_says_how_each_repository_is(
         "last_failure_at": None,
         "last_webhook_at": None,
         "last_error": None,
+        "bundles": None,
         "progress": None,
     }
 
@@ -136,6 +137,11 @@ async def test_series_exist_before_anything_happened(
                 for name in RECEIVERS
                 for outcome in WEBHOOK_OUTCOMES
             ),
+            *(
+                ("git_mirror_bundle_build_seconds_count", {"outcome": outcome})
+                for outcome in BUNDLE_OUTCOMES
+            ),
+            ("git_mirror_bundle_bytes_total", {}),
             ("git_mirror_webhook_to_fetchable_seconds_count", {}),
             ("git_mirror_held_seconds_count", {}),
             ("git_mirror_stale_answers_total", {}),

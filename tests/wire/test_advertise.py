@@ -10,7 +10,7 @@ from mirror.wire.advertise import (
 )
 from mirror.wire.client import Listing, parse_info_refs, parse_ls_refs
 from mirror.wire.names import ZERO_ID, ObjectId, Ref, RefName
-from mirror.wire.pktline import Special, decode_all, text
+from mirror.wire.pktline import FLUSH_PKT, Special, decode_all, encode, text
 from mirror.wire.ref_table import RefTable
 from mirror.wire.requests import LsRefsRequest
 from tests.wire import strategies
@@ -72,6 +72,11 @@ def test_v2_announces_what_it_can_do_and_no_refs() -> None:
         b"object-format=sha1",
         b"object-info=size",
     ]
+
+
+def test_bundles_are_announced_where_there_are_some() -> None:
+    plain, with_bundles = (encode_v2_capabilities(AGENT, has_bundles=has) for has in (False, True))
+    assert with_bundles == plain.removesuffix(FLUSH_PKT) + encode(b"bundle-uri\n") + FLUSH_PKT
 
 
 def test_v0_capabilities_stand_behind_a_nul_on_the_first_line_only() -> None:

@@ -11,6 +11,7 @@ from mirror.wire.pktline import DELIM_PKT, FLUSH_PKT, RESPONSE_END_PKT
 from mirror.wire.requests import (
     INFINITE_DEPTH,
     REF_PREFIXES_MAX,
+    BundleUriRequest,
     CommandRequest,
     Deepen,
     FetchRequest,
@@ -72,6 +73,16 @@ def test_with_very_many_prefixes_all_refs_are_asked_for() -> None:
 )
 def test_object_info_is_read(arguments: list[bytes], expected: ObjectInfoRequest) -> None:
     assert parse_command(command(b"object-info", *arguments)) == expected
+
+
+@pytest.mark.parametrize("end", [FLUSH_PKT, DELIM_PKT + FLUSH_PKT])
+def test_bundle_uri_is_read(end: bytes) -> None:
+    assert parse_command(join([b"command=bundle-uri\n"]) + end) == BundleUriRequest()
+
+
+def test_bundle_uri_takes_no_arguments() -> None:
+    with pytest.raises(ProtocolError, match="bundle-uri: unexpected argument: b'filter blob:none'"):
+        parse_command(command(b"bundle-uri", b"filter blob:none"))
 
 
 def test_a_command_may_come_without_arguments_and_without_newlines() -> None:
