@@ -299,9 +299,9 @@ def _parse_object_info(arguments: Iterator[bytes]) -> ObjectInfoRequest:
     return ObjectInfoRequest(tuple(oids), size)
 
 
-def _parse_bundle_uri(arguments: list[bytes]) -> BundleUriRequest:
-    if arguments:
-        raise RequestRefused(f"bundle-uri: unexpected argument: {quoted(arguments[0])}")
+def _parse_bundle_uri(arguments: Iterator[bytes]) -> BundleUriRequest:
+    for line in arguments:
+        raise RequestRefused(f"bundle-uri: unexpected argument: {quoted(line)}")
     return BundleUriRequest()
 
 
