@@ -129,12 +129,12 @@ async def read_body(request: web.Request, *, bytes_max: int, hint: str) -> bytes
         ProtocolError: It is broken or does not end.
         ConnectionError: The client is gone.
     """
-    decoder = BodyDecoder(", ".join(request.headers.getall("Content-Encoding", ())))
+    decoder = body_decoder(request)
     body = bytearray()
     sent_bytes = 0
     try:
         async with asyncio.timeout(BODY_SECONDS_MAX):
-            await _invite_body(request)
+            await invite_body(request)
             async for chunk in request.content.iter_any():
                 sent_bytes += len(chunk)
                 for piece in chain((b"",), decoder.feed(chunk)):
@@ -155,8 +155,17 @@ async def read_body(request: web.Request, *, bytes_max: int, hint: str) -> bytes
     return bytes(body)
 
 
-async def _invite_body(request: web.Request) -> None:
-    """Answer "100 Continue" where the client waits for that."""
+def body_decoder(request: web.Request) -> BodyDecoder:
+    """Return what undoes the Content-Encoding of a request's body.
+
+    Raises:
+        UnsupportedEncoding: It is one that is not undone here, or several.
+    """
+    return BodyDecoder(", ".join(request.headers.getall("Content-Encoding", ())))
+
+
+async def invite_body(request: web.Request) -> None:
+    """Answer "100 Continue" where the client waits for that: its body is about to be read."""
     if request.version >= HttpVersion11 and "Expect" in request.headers:
         writer = request.writer
         await writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")

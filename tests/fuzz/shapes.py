@@ -114,6 +114,16 @@ SHAPES: Final[Mapping[str, list[Shape]]] = {
         for unit in (b"%5b", b"&", b"+", b"%")
     ],
     "gitlab_webhook": [*_json(_GITLAB_HEAD), repeated(b"v1,x ", head=b"x\n\nid\n1740000000\n")],
+    "gitea_webhook": _json(b"push\n\n00\n"),
+    "bitbucket_webhook": [*_json(b"repo:push\n\n\n"), *_json(b"repo:refs_changed\n\n\n")],
+    "push_report": [
+        lambda count: (
+            b"\xff" + join(lines(*_many(b"%b %b refs/heads/%%d" % (_OID, oid(2)))(count))) + b"0000"
+        ),
+        lambda count: b"\xfe\xff\xff" + join(lines(*_many(b"ok refs/heads/%d")(count))) + b"0000",
+        repeated(b"0005\x01", head=b"\xff\xff\xff"),
+        repeated(b"0006\x01x", head=b"\x01\xff\xff"),
+    ],
     "repository_url": [
         *(repeated(unit) for unit in (b"@", b":", b"a", b"[", b"/", b"%41")),
         *(repeated(unit, head=b"https://x/") for unit in (b"/", b"%2f", b".git", b"@:")),

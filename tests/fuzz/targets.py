@@ -34,6 +34,7 @@ from mirror.wire.client import (
 from mirror.wire.filters import parse_filter
 from mirror.wire.names import is_ref_name, object_id, ref_name
 from mirror.wire.pktline import PacketDecoder, Special, decode_all, encode
+from mirror.wire.push import CommandsReader, ReportReader, changes_of
 from mirror.wire.ref_table import RefTable, packed_lines, parse_packed_lines
 from mirror.wire.requests import UploadPackRequest, parse_command, parse_upload_pack
 from mirror.workers.frames import ChannelError, Decoder
@@ -196,6 +197,16 @@ def gitlab_webhook(data: bytes) -> None:
     _webhook("gitlab", names_of_headers, data)
 
 
+def gitea_webhook(data: bytes) -> None:
+    """Gitea's and Forgejo's headers and payload."""
+    _webhook("gitea", ("X-Gitea-Event", "X-Forgejo-Event", "X-Gitea-Signature"), data)
+
+
+def bitbucket_webhook(data: bytes) -> None:
+    """Bitbucket's headers and payload."""
+    _webhook("bitbucket", ("X-Event-Key", "X-Hub-Signature", "X-Request-UUID"), data)
+
+
 def _webhook(forge: str, header_names: tuple[str, ...], data: bytes) -> None:
     values, body = _lines_and_rest(data, len(header_names))
     headers = CIMultiDict(zip(header_names, values, strict=True))
@@ -210,6 +221,19 @@ def _webhook(forge: str, header_names: tuple[str, ...], data: bytes) -> None:
         assert event.delivery
         for url in () if isinstance(event, Ignored) else event.repository_urls:
             repository_key(url)
+
+
+def push_report(data: bytes) -> None:
+    """A push that is passed on, and the answer to it, in slices: looked at, never refused."""
+    choice, rest = _split_first(data)
+    commands, report = CommandsReader(), ReportReader(has_side_band=bool(choice % 2))
+    sent, _, answered = rest.partition(b"\xff\xff")
+    for piece in _in_slices(sent, choice + 1):
+        commands.feed(piece)
+    for piece in _in_slices(answered, choice + 1):
+        report.feed(piece)
+    changes = changes_of(commands, report)
+    assert changes is None or {one.ref for one in changes} <= {*commands.updates()}
 
 
 def repository_url(data: bytes) -> None:
@@ -279,6 +303,7 @@ TARGETS: Final[Mapping[str, Target]] = {
     for target in (
         *(pkt_lines, v2_command, v0_request, filter_spec, names, request_headers),
         *(content_encoding, advertisement, ls_refs_answer, fetch_answer, github_webhook),
+        *(gitea_webhook, bitbucket_webhook, push_report),
         *(gitlab_webhook, repository_url, packed_refs, credential_file, commit_graph),
         *(worker_frames, pack_entry),
     )
