@@ -3,10 +3,11 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 TEST_WORKERS ?= 2
+SECONDS_EACH ?= 30
 # The locks are whole, so pip resolves nothing (--no-deps): an old pip would let a newer release outdo a pin.
 INSTALL := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 
-.PHONY: help setup demo test check format bench lock docs clean
+.PHONY: help setup demo test fuzz check format bench lock docs clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -40,6 +41,9 @@ demo: $(VENV)/run.stamp ## Play a deployment on this machine; KEEP=1 leaves it r
 test: $(VENV)/dev.stamp ## Run the whole test suite (both engines, real git clients)
 	@$(BIN)/python -m pytest -n $(TEST_WORKERS) $(ARGS)
 
+fuzz: $(VENV)/dev.stamp ## Fuzz every parser; SECONDS_EACH=120 for longer, PARSERS="names ..." for some (docs/fuzzing.md)
+	@$(BIN)/python -m tests.fuzz --seconds-each $(SECONDS_EACH) $(ARGS) $(PARSERS)
+
 check: $(VENV)/dev.stamp ## Lint, types, the architecture contract, generated files
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
@@ -62,4 +66,4 @@ lock: ## Bring the locks up to pyproject.toml (needs uv); UPGRADE=--upgrade take
 	uv pip compile pyproject.toml --group dev --generate-hashes --universal --python-version 3.11 $(UPGRADE) --no-header --no-annotate --quiet --output-file requirements/dev.lock
 
 clean: ## Remove .venv and caches
-	rm -rf $(VENV) .bench .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) .bench .fuzz .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

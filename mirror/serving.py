@@ -5,11 +5,13 @@ with several workers, in another one.
 """
 
 import asyncio
+import errno
+import socket
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, closing
 from dataclasses import dataclass
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
 import structlog
 from aiohttp import web
@@ -54,6 +56,11 @@ HEADER_BYTES_MAX: Final = 32 * 1024
 
 KEEPALIVE_SECONDS: Final = 75.0
 BACKLOG: Final = 1024
+
+_EVERY_IPV6: Final = "::"
+_EVERY_IPV4: Final = "0.0.0.0"  # noqa: S104 - where the configuration asks for every address
+_LACKING: Final = frozenset({errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL})
+"""What a machine without IPv6 says of its addresses."""
 
 logger = structlog.stdlib.get_logger()
 
@@ -202,6 +209,7 @@ async def open_runner(
         app,
         access_log=None,
         handle_signals=False,
+        auto_decompress=False,  # `mirror.web.protocol.read_body` does that, within its limits
         max_field_size=HEADER_BYTES_MAX,
         keepalive_timeout=KEEPALIVE_SECONDS,
         shutdown_timeout=SHUTDOWN_SECONDS_MAX,
@@ -224,15 +232,80 @@ async def listen(
     Raises:
         LocalError: The address is not to be had.
     """
-    site = web.TCPSite(
-        runner, address.host, address.port, backlog=BACKLOG, reuse_port=is_shared or None
-    )
+    bound = await bind(address, is_shared=is_shared)
+    host, port = bound[0].getsockname()[:2]
     try:
-        await site.start()
+        while bound:
+            await web.SockSite(runner, bound[0], backlog=BACKLOG).start()
+            del bound[0]  # now the site's
     except OSError as error:
         raise cannot_listen(address, error) from error
-    host, port = runner.addresses[0][:2]
+    finally:
+        for left in bound:
+            left.close()
     return ListenAddress(host, port)
+
+
+async def bind(address: ListenAddress, *, is_shared: bool = False) -> list[socket.socket]:
+    """Take every address that `address` stands for, all with one port; at least one.
+
+    A name may stand for several. What the machine lacks, IPv6 or IPv4, is left out where there is
+    something else.
+
+    Args:
+        address: The configured one; the system chooses a port instead of 0.
+        is_shared: See `listen`.
+
+    Raises:
+        LocalError: One of them is taken, or there is none.
+    """
+    bound: list[socket.socket] = []
+    lacking: OSError | None = None
+    port = address.port
+    try:
+        for family, place in await _places(address):
+            try:
+                one = _bound(family, (place[0], port, *place[2:]), is_shared=is_shared)
+            except OSError as error:
+                if error.errno not in _LACKING:
+                    raise
+                lacking = error
+                continue
+            bound.append(one)
+            port = one.getsockname()[1]
+        if lacking is not None and not bound:
+            raise lacking
+    except OSError as error:
+        for one in bound:
+            one.close()
+        raise cannot_listen(address, error) from error
+    return bound
+
+
+async def _places(address: ListenAddress) -> list[tuple[socket.AddressFamily, tuple[Any, ...]]]:
+    found = await asyncio.get_running_loop().getaddrinfo(
+        address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )
+    places = [(family, place) for family, _, _, _, place in found]
+    if places[0][1][0] == _EVERY_IPV6:
+        # One socket could do for both, but would show IPv4 clients under names of IPv6.
+        places.append((socket.AF_INET, (_EVERY_IPV4, address.port)))
+    return list(dict.fromkeys(places))
+
+
+def _bound(
+    family: socket.AddressFamily, place: tuple[Any, ...], *, is_shared: bool
+) -> socket.socket:
+    with ExitStack() as stack:
+        one = stack.enter_context(socket.socket(family, socket.SOCK_STREAM))
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if is_shared:
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        if family == socket.AF_INET6:
+            one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        one.bind(place)
+        stack.pop_all()
+        return one
 
 
 def cannot_listen(address: ListenAddress, error: OSError) -> LocalError:

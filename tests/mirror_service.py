@@ -61,6 +61,7 @@ def configuration(
     names: Iterable[str] = (NAME,),
     engine: str = "git",
     workers: int | str = 1,
+    listen: str = "127.0.0.1:0",
     sections: str = "",
     defaults: str = "",
     repository: str = "",
@@ -76,6 +77,7 @@ def configuration(
         names: The repositories, each named as its upstream is.
         engine: The pack engine.
         workers: How many processes serve, or `auto`.
+        listen: The address to listen on.
         sections: More sections, as they would stand in the file.
         defaults: More keys of `defaults:`.
         repository: More keys of every repository.
@@ -87,7 +89,7 @@ def configuration(
     secret.chmod(0o600)
     lane = "true" if fast_lane and with_fast_lane else "false"
     lines = [
-        f'server: {{listen: "127.0.0.1:0", fast_lane: {lane}, workers: {workers}}}',
+        f'server: {{listen: "{listen}", fast_lane: {lane}, workers: {workers}}}',
         "data_dir: data",
         f"engine: {engine}",
         textwrap.dedent(sections).strip(),

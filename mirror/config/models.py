@@ -133,8 +133,9 @@ class ServerSettings(_Section):
     """Where readers and webhooks come in."""
 
     listen: Annotated[ListenAddress, LISTEN_ADDRESS] = ListenAddress("127.0.0.1", 8470)
-    """The address to listen on. Port 0 lets the system choose one. Plain HTTP: put a proxy that
-    speaks TLS in front of it where the network is not yours."""
+    """The address to listen on: `0.0.0.0` is every IPv4 address, `[::]` every address of either
+    kind. Port 0 lets the system choose one. Plain HTTP: put a proxy that speaks TLS in front of it
+    where the network is not yours."""
 
     fast_lane: Annotated[bool, switch()] = True
     """Whether polls and small fetches that repeat an earlier one are answered with the bytes of

@@ -256,7 +256,7 @@ def read_listen_address(text: str) -> ListenAddress:
     if found is None:
         raise ValueError(
             f"{shown(text)} is not `host:port`; write it like `127.0.0.1:8470`, `0.0.0.0:8470`"
-            ' (every IPv4 address) or, in quotes, `"[::]:8470"`'
+            ' (every IPv4 address) or, in quotes, `"[::]:8470"` (every address)'
         )
     version_6, host, port = found[1], found[2], int(found[3])
     if port > 65535:

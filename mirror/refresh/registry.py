@@ -1,13 +1,17 @@
 """Which repositories there are: by the path readers use, and by the URLs forges know them by."""
 
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Final
 
 from mirror.errors import UnknownRepository
 from mirror.refresh.gate import Gate, RefreshRequests
 from mirror.refresh.mirror import Mirror
 from mirror.upstream.forges import RepositoryKey, repository_key
 from mirror.upstream.webhook_secrets import WebhookSecrets
+
+_SLASHES: Final = re.compile("/{2,}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,9 +51,14 @@ class Registry:
     def find(self, path: str) -> Hosted:
         """Return the repository at a URL's path, with or without `.git`.
 
+        Slashes count once, as for a server of files: clients join a base and a path with one, and
+        bases end in one.
+
         Raises:
             UnknownRepository: There is none.
         """
+        if "//" in path:
+            path = _SLASHES.sub("/", path)
         name = path.strip("/").removesuffix(".git")
         hosted = self._by_name.get(name)
         if hosted is None:

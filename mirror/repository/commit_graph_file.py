@@ -7,6 +7,7 @@ stays true. Files in several layers are for repositories that are pushed to: the
 
 import mmap
 from hashlib import sha1
+from itertools import pairwise
 from pathlib import Path
 from struct import Struct, error, unpack_from
 from typing import Final, NamedTuple
@@ -71,12 +72,15 @@ class CommitGraphFile:
             _TOC_ENTRY.unpack_from(data, _HEADER.size + number * _TOC_ENTRY.size)
             for number in range(chunk_count + 1)
         ]
-        starts = dict(toc)
-        self._fanout = unpack_from(">256I", data, starts[b"OIDF"])
-        self._ids = starts[b"OIDL"]
-        self._commits = starts[b"CDAT"]
-        self._edges = starts.get(b"EDGE")
+        places = [start for _, start in toc]
+        if places != sorted(places) or places[-1] > len(data) - _CHECKSUM_BYTES:
+            raise ValueError("the commit-graph is damaged: its chunks are not where they should be")
+        chunks = {name: (start, end) for (name, start), (_, end) in pairwise(toc)}
+        self._fanout = unpack_from(">256I", data, chunks[b"OIDF"][0])
         self.count = self._fanout[255]
+        self._ids = _start(chunks[b"OIDL"], self.count * 20)
+        self._commits = _start(chunks[b"CDAT"], self.count * _COMMIT.size)
+        self._edges = chunks[b"EDGE"][0] if b"EDGE" in chunks else None
 
     def get(self, sha: bytes) -> CommitRecord | None:
         """Return what is known of the commit with the raw id `sha`; `None` for nothing.
@@ -135,3 +139,10 @@ class CommitGraphFile:
             if edge & _MORE_PARENTS:
                 return parents
             index += 1
+
+
+def _start(chunk: tuple[int, int], size: int) -> int:
+    start, end = chunk
+    if end - start < size:
+        raise ValueError("the commit-graph is damaged: it has more commits than room for them")
+    return start

@@ -3,12 +3,13 @@
 import asyncio
 import secrets
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
+from functools import partial
 from http import HTTPStatus
 from typing import Final
 
 import structlog
-from aiohttp import web
+from aiohttp import hdrs, web
 from aiohttp.typedefs import Middleware
 
 from mirror.errors import ClientError, MirrorError, NotYetMirrored, Overloaded, StaleRefused
@@ -24,6 +25,7 @@ from mirror.web.protocol import (
     OPERATION,
     OUTCOME,
     Operation,
+    check_expectation,
     end,
     repository_path,
 )
@@ -63,19 +65,26 @@ def build_app(
     app.on_response_prepare.append(_begin)
     if lane is not None:
         app.on_response_prepare.append(_told(lane))
+    # A body that is refused is not asked for: `read_body` says "100 Continue", not the router.
+    get = partial(web.get, expect_handler=_unanswered)
+    post = partial(web.post, expect_handler=_unanswered)
     app.add_routes(
         [
-            web.get("/healthz", monitoring.healthz),
-            web.get("/readyz", monitoring.readyz),
-            web.get("/metrics", monitoring.metrics),
-            web.get("/status.json", monitoring.status),
-            web.post("/webhooks/{forge}", webhooks.receive),
-            web.get("/{repository:.+}/info/refs", smart_http.info_refs),
-            web.post("/{repository:.+}/git-upload-pack", smart_http.upload_pack),
-            web.post("/{repository:.+}/git-receive-pack", smart_http.receive_pack),
-            web.post("/{repository:.+}/info/lfs/objects/batch", lfs.batch),
-            web.get(f"/{{repository:.+}}/info/lfs/objects/{{oid:{OID}}}", lfs.download),
-            web.put(f"/{{repository:.+}}/info/lfs/objects/{{oid:{OID}}}", lfs.upload),
+            get("/healthz", monitoring.healthz),
+            get("/readyz", monitoring.readyz),
+            get("/metrics", monitoring.metrics),
+            get("/status.json", monitoring.status),
+            post("/webhooks/{forge}", webhooks.receive),
+            get("/{repository:.+}/info/refs", smart_http.info_refs),
+            post("/{repository:.+}/git-upload-pack", smart_http.upload_pack),
+            post("/{repository:.+}/git-receive-pack", smart_http.receive_pack),
+            post("/{repository:.+}/info/lfs/objects/batch", lfs.batch),
+            get(f"/{{repository:.+}}/info/lfs/objects/{{oid:{OID}}}", lfs.download),
+            web.put(
+                f"/{{repository:.+}}/info/lfs/objects/{{oid:{OID}}}",
+                lfs.upload,
+                expect_handler=_unanswered,
+            ),
             web.route("*", "/{repository:.+}/info/lfs/locks{rest:(/.*)?}", lfs.locks),
             web.get(f"/{{repository:.+}}/{BUNDLES_BELOW}/list", bundles.listing),
             web.get(f"/{{repository:.+}}/{BUNDLES_BELOW}/{{bundle}}", bundles.bundle),
@@ -84,10 +93,14 @@ def build_app(
     return app
 
 
+async def _unanswered(_: web.Request) -> None:
+    """Say nothing yet to a client that waits for "100 Continue"."""
+
+
 async def _begin(request: web.Request, response: web.StreamResponse) -> None:
     """Note that an answer begins, and give it the request's id; aiohttp calls this."""
     request[ANSWER] = response
-    if REQUEST_ID in request:  # not where aiohttp refuses an Expect header by itself
+    if REQUEST_ID in request:  # not where aiohttp refuses what came before any handler
         response.headers[REQUEST_ID_HEADER] = request[REQUEST_ID]
 
 
@@ -154,14 +167,16 @@ async def _handled(request: web.Request, handler: Handler) -> web.StreamResponse
         ConnectionError: The client is gone, or an answer had begun when the error came.
     """
     try:
+        check_expectation(request)
         return await handler(request)
     except MirrorError as error:
         request[OUTCOME] = error.label
         response = _answer(request, error)
         _log(request, error)
     except web.HTTPException as error:
-        request[OUTCOME] = "client_error" if error.status < 500 else "internal"
-        response = _explained(error)
+        response = _explained(request, error)
+        if response.status >= HTTPStatus.BAD_REQUEST:
+            request[OUTCOME] = "client_error" if error.status < 500 else "internal"
     except ConnectionError:
         raise
     except Exception:
@@ -201,8 +216,13 @@ def _log(request: web.Request, error: MirrorError) -> None:
     )
 
 
-def _explained(error: web.HTTPException) -> web.Response:
+def _explained(request: web.Request, error: web.HTTPException) -> web.Response:
     """Say what was expected where aiohttp only names the status."""
+    if request.method == hdrs.METH_OPTIONS:
+        if isinstance(error, web.HTTPMethodNotAllowed):
+            return _options(error.allowed_methods)
+        if request.raw_path == "*":
+            return _options((hdrs.METH_GET, hdrs.METH_HEAD, hdrs.METH_POST))
     if error.status == HTTPStatus.NOT_FOUND:
         message = (
             "nothing here; a repository's URL is /<name> or /<name>.git, as its Git client uses it"
@@ -216,6 +236,12 @@ def _explained(error: web.HTTPException) -> web.Response:
     if "Allow" in error.headers:
         response.headers["Allow"] = error.headers["Allow"]
     return response
+
+
+def _options(methods: Iterable[str]) -> web.Response:
+    """Answer OPTIONS: what else may be asked (RFC 9110, 9.3.7)."""
+    allowed = ", ".join(sorted({*methods, hdrs.METH_OPTIONS}))
+    return web.Response(status=204, headers={"Allow": allowed, "Cache-Control": "no-store"})
 
 
 def _text(status: int, message: str) -> web.Response:

@@ -3,12 +3,14 @@
 import asyncio
 import enum
 from collections.abc import Awaitable, Callable, Mapping
+from itertools import chain
 from typing import Final
 
-from aiohttp import web
+from aiohttp import HttpVersion11, web
 
 from mirror.errors import ClientError, ProtocolError, TooLarge
 from mirror.refresh.gate import Admitted
+from mirror.web.content_encoding import BodyDecoder
 
 ADVERTISEMENT_TYPE: Final = "application/x-git-upload-pack-advertisement"
 REQUEST_TYPE: Final = "application/x-git-upload-pack-request"
@@ -26,9 +28,6 @@ BODY_SECONDS_MAX: Final = 300.0
 
 BODY_SLICE_BYTES: Final = 256 * 1024
 """After so much of a body the event loop gets a turn: a gzipped one comes at memory's speed."""
-
-CONTENT_ENCODINGS: Final = frozenset({"", "identity", "gzip", "deflate"})
-"""What aiohttp undoes as it reads, whatever else is installed."""
 
 ANSWER_SLICE_BYTES: Final = 64 * 1024
 """A longer answer goes out in slices, so that slow readers don't each hold a copy of it. A shorter
@@ -108,40 +107,75 @@ def accepts_gzip(request: web.Request) -> bool:
     return False
 
 
+def check_expectation(request: web.Request) -> None:
+    """Check what a request expects; that it waits for "100 Continue" is seen to by `read_body`.
+
+    Raises:
+        HTTPExpectationFailed: It is something else (RFC 9110, 10.1.1).
+    """
+    expected = request.headers.get("Expect", "")
+    if expected and request.version >= HttpVersion11 and expected.lower() != "100-continue":
+        raise web.HTTPExpectationFailed(reason="expected nothing but Expect: 100-continue")
+
+
 async def read_body(request: web.Request, *, bytes_max: int, hint: str) -> bytes:
-    """Read a request body, decoded (aiohttp undoes gzip and deflate as it reads).
+    """Read a request body and undo its Content-Encoding.
+
+    A client that waits to be told so is told to send it; where nobody reads the body, it never is.
 
     Args:
         request: Whose body.
-        bytes_max: The most it may be, once decoded.
+        bytes_max: The most it may be, both as it comes and once decoded.
         hint: What to do about one that is longer, for its sender.
 
     Raises:
         TooLarge: It is over `bytes_max`.
-        UnsupportedType: It is encoded in a way that is not undone here.
+        UnsupportedEncoding: It is encoded in a way that is not undone here.
         ProtocolError: It is broken or does not end.
+        ConnectionError: The client is gone.
     """
-    encoding = request.headers.get("Content-Encoding", "").strip().lower()
-    if encoding not in CONTENT_ENCODINGS:
-        raise UnsupportedType(f"expected Content-Encoding gzip or none, got {encoding[:100]!r}")
+    decoder = body_decoder(request)
     body = bytearray()
+    sent_bytes = 0
     try:
         async with asyncio.timeout(BODY_SECONDS_MAX):
+            await invite_body(request)
             async for chunk in request.content.iter_any():
-                body += chunk
-                if len(body) > bytes_max:
-                    raise TooLarge(
-                        f"the request body is over {bytes_max} bytes once decoded; {hint}"
-                    )
-                if len(body) > BODY_SLICE_BYTES:
-                    await asyncio.sleep(0)
+                sent_bytes += len(chunk)
+                for piece in chain((b"",), decoder.feed(chunk)):
+                    body += piece
+                    if max(sent_bytes, len(body)) > bytes_max:
+                        raise TooLarge(
+                            f"the request body is over {bytes_max} bytes, sent or decoded; {hint}"
+                        )
+                    if len(body) > BODY_SLICE_BYTES:
+                        await asyncio.sleep(0)
     except TimeoutError:
         raise ProtocolError(
             f"the request body took more than {BODY_SECONDS_MAX:.0f} seconds"
         ) from None
     except (web.RequestPayloadError, ValueError) as error:
-        raise ProtocolError(f"the request body can't be decoded: {error}") from error
+        raise ProtocolError(f"the request body can't be read: {error}") from error
+    decoder.finish()
     return bytes(body)
+
+
+def body_decoder(request: web.Request) -> BodyDecoder:
+    """Return what undoes the Content-Encoding of a request's body.
+
+    Raises:
+        UnsupportedEncoding: It is one that is not undone here, or several.
+    """
+    return BodyDecoder(", ".join(request.headers.getall("Content-Encoding", ())))
+
+
+async def invite_body(request: web.Request) -> None:
+    """Answer "100 Continue" where the client waits for that: its body is about to be read."""
+    if request.version >= HttpVersion11 and "Expect" in request.headers:
+        writer = request.writer
+        await writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        await writer.drain()
+        writer.output_size = 0  # the answer itself has not begun
 
 
 async def whole_answer(
@@ -199,7 +233,7 @@ async def _taken(sending: Awaitable[None]) -> None:
 
 
 class UnsupportedType(ClientError):
-    """The wrong Content-Type or Content-Encoding."""
+    """The wrong Content-Type."""
 
     status = 415
     label = "unsupported_type"

@@ -9,6 +9,7 @@ import asyncio
 import secrets
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager
+from itertools import chain
 from typing import Final
 
 import aiohttp
@@ -32,12 +33,13 @@ from mirror.refresh.registry import Hosted
 from mirror.upstream.forges import RefChange
 from mirror.upstream.push import SERVICE, SILENCE_SECONDS_MAX, PushLine
 from mirror.web.protocol import (
-    CONTENT_ENCODINGS,
     NO_CACHE,
     OPERATION,
     OUTCOME,
     Operation,
     UnsupportedType,
+    body_decoder,
+    invite_body,
     send,
 )
 from mirror.wire.pktline import FLUSH_PKT
@@ -278,10 +280,9 @@ class _Push:
             raise
 
     async def _chunks(self) -> AsyncIterator[bytes]:
-        request, received = self._request, 0
-        encoding = request.headers.get("Content-Encoding", "").strip().lower()
-        if encoding not in CONTENT_ENCODINGS:
-            raise UnsupportedType(f"expected Content-Encoding gzip or none, got {encoding[:100]!r}")
+        request, sent, decoded = self._request, 0, 0
+        decoder = body_decoder(request)
+        await invite_body(request)
         while True:
             try:
                 async with asyncio.timeout(SILENCE_SECONDS_MAX):
@@ -293,15 +294,19 @@ class _Push:
             except (web.RequestPayloadError, ValueError) as error:
                 raise ProtocolError(f"the push can't be decoded: {error}") from error
             if not chunk:
+                decoder.finish()
                 return
-            received += len(chunk)
-            if received > self._bytes_max:
-                raise TooLarge(
-                    f"the push is over {self._bytes_max} bytes; push fewer commits at a time, or"
-                    " raise limits.push_bytes_max"
-                )
-            self.commands.feed(chunk)
-            yield chunk
+            sent += len(chunk)
+            for piece in chain((b"",), decoder.feed(chunk)):
+                decoded += len(piece)
+                if max(sent, decoded) > self._bytes_max:
+                    raise TooLarge(
+                        f"the push is over {self._bytes_max} bytes; push fewer commits at a time,"
+                        " or raise limits.push_bytes_max"
+                    )
+                if piece:
+                    self.commands.feed(piece)
+                    yield piece
 
 
 def _request_headers(request: web.Request) -> dict[str, str]:

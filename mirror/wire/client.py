@@ -172,7 +172,7 @@ def parse_ls_refs(packets: Sequence[Packet]) -> Listing:
     Raises:
         ProtocolError: Malformed, or an ``ERR``.
     """
-    refs: list[Ref] = []
+    refs: dict[RefName, Ref] = {}
     head: ObjectId | None = None
     head_target: RefName | None = None
     for line in _lines_until_flush(packets):
@@ -185,8 +185,10 @@ def parse_ls_refs(packets: Sequence[Packet]) -> Listing:
             head = None if oid == b"unborn" else object_id(oid)
             continue
         peeled = known.get(b"peeled")
-        refs.append(Ref(_known_ref(name), object_id(oid), object_id(peeled) if peeled else None))
-    return Listing(tuple(refs), head, head_target)
+        ref = Ref(_known_ref(name), object_id(oid), object_id(peeled) if peeled else None)
+        if refs.setdefault(ref.name, ref) != ref:
+            raise ProtocolError(f"the upstream announced {name[:80]!r} twice, and not the same")
+    return Listing(tuple(refs.values()), head, head_target)
 
 
 # --- fetch -------------------------------------------------------------------------------------

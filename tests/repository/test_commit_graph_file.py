@@ -139,8 +139,8 @@ def test_an_index_that_contradicts_itself_is_not_believed(scratch: Scratch) -> N
     good = path.read_bytes()
     path.unlink()
     refused = 0
-    for place in range(8, len(good) - 20):
-        bad = good[:place] + b"\x7f" + good[place + 1 : -20]
+    for place, wrong in itertools.product(range(8, len(good) - 20), (b"\x7f", b"\xff")):
+        bad = good[:place] + wrong + good[place + 1 : -20]
         path.write_bytes(bad + hashlib.sha1(bad, usedforsecurity=False).digest())
         try:
             file = CommitGraphFile(path)

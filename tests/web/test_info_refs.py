@@ -67,12 +67,33 @@ async def test_v2_answers_with_capabilities_alone(mirror: MirrorService, git_pro
     assert b"object-format=sha1" in lines
 
 
-async def test_head_is_answered_like_get_without_a_body(mirror: MirrorService) -> None:
-    path = f"{INFO_REFS}?service=git-upload-pack"
-    head = await mirror.ask("HEAD", path)
-    get = await mirror.get(path)
-    assert (head.status, head.body) == (200, b"")
-    assert head.headers["Content-Length"] == str(len(get.body))
+def lasting(answer: Answered) -> dict[str, str]:
+    """Return the headers but for those that differ each time."""
+    headers = {name.lower(): value for name, value in answer.headers.items()}
+    return {name: headers[name] for name in headers.keys() - {"date", "x-request-id"}}
+
+
+async def test_head_is_answered_like_get_without_a_body(
+    mirror: MirrorService, upstream: Upstream
+) -> None:
+    upstream.branches({f"branch-{number}": upstream.oid() for number in range(100)})
+    await mirror.announce(upstream)
+    asked: list[tuple[str, dict[str, str]]] = [
+        (f"{INFO_REFS}?service=git-upload-pack", {}),
+        (f"{INFO_REFS}?service=git-upload-pack", {"Git-Protocol": "version=1"}),
+        (f"{INFO_REFS}?service=git-upload-pack", {"Git-Protocol": "version=2"}),
+        (f"{INFO_REFS}?service=git-upload-pack", {"Accept-Encoding": "gzip"}),
+        (f"{INFO_REFS}?service=git-receive-pack", {}),
+        (INFO_REFS, {}),
+        ("/acme/nothing/info/refs?service=git-upload-pack", {}),
+        ("/healthz", {}),
+    ]
+    for path, headers in asked:
+        get = await mirror.ask("GET", path, headers=headers)
+        head = await mirror.ask("HEAD", path, headers=headers)
+        assert (head.status, head.body) == (get.status, b"")
+        assert head.headers["Content-Length"] == str(len(get.body))
+        assert lasting(head) == lasting(get)
 
 
 async def test_a_long_advertisement_is_compressed_for_whoever_takes_that(

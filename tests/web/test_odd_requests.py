@@ -11,6 +11,7 @@ from tests.web.asking import connected, fetch_v0, raw_request, read_to_end
 
 QUERY = "service=git-upload-pack"
 HOST = "Host: mirror.example\r\n"
+REQUESTS = "git_mirror_request_seconds_count"
 
 
 async def first_line(mirror: MirrorService, request: str) -> str:
@@ -31,6 +32,8 @@ def get(path: str, *, headers: str = HOST, version: str = "1.1") -> str:
         "/acme/gitops-repo/",  # go-git joins paths with a slash, whatever there is
         "/acme/gitops-repo.git/",
         "//acme/gitops-repo",
+        "///acme//gitops-repo.git//",
+        "/acme/%2fgitops-repo",
         "/acme/gitops%2Drepo",
         "/acme%2fgitops-repo",
         "http://mirror.example/acme/gitops-repo",
@@ -45,7 +48,6 @@ async def test_the_same_repository_is_found_by_equal_paths(
 @pytest.mark.parametrize(
     "path",
     [
-        "/acme//gitops-repo",
         "/./acme/gitops-repo",
         "/acme/../acme/gitops-repo",
         "/acme/%2e%2e/acme/gitops-repo",
@@ -98,9 +100,27 @@ async def test_what_is_not_http_as_we_know_it_is_400(
     assert (await mirror.get("/healthz")).status == 200
 
 
-@pytest.mark.parametrize("request_text", [f"OPTIONS * HTTP/1.1\r\n{HOST}\r\n", get("/")])
-async def test_what_is_nowhere_is_404(mirror: MirrorService, request_text: str) -> None:
-    assert await first_line(mirror, request_text) == "HTTP/1.1 404 Not Found"
+async def test_what_is_nowhere_is_404(mirror: MirrorService) -> None:
+    for method in ("GET", "OPTIONS", "HEAD", "TRACE", "CONNECT"):
+        request = f"{method} / HTTP/1.1\r\n{HOST}\r\n"
+        assert await first_line(mirror, request) == "HTTP/1.1 404 Not Found"
+
+
+async def test_options_tells_what_else_may_be_asked(mirror: MirrorService) -> None:
+    for target, allowed in [
+        ("*", b"GET, HEAD, OPTIONS, POST"),
+        (f"/acme/gitops-repo/info/refs?{QUERY}", b"GET, HEAD, OPTIONS"),
+        ("/acme/gitops-repo.git/git-upload-pack", b"OPTIONS, POST"),
+        ("/healthz", b"GET, HEAD, OPTIONS"),
+        ("/webhooks/github", b"OPTIONS, POST"),
+    ]:
+        request = f"OPTIONS {target} HTTP/1.1\r\n{HOST}\r\n{get('/healthz')}"
+        async with connected(mirror, request.encode()) as (reader, _):
+            head = await reader.readuntil(b"\r\n\r\n")
+            assert head.startswith(b"HTTP/1.1 204 ")
+            assert b"\r\nAllow: %b\r\n" % allowed in head
+            assert await reader.readline() == b"HTTP/1.1 200 OK\r\n"
+    assert await mirror.metric(REQUESTS, operation="other", outcome="ok")
 
 
 async def test_http_1_0_is_spoken(mirror: MirrorService, upstream: Upstream) -> None:
@@ -122,8 +142,32 @@ async def test_a_body_may_wait_for_100_continue(mirror: MirrorService, upstream:
         assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
         writer.write(body)
         assert (await read_to_end(reader)).startswith(b"HTTP/1.1 200 OK\r\n")
-    async with connected(mirror, head + b"\r\nExpect: miracles\r\n\r\n") as (reader, _):
-        assert (await reader.readline()).startswith(b"HTTP/1.1 417")
+
+
+async def test_a_body_that_is_refused_is_not_asked_for(mirror: MirrorService) -> None:
+    head = raw_request(b"0000").removesuffix(b"\r\n0000") + b"Expect: 100-continue\r\n\r\n"
+    nowhere = head.replace(b"gitops-repo", b"nothing")
+    for request, status in [
+        (nowhere, b"404"),
+        (head.replace(b"upload-pack HTTP", b"receive-pack HTTP"), b"403"),
+        (head.replace(b"Content-Type: ", b"Content-Type: x-"), b"415"),
+        (head.replace(b"Expect:", b"Content-Encoding: br\r\nExpect:"), b"415"),
+        (head.replace(b"100-continue", b"miracles"), b"417"),
+        (get("/healthz", headers=f"{HOST}Expect: miracles\r\n").encode(), b"417"),
+    ]:
+        async with connected(mirror, request) as (reader, _):
+            answer = await read_to_end(reader)
+            assert answer.startswith(b"HTTP/1.1 " + status)
+            assert b"\r\nX-Request-Id: " in answer
+            if b"Content-Length: 4" in request:
+                # The client may or may not send the body now: only a new connection is safe.
+                assert b"\r\nConnection: close\r\n" in answer
+
+
+async def test_who_speaks_http_1_0_is_not_told_to_continue(mirror: MirrorService) -> None:
+    request = raw_request(b"0000").replace(b"HTTP/1.1", b"HTTP/1.0")
+    request = request.replace(b"Host: x\r\n", b"Expect: 100-continue\r\n")
+    assert (await first_line(mirror, request.decode())).startswith("HTTP/1.0 200")
 
 
 async def test_requests_in_a_row_are_answered_in_order(
@@ -175,6 +219,6 @@ async def test_a_client_that_leaves_in_its_body_is_no_error(
         pass
     gone = {"operation": "other", "outcome": "client_gone"}
     async with asyncio.timeout(WAIT_SECONDS_MAX):
-        while not await mirror.metric("git_mirror_request_seconds_count", **gone):
+        while not await mirror.metric(REQUESTS, **gone):
             pass
     assert not [record for record in caplog.records if record.levelname == "ERROR"]

@@ -33,7 +33,9 @@ async def test_a_content_type_may_have_parameters(mirror: MirrorService) -> None
     assert answer.status == 200
 
 
-@pytest.mark.parametrize("encoding", ["x-gzip", "br, gzip", "compress", "gzip, gzip"])
+@pytest.mark.parametrize(
+    "encoding", ["br", "zstd", "br, gzip", "compress", "gzip, gzip", "x-deflate", "\xff"]
+)
 async def test_an_encoding_that_is_not_undone_here_is_refused(
     mirror: MirrorService, encoding: str
 ) -> None:

@@ -247,11 +247,19 @@ def test_head_may_be_unborn_or_detached(
         ([ONE + b" refs/heads/main peeled:x", Special.FLUSH], "40 hex digits"),
         ([ONE + b" HEAD symref-target:HEAD", Special.FLUSH], "which is not a branch"),
         ([b"x HEAD", Special.FLUSH], "40 hex digits"),
+        ([*lines(ONE + b" refs/x", TWO + b" refs/x"), Special.FLUSH], "twice, and not the same"),
     ],
 )
 def test_what_is_no_listing_is_refused(packets: list[Packet], message: str) -> None:
     with pytest.raises(ProtocolError, match=message):
         parse_ls_refs(packets)
+
+
+def test_a_ref_that_is_announced_twice_in_the_same_words_is_one() -> None:
+    line = ONE + b" refs/heads/main"
+    assert parse_ls_refs([*lines(line, line), Special.FLUSH]) == parse_ls_refs(
+        [*lines(line), Special.FLUSH]
+    )
 
 
 def test_an_upstream_s_message_is_cut_to_a_bearable_length() -> None:
