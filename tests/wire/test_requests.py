@@ -81,7 +81,7 @@ def test_bundle_uri_is_read(end: bytes) -> None:
 
 
 def test_bundle_uri_takes_no_arguments() -> None:
-    with pytest.raises(ProtocolError, match="bundle-uri: unexpected argument: b'filter blob:none'"):
+    with pytest.raises(RequestRefused, match="bundle-uri: unexpected argument: 'filter blob:none'"):
         parse_command(command(b"bundle-uri", b"filter blob:none"))
 
 
