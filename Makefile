@@ -55,8 +55,9 @@ format: $(VENV)/dev.stamp ## Format the code and sort its imports
 	@$(BIN)/ruff check --fix --quiet . || true
 	@$(BIN)/ruff format .
 
-docs: $(VENV)/run.stamp ## Write docs/configuration.md anew from the code
+docs: $(VENV)/dev.stamp ## Write docs/configuration.md and docs/compatibility.md anew from the code
 	@$(BIN)/git-mirror config reference > docs/configuration.md
+	@$(BIN)/python -m tests.clients.page > docs/compatibility.md
 
 bench: $(VENV)/dev.stamp ## Measure against peers in 5 minutes; FULL=1 takes longer and writes docs/performance.md
 	@$(BIN)/python -m benchmarks $(if $(FULL),--full $(if $(findstring --rows,$(ARGS)),,--markdown docs/performance.md)) $(ARGS)

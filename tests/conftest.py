@@ -8,9 +8,11 @@ from pathlib import Path
 import hypothesis
 import pytest
 import uvloop
+from _pytest.terminal import TerminalReporter
 
 from mirror.demo.forge import HttpBackend
 from tests import mirror_service
+from tests.clients import table
 from tests.git_client import GitClient, Upstream
 
 hypothesis.settings.register_profile("dev", max_examples=50, deadline=None)
@@ -26,6 +28,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """Hand the options on."""
     mirror_service.with_fast_lane = not config.getoption("--no-fast-lane")
+
+
+def pytest_terminal_summary(terminalreporter: TerminalReporter) -> None:
+    """Print the matrix of clients."""
+    table.write(terminalreporter)
 
 
 def pytest_asyncio_loop_factories(
