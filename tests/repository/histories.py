@@ -1,7 +1,9 @@
 """Repositories to test on, made by git itself in the directory of a bare mirror."""
 
+import hashlib
 import os
 import subprocess
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -105,9 +107,9 @@ class Scratch:
             stream += f"reset refs/scratch\ncommit refs/scratch\nmark :{mark}\n".encode()
             stream += f"committer Test Committer <committer@example.com> {at} +0000\n".encode()
             stream += b"data 7\nChange\n\n"
-            for word, parent in zip(["from", *["merge"] * 9], change.parents, strict=False):
+            for number, parent in enumerate(change.parents):
                 name = b":%d" % (parent + 1) if isinstance(parent, int) else parent
-                stream += b"%b %b\n" % (word.encode(), name)
+                stream += b"%b %b\n" % (b"merge" if number else b"from", name)
             for path, file in change.files.items():
                 stream += _file(path, file)
         stream += b"".join(b"get-mark :%d\n" % mark for mark in range(1, len(changes) + 1))
@@ -138,9 +140,9 @@ class Scratch:
             self.git("commit-tree", "-m", "Merge", *words, tree.decode(), env=env).strip()
         )
 
-    def tag(self, target: ObjectId, name: str) -> ObjectId:
-        """Make an annotated tag of any object; no ref names it."""
-        kind = self.git("cat-file", "-t", target.decode()).strip()
+    def tag(self, target: ObjectId, name: str, kind: bytes | None = None) -> ObjectId:
+        """Make an annotated tag of any object; no ref names it. Who knows its `kind` may say so."""
+        kind = kind or self.git("cat-file", "-t", target.decode()).strip()
         return self.hash_object(
             "tag",
             b"object %b\ntype %b\ntag %b\ntagger T <t@example.com> %d +0000\n\nTag\n"
@@ -149,8 +151,19 @@ class Scratch:
 
     def hash_object(self, kind: str, content: bytes) -> ObjectId:
         """Store any bytes as an object, well-formed or not."""
-        words = ("hash-object", "-t", kind, "--literally", "-w", "--stdin")
-        return ObjectId(self.git(*words, stdin=content).strip())
+        whole = b"%b %d\0%b" % (kind.encode(), len(content), content)
+        oid = hashlib.sha1(whole, usedforsecurity=False).hexdigest()
+        loose = self._loose(ObjectId(oid.encode()))
+        loose.parent.mkdir(exist_ok=True)
+        loose.write_bytes(zlib.compress(whole))
+        return ObjectId(oid.encode())
+
+    def loose(self, oid: ObjectId) -> bytes:
+        """Return the content of an object that is not in a pack yet."""
+        return zlib.decompress(self._loose(oid).read_bytes()).partition(b"\0")[2]
+
+    def _loose(self, oid: ObjectId) -> Path:
+        return self.path / "objects" / oid[:2].decode() / oid[2:].decode()
 
     def refs(self, targets: Mapping[str, ObjectId]) -> None:
         """Set refs."""

@@ -3,7 +3,7 @@
 import enum
 import hashlib
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from mirror.wire.names import ObjectId
@@ -20,11 +20,12 @@ class Kind(enum.IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One object of a pack; `base` is an offset or an id."""
+    """One object of a pack; `base` is an offset or an id, `data` what was deflated."""
 
     offset: int
     kind: Kind
     base: int | ObjectId | None
+    data: bytes
 
 
 def entries(pack: bytes) -> list[Entry]:
@@ -52,11 +53,88 @@ def entries(pack: bytes) -> list[Entry]:
             base = ObjectId(pack[position : position + 20].hex().encode())
             position += 20
         inflate = zlib.decompressobj()
-        assert len(inflate.decompress(pack[position:])) == size
+        data = inflate.decompress(pack[position:])
+        assert len(data) == size
         position = len(pack) - len(inflate.unused_data)
-        found.append(Entry(offset, kind, base))
+        found.append(Entry(offset, kind, base, data))
     assert position == len(pack) - 20
     return found
+
+
+Whole = tuple[Kind, bytes]
+"""An object: its type and its content."""
+
+
+def unpacked(pack: bytes, look_up: Callable[[ObjectId], Whole | None]) -> dict[ObjectId, Whole]:
+    """Return the objects of a pack; `look_up` knows those that a thin one may build on.
+
+    What index-pack would refuse fails: an object that is there twice, or a base that is nowhere.
+    """
+    found: dict[ObjectId, Whole] = {}
+    by_offset: dict[int, Whole] = {}
+    waiting = entries(pack)
+    while waiting:
+        still = []
+        for entry in waiting:
+            base = None
+            if isinstance(entry.base, int):
+                base = by_offset.get(entry.base)
+            elif entry.base is not None:
+                base = found.get(entry.base) or look_up(entry.base)
+            if entry.base is not None and base is None:
+                still.append(entry)
+                continue
+            whole = (entry.kind, entry.data) if base is None else _applied(base, entry.data)
+            oid = object_id(*whole)
+            assert oid not in found, f"{oid.decode()} was sent twice"
+            found[oid] = by_offset[entry.offset] = whole
+        assert len(still) < len(waiting), f"bases are missing: {[entry.base for entry in still]}"
+        waiting = still
+    return found
+
+
+def object_id(kind: Kind, content: bytes) -> ObjectId:
+    """Return the id of an object."""
+    header = b"%b %d\0" % (kind.name.lower().encode(), len(content))
+    return ObjectId(hashlib.sha1(header + content, usedforsecurity=False).hexdigest().encode())
+
+
+def _applied(base: Whole, delta: bytes) -> Whole:
+    """Apply a delta: gitformat-pack(5), "Deltified representation"."""
+    kind, content = base
+    base_size, position = _number(delta, 0)
+    size, position = _number(delta, position)
+    assert base_size == len(content)
+    result = bytearray()
+    while position < len(delta):
+        op = delta[position]
+        position += 1
+        if not op & 0x80:
+            assert op, "a delta has an instruction that is reserved"
+            result += delta[position : position + op]
+            position += op
+            continue
+        numbers = bytearray(7)
+        for bit in range(7):
+            if op >> bit & 1:
+                numbers[bit] = delta[position]
+                position += 1
+        start = int.from_bytes(numbers[:4], "little")
+        length = int.from_bytes(numbers[4:], "little") or 0x10000
+        result += content[start : start + length]
+    assert len(result) == size
+    return kind, bytes(result)
+
+
+def _number(data: bytes, position: int) -> tuple[int, int]:
+    number = shift = 0
+    while True:
+        byte = data[position]
+        position += 1
+        number |= (byte & 0x7F) << shift
+        shift += 7
+        if not byte & 0x80:
+            return number, position
 
 
 def _distance(pack: bytes, position: int) -> tuple[int, int]:
@@ -106,11 +184,7 @@ def append_delta(base: bytes, more: bytes) -> bytes:
 
 def blob_id(content: bytes) -> ObjectId:
     """Return the id of a blob."""
-    return ObjectId(
-        hashlib.sha1(b"blob %d\0%b" % (len(content), content), usedforsecurity=False)
-        .hexdigest()
-        .encode()
-    )
+    return object_id(Kind.BLOB, content)
 
 
 def _header(kind: Kind, size: int) -> bytes:

@@ -82,6 +82,11 @@ class GitServer:
         """Answer a v0 fetch."""
         return Answer.of(self._run("--stateless-rpc", version=0, body=body))
 
+    def ask(self, body: bytes, *, version: int) -> tuple[bytes, bytes | None]:
+        """Answer a request; returns the answer, and what git says to its log if it refuses."""
+        completed = self._completed("--stateless-rpc", version=version, body=body)
+        return completed.stdout, completed.stderr if completed.returncode else None
+
     def refuses(self, body: bytes, *, version: int) -> bool:
         """Tell whether git answers with an error."""
         completed = self._completed("--stateless-rpc", version=version, body=body)

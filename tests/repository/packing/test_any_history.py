@@ -11,32 +11,10 @@ from hypothesis import strategies as st
 from mirror.repository.packing.engine import PackEngine, PackRequest
 from mirror.wire.filters import ObjectFilter
 from mirror.wire.names import ObjectId
-from tests.repository.histories import (
-    Change,
-    File,
-    Scratch,
-    executable,
-    gitlink,
-    lines,
-    symlink,
-)
+from tests.repository.histories import Change, Scratch
 from tests.repository.judge import Judge
 from tests.repository.packing.building import build
-
-COMMITS_MAX = 12
-
-# Few paths and few contents: so that trees and files come back, elsewhere and later.
-PATHS = ["a", "b", "d", "d/a", "d/b", "d/e", "d/e/a", "f/e/a", "f/e"]
-CONTENTS: list[File | None] = [
-    None,
-    File(b""),
-    File(lines(12)),
-    File(lines(12, change=3)),
-    File(lines(12, change=4)),
-    executable(lines(12)),
-    symlink(b"a"),
-    gitlink(),
-]
+from tests.repository.strategies import changes
 
 
 @dataclass(frozen=True)
@@ -50,20 +28,6 @@ class Plan:
     haves: Sequence[int]
     shallow: Sequence[int]
     filter: ObjectFilter | None
-
-
-@st.composite
-def changes(draw: st.DrawFn) -> list[Change]:
-    made: list[Change] = []
-    for number in range(draw(st.integers(1, COMMITS_MAX))):
-        places = st.integers(max(0, number - 4), max(0, number - 1))
-        parents = draw(st.lists(places, max_size=3 if number else 0, unique=True))
-        # A directory may have become a file and back; what is deleted first is in nobody's way.
-        paths = draw(st.lists(st.sampled_from(PATHS), max_size=3, unique=True))
-        files = {path: draw(st.sampled_from(CONTENTS)) for path in sorted(paths)}
-        at = 1_750_000_000 + draw(st.integers(-9, 9)) * 3600 + number * 600
-        made.append(Change(files, parents, at))
-    return made
 
 
 @st.composite
