@@ -22,6 +22,9 @@ from mirror.wire.names import ObjectId
 COMMITS_WALKED_MAX: Final = 10_000
 """A reader further behind than that is rare, and not one of many at the same place."""
 
+_FAR_AWAY: Final = 1 << 64
+"""Seconds since the epoch that no commit can claim."""
+
 _WANTED: Final = 1
 _HAD: Final = 2
 _COMMON: Final = _WANTED | _HAD
@@ -80,6 +83,7 @@ class _Walk:
         self._paint: dict[ObjectId, int] = {}
         self._queue: list[tuple[int, ObjectId]] = []
         self._wanted: set[ObjectId] = set()  # of the queue, what only the wants reach
+        self._oldest_wanted = _FAR_AWAY  # the time of the oldest that ever was in there
 
     def paint(self, oid: ObjectId, colour: int) -> bool:
         """Add `colour` to a commit and look at it (again); `False` when it is no commit."""
@@ -93,13 +97,14 @@ class _Walk:
             heapq.heappush(self._queue, (-node.time, oid))
             if after == _WANTED:
                 self._wanted.add(oid)
+                self._oldest_wanted = min(node.time, self._oldest_wanted)
             else:
                 self._wanted.discard(oid)
         return True
 
     def run(self, commits_max: int) -> Frontier | None:
         for _ in range(commits_max):
-            if not self._wanted:
+            if not self._wanted and not self._may_meet_wanted():
                 break
             self._pass_on(heapq.heappop(self._queue)[1])
         if self._wanted:
@@ -107,6 +112,13 @@ class _Walk:
         self._drop_ancestors(commits_max)
         new = frozenset(oid for oid, colour in self._paint.items() if colour == _WANTED)
         return Frontier(tuple(sorted(self._candidates())), new)
+
+    def _may_meet_wanted(self) -> bool:
+        """Tell whether what is to be walked next is not older than all that was wanted.
+
+        Commits of the same second come in any order: the haves may still lead there.
+        """
+        return bool(self._queue) and -self._queue[0][0] >= self._oldest_wanted
 
     def _candidates(self) -> list[ObjectId]:
         return [oid for oid, colour in self._paint.items() if colour == _COMMON]

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from mirror.repository.bare import BareRepository
 from mirror.repository.frontier import Frontier, find_frontier
-from tests.repository.histories import Atlas
+from tests.repository.histories import Atlas, Change, Scratch
 from tests.repository.test_graph import COMMITS, Drawn, histories, name
 
 
@@ -43,6 +43,21 @@ def test_tags_stand_for_their_commits_and_other_objects_for_nothing(
     assert find_frontier(graph, atlas.all("tree"), atlas.all("main")) is None
     nothing = find_frontier(graph, atlas.all("root"), atlas.all("tree", "blob-tag"))
     assert nothing == Frontier((), frozenset(atlas.all("root")))
+
+
+def test_commits_of_the_same_second_have_the_frontier_that_their_order_gives(
+    scratch: Scratch,
+) -> None:
+    """Which of them is looked at first depends on their ids: all are tried."""
+    for number in range(4):
+        made = scratch.commits(
+            *(Change({"a": b"%d %d" % (number, one)}, [one - 1][:one], 7) for one in range(4))
+        )
+        repository = scratch.open()
+        for place, want in enumerate(made):
+            found = find_frontier(repository.graph, [want], [made[-1]])
+            assert found == Frontier((want,), frozenset()), (number, place)
+        repository.close()
 
 
 def test_a_walk_that_is_too_long_is_given_up(repository: BareRepository, atlas: Atlas) -> None:

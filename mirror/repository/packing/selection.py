@@ -139,6 +139,64 @@ class _TreeReader:
             raise LocalError(f"tree {oid.decode()} is damaged: {error}") from error
 
 
+class _HadWalk:
+    """Walks both sides together, newest first, to find which commits the reader has.
+
+    It ends when only the reader's commits are left to walk, and these are older than all that was
+    wanted: then no wanted commit can lie below. Commits of the same second come in any order.
+    """
+
+    def __init__(
+        self,
+        graph: CommitGraph,
+        followed: Callable[[ObjectId], tuple[ObjectId, ...]],
+        had: set[ObjectId],
+        wanted: Iterable[ObjectId],
+    ) -> None:
+        self._graph = graph
+        self._followed = followed
+        self._had = had
+        self._wanting = {oid for oid in wanted if oid not in had}
+        self._walked: set[ObjectId] = set()
+        self._oldest = min(map(self._time, self._wanting), default=0)
+
+    def run(self) -> set[ObjectId]:
+        if not self._had or not self._wanting:
+            return self._had
+        for oid in self._graph.by_date([*self._wanting, *self._had], self._parents):
+            if not self._wanting and self._time(oid) < self._oldest:
+                break
+        return self._had
+
+    def _time(self, oid: ObjectId) -> int:
+        node = self._graph.node(oid)
+        return node.time if node is not None else 0
+
+    def _parents(self, oid: ObjectId) -> tuple[ObjectId, ...]:
+        above = self._followed(oid)
+        self._walked.add(oid)
+        self._wanting.discard(oid)
+        if oid in self._had:
+            self._have(above)
+        else:
+            new = {one for one in above if one not in self._had and one not in self._walked}
+            self._wanting |= new
+            self._oldest = min([self._oldest, *map(self._time, new)])
+        return above
+
+    def _have(self, oids: Iterable[ObjectId]) -> None:
+        """Note what the reader has, also below what was walked as wanted before that was known."""
+        todo = [*oids]
+        while todo:
+            oid = todo.pop()
+            if oid in self._had:
+                continue
+            self._had.add(oid)
+            self._wanting.discard(oid)
+            if oid in self._walked:
+                todo += self._followed(oid)
+
+
 class _Selector:
     """The state of one selection."""
 
@@ -203,31 +261,10 @@ class _Selector:
         return node.parents if node is not None and oid not in self._request.shallow else ()
 
     def _had_commits(self, wanted: Iterable[ObjectId]) -> set[ObjectId]:
-        """Return the reader's commits, as far as the walk from `wanted` can meet them.
-
-        Both sides are walked together, newest first, until only the reader's commits are left to
-        walk: then no wanted commit can lie below.
-        """
+        """Return the reader's commits, as far as the walk from `wanted` can meet them."""
         graph = self._graph
         had = {peeled for have in self._request.haves if graph.node(peeled := graph.peel(have))}
-        if not had:
-            return had
-        wanting = {oid for oid in wanted if oid not in had}
-
-        def parents(oid: ObjectId) -> tuple[ObjectId, ...]:
-            above = self._followed(oid)
-            if oid in had:
-                had.update(above)
-                wanting.difference_update(above)
-            else:
-                wanting.update(parent for parent in above if parent not in had)
-            wanting.discard(oid)
-            return above
-
-        for _ in graph.by_date([*wanting, *had], parents):
-            if not wanting:
-                break
-        return had
+        return _HadWalk(graph, self._followed, had, wanted).run()
 
     def _parents_first(self, new: dict[ObjectId, None]) -> Iterable[ObjectId]:
         """Sort commits so that each comes after those of its parents that are sent too.
