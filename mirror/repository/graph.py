@@ -157,21 +157,20 @@ class CommitGraph:
         """Tell whether each of `starts` is or descends from one of `goals`.
 
         Starts that are no commits are passed over: history says nothing of them. As for git's own
-        server, the parents of a goal are as good as the goal, for who has a commit has them too,
-        and commits older than the oldest goal are not looked behind.
+        server, where there are no others any goal will do, the parents of a goal are as good as the
+        goal, for who has a commit has them too, and commits older than the oldest goal are not
+        looked behind.
         """
+        goals = list(goals)
+        commits = [start for start in map(self.peel, starts) if self.node(start)]
         nodes = {goal: node for goal in map(self.peel, goals) if (node := self.node(goal))}
-        if not nodes:
-            return False
+        if not nodes or not commits:
+            return bool(goals) and not commits
         oldest = min(node.time for node in nodes.values())
         reaching = {*nodes, *(parent for node in nodes.values() for parent in node.parents)}
         lowest = min(self._lowest(node) for node in nodes.values())
         dead_ends: set[ObjectId] = set()
-        return all(
-            self._reaches(start, reaching, dead_ends, oldest, lowest)
-            for start in map(self.peel, starts)
-            if self.node(start)
-        )
+        return all(self._reaches(start, reaching, dead_ends, oldest, lowest) for start in commits)
 
     def _reaches(
         self,
