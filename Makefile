@@ -4,14 +4,15 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 TEST_WORKERS ?= 2
 SECONDS_EACH ?= 30
+CASES ?= 5000
 # The locks are whole, so pip resolves nothing (--no-deps): an old pip would let a newer release outdo a pin.
 INSTALL := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 
-.PHONY: help setup demo test fuzz check format bench lock docs clean
+.PHONY: help setup demo test test-differential fuzz check format bench lock docs clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 16
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 26
 
 # Debian splits ensurepip from python3; where it is missing, `apt-get` mends it for root, and a sentence for others.
 $(BIN)/python:
@@ -43,6 +44,10 @@ test: $(VENV)/dev.stamp ## Run the whole test suite (both engines, real git clie
 
 fuzz: $(VENV)/dev.stamp ## Fuzz every parser; SECONDS_EACH=120 for longer, PARSERS="names ..." for some (docs/fuzzing.md)
 	@$(BIN)/python -m tests.fuzz --seconds-each $(SECONDS_EACH) $(ARGS) $(PARSERS)
+
+# Another seed each time; SEED=n asks the same again. On one core about 12 cases a second.
+test-differential: $(VENV)/dev.stamp ## Compare CASES=5000 made-up fetches with git's own answers; SEED=n
+	@$(BIN)/python -m pytest -n 0 tests/differential --differential-cases=$(CASES) $(if $(SEED),--hypothesis-seed=$(SEED)) $(ARGS)
 
 check: $(VENV)/dev.stamp ## Lint, types, the architecture contract, generated files
 	@$(BIN)/ruff check .

@@ -13,6 +13,7 @@ from _pytest.terminal import TerminalReporter
 from mirror.demo.forge import HttpBackend
 from tests import mirror_service
 from tests.clients import table
+from tests.differential.cases import Cases
 from tests.git_client import GitClient, Upstream
 
 hypothesis.settings.register_profile("dev", max_examples=50, deadline=None)
@@ -21,13 +22,21 @@ hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "dev")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Let the whole suite run without the fast lane: `make test ARGS=--no-fast-lane`."""
+    """Let the whole suite run without the fast lane: `make test ARGS=--no-fast-lane`.
+
+    The other option is for `make test-differential`.
+    """
     parser.addoption("--no-fast-lane", action="store_true", help="run every service without one")
+    parser.addoption(
+        "--differential-cases", type=int, help="compare so many fetches with git's, made up anew"
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Hand the options on."""
     mirror_service.with_fast_lane = not config.getoption("--no-fast-lane")
+    if (count := config.getoption("--differential-cases")) is not None:
+        Cases.choose(count)
 
 
 def pytest_terminal_summary(terminalreporter: TerminalReporter) -> None:
