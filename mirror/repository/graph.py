@@ -158,12 +158,12 @@ class CommitGraph:
 
         Starts that are no commits are passed over: history says nothing of them. As for git's own
         server, where there are no others any goal will do, the parents of a goal are as good as the
-        goal, for who has a commit has them too, and commits older than the oldest goal are not
-        looked behind.
+        goal, for who has a commit has them too, a tag among the goals does not stand for its
+        commit, and commits older than the oldest goal are not looked behind.
         """
         goals = list(goals)
         commits = [start for start in map(self.peel, starts) if self.node(start)]
-        nodes = {goal: node for goal in map(self.peel, goals) if (node := self.node(goal))}
+        nodes = {goal: node for goal in goals if (node := self.node(goal))}
         if not nodes or not commits:
             return bool(goals) and not commits
         oldest = min(node.time for node in nodes.values())

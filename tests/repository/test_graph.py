@@ -107,8 +107,8 @@ def test_every_start_has_to_reach_a_goal_but_not_every_goal(
     assert reach(atlas.all("main", "right"), atlas.all("left"))
     assert not reach(atlas.all("main", "diverged"), atlas.all("left"))
     assert not reach(atlas.all("main"), [])
-    assert reach(atlas.all("nested-tag", "main"), atlas.all("old-tag"))
-    assert not reach(atlas.all("old-tag"), atlas.all("nested-tag"))
+    assert reach(atlas.all("nested-tag", "main"), atlas.all("edited"))
+    assert not reach(atlas.all("nested-tag", "main"), atlas.all("old-tag"))
 
 
 def test_history_says_nothing_of_trees_and_blobs(repository: BareRepository, atlas: Atlas) -> None:
@@ -161,7 +161,7 @@ def histories(draw: st.DrawFn) -> Drawn:
 def test_any_history_is_walked_rightly(history: Drawn, data: st.DataObject) -> None:
     """Clocks may lag: then a walk may give up, but it never claims what is not so.
 
-    Who has a commit has its parents too.
+    Who has a commit has its parents too; but what is older than all goals is not looked behind.
     """
     graph, above, reached = history.graph, history.above, history.reached
     is_skewed = history.is_skewed
@@ -171,7 +171,8 @@ def test_any_history_is_walked_rightly(history: Drawn, data: st.DataObject) -> N
     had = set(goals).union(*(above[goal] for goal in goals))
     expected = all(reached[start] & had for start in starts)
     found = graph.all_reach([name(n + 1) for n in starts], [name(n + 1) for n in goals])
-    assert found == expected or (is_skewed and not found)
+    certain = not is_skewed and all(reached[start] & set(goals) for start in starts)
+    assert certain <= found <= expected
     is_ancestor = graph.is_ancestor(name(goals[0] + 1), name(starts[0] + 1), commits_max=100)
     assert is_ancestor == (goals[0] in reached[starts[0]]) or (is_skewed and not is_ancestor)
     walked = list(graph.by_date([name(starts[0] + 1)], lambda oid: graph.node(oid).parents))  # type: ignore[union-attr]
