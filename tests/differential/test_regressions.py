@@ -55,6 +55,17 @@ async def test_who_wants_no_commit_need_not_tell_of_any(
         assert await judge.compare(question) is not None
 
 
+@pytest.mark.parametrize("version", [0, 2])
+async def test_a_tag_that_a_reader_tells_of_does_not_stand_for_its_commit(
+    ours: list[Ours], tmp_path: Path, version: int
+) -> None:
+    plan = WorldPlan(line_of(1), tags=[(Target.COMMIT, 0, True)])
+    judge = await judge_of(ours, tmp_path, plan)
+    for place in range(len(judge.world.objects)):
+        question = Question([0], version, past=[Past([1])], odd_haves=[place], round_haves=1)
+        assert await judge.compare(question) is not None
+
+
 async def test_what_a_commit_of_the_same_second_leads_to_is_not_sent_again(
     ours: list[Ours], tmp_path: Path
 ) -> None:
