@@ -3,6 +3,8 @@
     document     YAML to plain values that remember their lines
     notation     how single values are written: durations, sizes, counts, choices
     names        what may be named: repositories, upstreams, refs, files, an address
+    section      what every section has in common
+    relays       the receivers of events
     models       every section and key as users write it
     settings     what the program gets
     loading      a file to `Settings`, or one `ConfigError`
@@ -30,6 +32,7 @@ from mirror.config.models import (
 from mirror.config.names import RESERVED_REFS, ListenAddress, is_in_the_clear
 from mirror.config.notation import format_duration, format_size, parse_duration, parse_size
 from mirror.config.reference import json_schema, reference_markdown
+from mirror.config.relays import EventMode, RelayKind, RelaySettings
 from mirror.config.settings import CredentialSettings, RepositorySettings, Settings
 
 __all__ = [
@@ -39,6 +42,7 @@ __all__ = [
     "CredentialSettings",
     "EngineChoice",
     "Environment",
+    "EventMode",
     "Forge",
     "LimitSettings",
     "ListenAddress",
@@ -47,6 +51,8 @@ __all__ = [
     "LogSettings",
     "OnStale",
     "PushPolicy",
+    "RelayKind",
+    "RelaySettings",
     "RepositorySettings",
     "ServerSettings",
     "Settings",

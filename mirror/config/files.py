@@ -4,6 +4,7 @@ Must never raise, nor repeat what a secret file holds.
 """
 
 import os
+import ssl
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,12 +21,18 @@ WEBHOOK_SECRETS_MAX: Final = 8
 
 def check_files(settings: Settings) -> list[str]:
     """Return what is wrong with the files `settings` names, each with its key and what to do."""
+    relays = settings.relays.values()
     problems = [f"data_dir: {problem}" for problem in _data_dir_problems(settings.data_dir)]
     named = dict.fromkeys(
         entry for each in settings.repositories.values() for entry in _secret_files(each)
     )
+    named |= {(f"relays.{one.name}.secret_file", one.secret_file, 1): None for one in relays}
     for key, file, lines_max in named:
         problems += [f"{key}: {problem}" for problem in _secret_problems(file, lines_max)]
+    for one in relays:
+        if one.ca_file is not None:
+            key = f"relays.{one.name}.ca_file"
+            problems += [f"{key}: {problem}" for problem in _ca_problems(one.ca_file)]
     return problems
 
 
@@ -80,6 +87,15 @@ def _line_problems(file: Path, content: bytes, lines_max: int) -> Iterator[str]:
                 f"line {number} of {file} begins or ends with white space, which would be part of"
                 " the secret; remove it"
             )
+
+
+def _ca_problems(file: Path) -> Iterator[str]:
+    try:
+        ssl.create_default_context(cafile=str(file))
+    except ssl.SSLError:
+        yield f"{file} holds no certificate that can be read; it must be PEM"
+    except (OSError, ValueError) as error:
+        yield f"{file} can't be read: {_reason(error)}"
 
 
 def _data_dir_problems(data_dir: Path) -> Iterator[str]:

@@ -33,6 +33,7 @@ from mirror.config.models import (
 )
 from mirror.config.names import host_of, is_in_the_clear, read_upstream
 from mirror.config.notation import enumerate_words, kind_of, nearest, shown
+from mirror.config.relays import relay_contradictions, resolve_relays
 from mirror.config.settings import CredentialSettings, RepositorySettings, Settings
 from mirror.errors import ConfigError
 
@@ -83,7 +84,11 @@ def parse(content: bytes, *, source: Path) -> Settings:
         ConfigError: As `load`.
     """
     document = read_document(content, source=source)
-    mistakes = [*document.mistakes, *_contradictions(document)]
+    mistakes = [
+        *document.mistakes,
+        *_contradictions(document),
+        *relay_contradictions(document),
+    ]
     try:
         config = ConfigDocument.model_validate(document.value)
     except ValidationError as error:
@@ -114,7 +119,7 @@ def _mistakes(error: ValidationError, document: Document) -> Iterator[Mistake]:
     for details in error.errors(include_url=False):
         path: KeyPath = details["loc"]
         if details["type"] == "value_error" and len(path) == 3 and path[-1] == "[key]":
-            path = path[:-1]  # the name of a repository is wrong, not a key under it
+            path = path[:-1]  # the name of a repository or relay is wrong, not a key under it
         if any(path[:length] in document.unusable for length in range(len(path) + 1)):
             continue
         yield Mistake(document.line_of(path), path, _explain(path, details))
@@ -132,7 +137,7 @@ def _explain(path: KeyPath, details: ErrorDetails) -> str:
             kind = kind_of(details["input"])
             return f"must be a mapping (`key: value` lines under it), not {kind}"
         case "tuple_type":
-            return f"must be a list, like `[refs/heads/*]`, not {kind_of(details['input'])}"
+            return f"must be a list, like `[{_entry(path)}]`, not {kind_of(details['input'])}"
         case _:
             return details["msg"]
 
@@ -144,12 +149,21 @@ def _example(path: KeyPath) -> str:
     return f"`{key}: {examples[0]}`" if examples else f"`{key}:` and its value"
 
 
+def _entry(path: KeyPath) -> str:
+    """Return an entry of a list as it might be written."""
+    section = _section_at(path[:-1])
+    field = section.model_fields[keys_of(section)[str(path[-1])]]
+    return str(next(iter(field.examples or field.default)))
+
+
 def _explain_unknown_key(path: KeyPath) -> str:
     key = str(path[-1])
     plain = key.lower().replace("-", "_")
     if plain in _PASSWORD_KEYS:
         where = "`password_file`" if path[-2:-1] == ("credentials",) else "`credentials:`"
         return f"a secret has no place in this file; name its file, with {where}"
+    if path[:1] == ("relays",) and plain in _WEBHOOK_KEYS:
+        return "a secret has no place in this file; name its file, with `secret_file`"
     if plain in _WEBHOOK_KEYS:
         return "a secret has no place in this file; name its file, with `webhook_secret_file`"
     known = keys_of(_section_at(path[:-1]))
@@ -166,8 +180,8 @@ def _place(place: tuple[str, ...]) -> str:
 
 
 def _section_at(path: KeyPath) -> type[BaseModel]:
-    if path[:1] == ("repositories",) and len(path) > 1:
-        path = ("repositories", ANY_NAME, *path[2:])
+    if path[:1] in (("repositories",), ("relays",)) and len(path) > 1:
+        path = (path[0], ANY_NAME, *path[2:])
     return SECTIONS[tuple(str(part) for part in path)]
 
 
@@ -230,6 +244,7 @@ def _resolve(config: ConfigDocument, content: bytes, *, source: Path) -> Setting
         source=source,
         data_dir=base / config.data_dir,
         repositories=MappingProxyType(repositories),
+        relays=resolve_relays(config.relays, public_url=config.server.public_url, base=base),
         server=config.server,
         engine=config.engine,
         limits=config.limits,

@@ -5,7 +5,6 @@ A field's name carries the unit; its alias is what users write.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -13,7 +12,6 @@ from typing import Annotated, Any, Final
 from pydantic import (
     AfterValidator,
     BaseModel,
-    ConfigDict,
     Field,
     GetCoreSchemaHandler,
     GetJsonSchemaHandler,
@@ -24,7 +22,9 @@ from mirror.config.names import (
     LISTEN_ADDRESS,
     PATH,
     PATH_OR_NONE,
+    PUBLIC_URL,
     REF_PATTERN,
+    RELAY_NAME,
     REPOSITORY_NAME,
     UPSTREAM,
     USERNAME,
@@ -39,6 +39,8 @@ from mirror.config.notation import (
     size,
     switch,
 )
+from mirror.config.relays import RELAYS_MAX, RelayDocument
+from mirror.config.section import DefaultWords, Section
 
 REFS_MAX: Final = 256
 """Patterns per repository: each costs a look at every ref of the upstream."""
@@ -92,13 +94,6 @@ class LogLevel(StrEnum):
     ERROR = "error"
 
 
-@dataclass(frozen=True, slots=True)
-class DefaultWords:
-    """What the reference says of the default, where it is not a plain value."""
-
-    words: str
-
-
 class _OrNone:
     """`none` stands for the absence of a section, so that a repository can undo a default."""
 
@@ -120,22 +115,17 @@ class _OrNone:
         return None if value == "none" else value
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(
-        extra="forbid",
-        frozen=True,
-        use_attribute_docstrings=True,
-        hide_input_in_errors=True,
-    )
-
-
-class ServerSettings(_Section):
+class ServerSettings(Section):
     """Where readers and webhooks come in."""
 
     listen: Annotated[ListenAddress, LISTEN_ADDRESS] = ListenAddress("127.0.0.1", 8470)
     """The address to listen on: `0.0.0.0` is every IPv4 address, `[::]` every address of either
     kind. Port 0 lets the system choose one. Plain HTTP: put a proxy that speaks TLS in front of it
     where the network is not yours."""
+
+    public_url: Annotated[str | None, PUBLIC_URL, DefaultWords("none")] = None
+    """Where readers find this service, as they write it before a repository's name: with the port
+    and the path of a proxy where there are such. Relays put it into their events."""
 
     fast_lane: Annotated[bool, switch()] = True
     """Whether polls and small fetches that repeat an earlier one are answered with the bytes of
@@ -148,7 +138,7 @@ class ServerSettings(_Section):
     told of it. One serves thousands of polls a second: add more when it keeps a processor busy."""
 
 
-class CredentialsDocument(_Section):
+class CredentialsDocument(Section):
     """How the mirror signs in to an upstream: HTTP Basic, sent with the first request."""
 
     username: Annotated[
@@ -168,7 +158,7 @@ def _check_refs(refs: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(refs))
 
 
-class SharedKeys(_Section):
+class SharedKeys(Section):
     """What applies to every repository that does not repeat the key."""
 
     poll_interval_seconds: Annotated[float | None, duration_or_never("100ms", "7d")] = Field(
@@ -245,7 +235,7 @@ class RepositoryDocument(SharedKeys):
     host tells nothing and there is a `webhook_secret_file`."""
 
 
-class LimitSettings(_Section):
+class LimitSettings(Section):
     """Bounds on work and sizes. The defaults suit a small virtual machine."""
 
     refreshes_max: Annotated[int, count(1, 1000)] = 8
@@ -306,7 +296,7 @@ class LimitSettings(_Section):
     LFS object."""
 
 
-class LogSettings(_Section):
+class LogSettings(Section):
     """What is logged, and how."""
 
     format: Annotated[LogFormat, choice(LogFormat)] = LogFormat.AUTO
@@ -325,7 +315,13 @@ def _check_repositories(
     return repositories
 
 
-class ConfigDocument(_Section):
+def _check_relays(relays: dict[str, RelayDocument]) -> dict[str, RelayDocument]:
+    if len(relays) > RELAYS_MAX:
+        raise ValueError(f"more than {RELAYS_MAX} receivers; let a message bus tell the others")
+    return relays
+
+
+class ConfigDocument(Section):
     """The configuration of git-mirror."""
 
     server: ServerSettings = ServerSettings()
@@ -350,6 +346,14 @@ class ConfigDocument(_Section):
     """The repositories by name. A name is the path that a repository is served at, such as
     `acme/gitops-repo` or `group/subgroup/project`, without `.git`."""
 
+    relays: Annotated[
+        dict[Annotated[str, RELAY_NAME], RelayDocument],
+        AfterValidator(_check_relays),
+        Field(json_schema_extra={"maxProperties": RELAYS_MAX, "additionalProperties": False}),
+        DefaultWords("none"),
+    ] = {}  # noqa: RUF012 - pydantic copies it
+    """Who is told of each change once it can be fetched here, by a name of your choice."""
+
     limits: LimitSettings = LimitSettings()
     """Bounds on work and sizes."""
 
@@ -360,7 +364,7 @@ class ConfigDocument(_Section):
 SectionPath = tuple[str, ...]
 
 ANY_NAME: Final = "<name>"
-"""Stands for a repository's name in the path of a section."""
+"""Stands for the name of a repository or a relay in the path of a section."""
 
 SECTIONS: Final[Mapping[SectionPath, type[BaseModel]]] = {
     (): ConfigDocument,
@@ -369,6 +373,7 @@ SECTIONS: Final[Mapping[SectionPath, type[BaseModel]]] = {
     ("repositories", ANY_NAME): RepositoryDocument,
     ("repositories", ANY_NAME, "credentials"): CredentialsDocument,
     ("defaults", "credentials"): CredentialsDocument,
+    ("relays", ANY_NAME): RelayDocument,
     ("limits",): LimitSettings,
     ("log",): LogSettings,
 }

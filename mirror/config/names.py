@@ -63,6 +63,52 @@ REPOSITORY_NAME: Final = Notation(
     },
 )
 
+_RELAY_NAME: Final = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
+
+
+def read_relay_name(text: str) -> str:
+    """Return the name of a relay: it stands in logs and metrics.
+
+    Raises:
+        ValueError: It is no short word.
+    """
+    if not _RELAY_NAME.fullmatch(text):
+        raise ValueError(
+            f"{shown(text)} must be of lower-case letters, digits and inner `-`, at most 63 of them"
+        )
+    return text
+
+
+RELAY_NAME: Final = Notation(
+    "a short name",
+    read_relay_name,
+    str,
+    {"type": "string", "pattern": f"^{_RELAY_NAME.pattern}$"},
+)
+
+_REPOSITORIES: Final = re.compile(r"!?[A-Za-z0-9_*][A-Za-z0-9._*/-]*")
+
+
+def read_repositories_pattern(text: str) -> str:
+    """Return a pattern of names of repositories; one with `!` before it takes them away.
+
+    Raises:
+        ValueError: No name could match it.
+    """
+    if not _REPOSITORIES.fullmatch(text):
+        raise ValueError(
+            f"{shown(text)} is no pattern of names; write it like `acme/*`, or `!acme/secret-*`"
+        )
+    return text
+
+
+REPOSITORIES_PATTERN: Final = Notation(
+    "a name in which `*` stands for anything, slashes too; with `!` before it it takes away",
+    read_repositories_pattern,
+    str,
+    {"type": "string", "pattern": f"^{_REPOSITORIES.pattern}$"},
+)
+
 # Upstreams.
 
 _URL_CHARACTERS: Final = re.compile(r"[!-\[\]-~]+")  # urlsplit drops tabs and newlines silently
@@ -80,6 +126,31 @@ def read_upstream(text: str) -> str:
             "must be a URL like `https://github.com/acme/gitops-repo.git`;"
             " SSH, git:// and files are not supported"
         )
+    return _read_url(text, place="`credentials:`").rstrip("/")
+
+
+def read_public_url(text: str) -> str:
+    """Return the URL below which readers find the repositories, without its trailing slash.
+
+    Raises:
+        ValueError: As `read_upstream`.
+    """
+    return read_receiver_url(text, place="each reader").rstrip("/")
+
+
+def read_receiver_url(text: str, *, place: str = "`secret_file:`") -> str:
+    """Return the URL that events are sent to, as it is written.
+
+    Raises:
+        ValueError: As `read_upstream`.
+    """
+    if not text.lower().startswith(("https://", "http://")):
+        raise ValueError("must begin with `https://` or `http://`")
+    return _read_url(text, place=place)
+
+
+def _read_url(text: str, *, place: str) -> str:
+    """Return a URL with its scheme and host in lower case; `place` is where its secrets belong."""
     if not _URL_CHARACTERS.fullmatch(text):
         raise ValueError("holds a space or a character that a URL must percent-encode")
     if "?" in text or "#" in text:
@@ -90,10 +161,10 @@ def read_upstream(text: str) -> str:
     except ValueError:  # its words may repeat a password
         raise ValueError("is not a valid URL; look at its host and port") from None
     if "@" in parts.netloc:
-        raise ValueError("carries a user name or password; use `credentials:` instead")
+        raise ValueError(f"carries a user name or password; use {place} instead")
     if not host or port == 0 or not _NETLOC.fullmatch(parts.netloc):
         raise ValueError("has no valid host; write it like `https://github.com/acme/app.git`")
-    return f"{parts.scheme}://{parts.netloc.lower()}{parts.path.rstrip('/')}"
+    return f"{parts.scheme}://{parts.netloc.lower()}{parts.path}"
 
 
 UPSTREAM: Final = Notation(
@@ -106,6 +177,13 @@ UPSTREAM: Final = Notation(
         "examples": ["https://github.com/acme/gitops-repo.git"],
     },
 )
+
+
+_URL_SCHEMA: Final = {"type": "string", "pattern": r"^[Hh][Tt][Tt][Pp][Ss]?://[^@?#\s\\]+$"}
+
+PUBLIC_URL: Final = Notation("an http or https URL", read_public_url, str, _URL_SCHEMA)
+
+RECEIVER_URL: Final = Notation("an http or https URL", read_receiver_url, str, _URL_SCHEMA)
 
 
 def host_of(upstream: str) -> str:

@@ -1,6 +1,6 @@
 """The JSON Schema of the configuration and its page of documentation, both from the models."""
 
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -12,14 +12,13 @@ from mirror.config.models import (
     SECTIONS,
     ConfigDocument,
     CredentialsDocument,
-    DefaultWords,
     RepositoryDocument,
     SectionPath,
     SharedKeys,
     keys_of,
 )
-from mirror.config.names import REF_PATTERN
 from mirror.config.notation import Notation
+from mirror.config.section import DefaultWords
 
 _DIALECT: Final = "https://json-schema.org/draft/2020-12/schema"
 
@@ -40,7 +39,7 @@ start from.
 * **Sizes** are written `512KiB`, `64MiB`, `20GiB`, or as a bare number of bytes.
 * **Relative paths** are relative to the directory of the file. `~` is not expanded.
 * **Secrets** stand in files of their own, never in this one; the files are named with
-  `password_file` and `webhook_secret_file`.
+  `password_file`, `webhook_secret_file` and `secret_file`.
 * **Defaults:** every key of `defaults` may be repeated under a repository and then replaces the
   default there as a whole.
 * Anchors, aliases and merge keys (`<<: *anchor`) work. Unknown keys and keys that stand twice are
@@ -55,6 +54,7 @@ _HEADINGS: Final[dict[SectionPath, str]] = {
     ("defaults",): "`defaults`",
     ("repositories", ANY_NAME): f"`repositories.{ANY_NAME}`",
     ("repositories", ANY_NAME, "credentials"): "`credentials`",
+    ("relays", ANY_NAME): f"`relays.{ANY_NAME}`",
     ("limits",): "`limits`",
     ("log",): "`log`",
 }
@@ -132,11 +132,18 @@ def _section(place: SectionPath) -> str:
 
 def _words(field: FieldInfo) -> str:
     if isinstance(field.default, tuple):
-        return f"a list; each entry {REF_PATTERN.words}"
+        entry = next(one for one in _entry_metadata(field) if isinstance(one, Notation))
+        return f"a list; each entry {entry.words}"
     notation = next((entry for entry in field.metadata if isinstance(entry, Notation)), None)
     if notation is not None:
         return notation.words
     return "a mapping, or `none`" if field.default is None else "a mapping"
+
+
+def _entry_metadata(field: FieldInfo) -> tuple[Any, ...]:
+    """Return what stands beside the type of a list's entries."""
+    metadata: tuple[Any, ...] = get_args(field.annotation)[0].__metadata__
+    return metadata
 
 
 def _default_words(field: FieldInfo) -> str:

@@ -19,6 +19,7 @@ from mirror.config.models import (
     ServerSettings,
     SharedKeys,
 )
+from mirror.config.relays import RelaySettings
 
 _DEFAULTS: Final = SharedKeys()
 
@@ -70,6 +71,7 @@ class Settings:
     source: Path
     data_dir: Path
     repositories: Mapping[str, RepositorySettings]
+    relays: Mapping[str, RelaySettings] = field(default_factory=dict)
     server: ServerSettings = field(default_factory=ServerSettings)
     engine: EngineChoice = EngineChoice.AUTO
     limits: LimitSettings = field(default_factory=LimitSettings)

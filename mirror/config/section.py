@@ -1,0 +1,23 @@
+"""What every section of the configuration has in common."""
+
+from dataclasses import dataclass
+
+from pydantic import BaseModel, ConfigDict
+
+
+@dataclass(frozen=True, slots=True)
+class DefaultWords:
+    """What the reference says of the default, where it is not a plain value."""
+
+    words: str
+
+
+class Section(BaseModel):
+    """A mapping with fixed keys."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        use_attribute_docstrings=True,
+        hide_input_in_errors=True,
+    )
