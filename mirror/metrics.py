@@ -35,6 +35,7 @@ IN_PROCESS: Final = "dulwich"
 
 FORESEEN_OUTCOMES: Final = ("built", "ready", "failed")
 BUNDLE_OUTCOMES: Final = ("ok", "abandoned", "local_error", "pack_error")
+RELAY_FAILURES: Final = ("unavailable", "refused")
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 
 _REQUEST_SECONDS: Final = (
@@ -59,6 +60,15 @@ class RepositoryState:
     failures: int
     bundle_age_seconds: float | None = None
     bundle_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class RelayState:
+    """One receiver's figures at the time of a scrape."""
+
+    name: str
+    pending: int
+    oldest_seconds: float
 
 
 class Metrics:
@@ -192,6 +202,19 @@ class Metrics:
         self._lfs_stored = Gauge(
             "git_mirror_lfs_stored_bytes", "Bytes of LFS objects here.", registry=self.registry
         )
+        self._relay_lag = Histogram(
+            "git_mirror_relay_lag_seconds",
+            "From when a change can be fetched here until a receiver has acknowledged it.",
+            ["relay"],
+            buckets=_REFRESH_SECONDS,
+            registry=self.registry,
+        )
+        self._relay_failures = Counter(
+            "git_mirror_relay_failures",
+            "Events that a receiver did not take; each is sent again.",
+            ["relay", "kind"],
+            registry=self.registry,
+        )
         self._workers = Gauge(
             "git_mirror_workers", "Processes that serve readers.", registry=self.registry
         )
@@ -231,6 +254,14 @@ class Metrics:
     def watch_repositories(self, states: Callable[[], Iterable[RepositoryState]]) -> None:
         """Show the age of every repository, asked for at each scrape."""
         self.registry.register(_RepositoryCollector(states))
+
+    def watch_relays(self, states: Callable[[], Iterable[RelayState]]) -> None:
+        """Show the queue of every receiver, asked for at each scrape."""
+        self.registry.register(_RelayCollector(states))
+        for state in states():
+            self._relay_lag.labels(state.name)
+            for kind in RELAY_FAILURES:
+                self._relay_failures.labels(state.name, kind)
 
     def record_request(self, operation: str, outcome: str, seconds: float) -> None:
         """A request was answered."""
@@ -324,6 +355,14 @@ class Metrics:
         self._bundles.labels(outcome).observe(seconds)
         self._bundle_bytes.inc(size)
 
+    def record_relayed(self, relay: str, seconds: float) -> None:
+        """A receiver has acknowledged a change that was served so long ago."""
+        self._relay_lag.labels(relay).observe(seconds)
+
+    def record_relay_failure(self, relay: str, kind: str) -> None:
+        """A receiver did not take an event: it was `unavailable`, or has `refused` it."""
+        self._relay_failures.labels(relay, kind).inc()
+
     def set_workers(self, count: int) -> None:
         """So many processes serve."""
         self._workers.set(count)
@@ -382,3 +421,27 @@ class _RepositoryCollector(Collector):
             refs.add_metric([state.name], state.refs)
             failures.add_metric([state.name], state.failures)
         yield from (age, stale, refs, failures, bundle_age, bundle_bytes)
+        yield from (age, stale, refs, failures)
+
+
+class _RelayCollector(Collector):
+    """As `_RepositoryCollector`, of receivers."""
+
+    def __init__(self, states: Callable[[], Iterable[RelayState]]) -> None:
+        self._states = states
+
+    def collect(self) -> Iterator[Metric]:
+        pending = GaugeMetricFamily(
+            "git_mirror_relay_pending",
+            "Refs whose changes a receiver is still to be told.",
+            labels=["relay"],
+        )
+        oldest = GaugeMetricFamily(
+            "git_mirror_relay_oldest_seconds",
+            "How long the change that waits longest has been served; 0 when none waits.",
+            labels=["relay"],
+        )
+        for state in self._states():
+            pending.add_metric([state.name], state.pending)
+            oldest.add_metric([state.name], state.oldest_seconds)
+        yield from (pending, oldest)

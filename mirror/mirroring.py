@@ -17,7 +17,7 @@ from mirror.metrics import Metrics
 from mirror.places import DataDirectory
 from mirror.refresh.lfs import BATCHES_MAX, LargeFiles, LfsRepository
 from mirror.refresh.mirror import Mirror
-from mirror.refresh.refresher import OnPublished, Refresher, RefreshPlaces
+from mirror.refresh.refresher import OnPublished, OnServed, Refresher, RefreshPlaces
 from mirror.refresh.registry import Hosted, Registry
 from mirror.refresh.update import Updater
 from mirror.repository.bare import BareRepository
@@ -56,6 +56,7 @@ class Mirroring:
         agent: bytes,
         watch: Watch | None,
         on_published: OnPublished,
+        on_served: OnServed,
     ) -> "Mirroring":
         """Open every mirror on disk; nothing is refreshed yet. `stack` gets what is to be closed.
 
@@ -68,6 +69,7 @@ class Mirroring:
             agent: What upstreams and the mirror's readers know us by.
             watch: Called with each step of each refresh.
             on_published: Told of each change that readers see.
+            on_served: Told when no reader sees what was before it.
         """
         places = DataDirectory(settings.data_dir)
         updater = Updater(engine, staging=places.staging, agent=agent)
@@ -87,6 +89,7 @@ class Mirroring:
                     metrics=metrics,
                     refresh_seconds_max=settings.limits.refresh_timeout_seconds,
                     on_published=on_published,
+                    on_served=on_served,
                 )
             )
         mirroring = cls(refreshers)

@@ -8,6 +8,7 @@ staging/        first clones under way; cleared at the start
 packs/          packs that were made for readers, to be used again; may be removed at any time
 lfs/            Git LFS objects, and which repository has them; as packs/
 bundles/        bundles offered to clients, by repository; may be removed while nothing runs
+relays.db       what each receiver of events has acknowledged, with its -wal and -shm
 set-aside/      mirrors that could not be used; kept for a look, never served
 """
 
@@ -58,6 +59,11 @@ class DataDirectory:
     def lfs(self) -> Path:
         """Git LFS objects."""
         return self.root / "lfs"
+
+    @property
+    def relays(self) -> Path:
+        """What receivers of events have acknowledged."""
+        return self.root / "relays.db"
 
     @property
     def set_aside(self) -> Path:

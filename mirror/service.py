@@ -20,6 +20,7 @@ from mirror.refresh.foresight import Foresight
 from mirror.refresh.lfs import LargeFiles
 from mirror.refresh.mirror import Mirror
 from mirror.refresh.registry import Registry
+from mirror.refresh.relay.relays import Relays, probe_receivers
 from mirror.refresh.update import Updated, Updater
 from mirror.repository.snapshot import RefSnapshot
 from mirror.serving import (
@@ -93,6 +94,7 @@ class Service:
             foresight.published(mirror, before, updated)
             bundler.published(mirror)
 
+        relays = Relays(settings.relays, metrics, agent=AGENT.decode())
         mirroring = await Mirroring.open(
             stack,
             settings,
@@ -102,13 +104,15 @@ class Service:
             agent=AGENT,
             watch=self._watch,
             on_published=published,
+            on_served=relays.served,
         )
         self.registry = mirroring.registry
         self.bundler = bundler
         stack.push_async_callback(bundler.close)
         await bundler.open(one.mirror for one in self.registry)
+        await relays.open(stack, [one.mirror for one in self.registry], self._places)
         lfs = await open_large_files(stack, settings, metrics, agent=AGENT)
-        figures = OwnFigures(self.registry, metrics, engine)
+        figures = OwnFigures(self.registry, metrics, engine, relays=relays.describe)
         if self.workers == 1:
             fetches = Fetches(packs, foresight, metrics)
             address = await self._serve(mirroring, fetches, figures, lfs, metrics)
@@ -116,6 +120,7 @@ class Service:
             address = await self._serve_by_workers(mirroring, figures, lfs, metrics)
         self._tasks = [*self._tasks, bundler.start()]
         self.url = f"http://{address}"
+        self._tasks += relays.start(self._stack)
         await self._listen_for_control()
         logger.info(
             "serving",
@@ -203,6 +208,11 @@ async def sync_once(settings: Settings, name: str, *, watch: Watch | None) -> Mi
         updated = await updater.update(mirror, remote)
         mirror.repository, mirror.snapshot = updated.repository, updated.snapshot
         return mirror
+
+
+async def probe_relays(settings: Settings) -> dict[str, str | None]:
+    """Connect to every receiver of events; returns what is wrong with each, `None` for nothing."""
+    return await probe_receivers(settings.relays.values())
 
 
 async def probe(settings: Settings) -> dict[str, str | None]:

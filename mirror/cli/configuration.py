@@ -9,21 +9,25 @@ import click
 from mirror import config
 from mirror.cli.root import main
 from mirror.cli.running import CONFIG_OPTION, count, load, run
-from mirror.service import probe
+from mirror.service import probe, probe_relays
 
 
 @main.command()
 @CONFIG_OPTION
-@click.option("--online", is_flag=True, help="Reach every upstream as well.")
+@click.option("--online", is_flag=True, help="Reach every upstream and receiver as well.")
 def check(config_path: Path | None, *, online: bool) -> None:
-    """Check the configuration, its files and, if asked to, its upstreams."""
+    """Check the configuration, its files and, if asked to, its upstreams and receivers."""
     settings = load(config_path)
     problems = config.check_files(settings)
     if online:
-        for name, problem in run(probe(settings)).items():
+        found = {f"repositories.{name}": one for name, one in run(probe(settings)).items()}
+        told = run(probe_relays(settings))
+        found |= {f"relays.{name}": one for name, one in told.items()}
+        for key, problem in found.items():
+            name = key.removeprefix("repositories.")
             click.echo(f"{'ok     ' if problem is None else 'PROBLEM'}  {name}")
             if problem is not None:
-                problems.append(f"repositories.{name}: {problem}")
+                problems.append(f"{key}: {problem}")
     for problem in problems:
         click.echo(problem, err=True)
     if problems:

@@ -19,15 +19,22 @@ from mirror.cli.running import CONFIG_OPTION, fail, load, run, service_url
 @click.option("--url", help="The service's address. Default: from the configuration.")
 @click.option("--json", "as_json", is_flag=True, help="The service's own JSON.")
 def status(config_path: Path | None, url: str | None, *, as_json: bool) -> None:
-    """Show how the running service is doing. Exit code 1 when a repository is failing or stale."""
+    """Show how the running service is doing.
+
+    Exit code 1 when a repository is failing or stale, or a receiver does not take its events.
+    """
     if url is None:
         url = service_url(load(config_path))
     state = run(_get_json(f"{url.rstrip('/')}/status.json"))
+    relays = state["relays"]
     if as_json:
         click.echo(json.dumps(state, indent=2))
     else:
         Console().print(_status_table(state))
+        if relays:
+            Console().print(_relays_table(relays))
     healthy = all(one["state"] == "fresh" for one in state["repositories"].values())
+    healthy = healthy and all(one["last_error"] is None for one in relays.values())
     sys.exit(0 if healthy else 1)
 
 
@@ -68,6 +75,23 @@ def _status_table(state: dict[str, Any]) -> Table:
             str(one["refs"]),
             (one["head_commit"] or "-")[:12],
             _plain(remark or ""),
+        )
+    return table
+
+
+def _relays_table(relays: dict[str, Any]) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for heading in ("receiver", "type", "pending", "oldest", "last delivery", "remark"):
+        table.add_column(heading, overflow="fold")
+    for name, one in relays.items():
+        oldest = one["oldest_pending_seconds"]
+        table.add_row(
+            name,
+            one["type"],
+            f"[{'yellow' if one['pending'] else 'green'}]{one['pending']}[/]",
+            f"{oldest:.0f} s" if one["pending"] else "-",
+            one["last_delivery_at"] or "-",
+            _plain(one["last_error"] or ""),
         )
     return table
 

@@ -10,7 +10,7 @@ import asyncio
 import enum
 import random
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Final, Protocol
@@ -110,6 +110,14 @@ class OnPublished(Protocol):
         ...
 
 
+OnServed = Callable[[Mirror], Awaitable[None]]
+"""Told after each refresh, once no reader in any process is served from what was before it."""
+
+
+async def _ask_nobody(_: Mirror) -> None:
+    """Be the `OnServed` of a service where nobody asked to be told."""
+
+
 def _tell_nobody(mirror: Mirror, before: RefSnapshot | None, updated: Updated) -> None:
     """Be the `OnPublished` of a service where nobody asked to be told."""
 
@@ -145,6 +153,7 @@ class Refresher:
         metrics: Metrics,
         refresh_seconds_max: float,
         on_published: OnPublished = _tell_nobody,
+        on_served: OnServed = _ask_nobody,
         clock: Callable[[], float] = time.monotonic,
         chance: Callable[[], float] = random.random,
     ) -> None:
@@ -156,6 +165,7 @@ class Refresher:
         self._metrics = metrics
         self._refresh_seconds_max = refresh_seconds_max
         self._on_published = on_published
+        self._on_served = on_served
         self._clock = clock
         self._chance = chance
         self._schedule = Schedule(mirror.settings.poll_interval_seconds)
@@ -264,9 +274,12 @@ class Refresher:
         try:
             if self.mirror.replicas is not None:
                 await self.mirror.replicas.refreshed(self.mirror)
+            await self._on_served(self.mirror)
         except asyncio.CancelledError:
             pending.outcome.cancel()
             raise
+        except Exception:  # noqa: BLE001 - who is told must not undo what was published
+            self._log.exception("on_served_broke")
         self.mirror.changed.give()
         if not pending.outcome.done():
             if error is None:

@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections.abc import Callable
 from typing import Any, Final, Protocol
 
 from aiohttp import web
@@ -31,7 +32,23 @@ class Figures(Protocol):
 class OwnFigures:
     """The figures of this process, which looks after the repositories itself."""
 
-    def __init__(self, registry: Registry, metrics: Metrics, engine: PackEngine) -> None:
+    def __init__(
+        self,
+        registry: Registry,
+        metrics: Metrics,
+        engine: PackEngine,
+        *,
+        relays: Callable[[], dict[str, Any]],
+    ) -> None:
+        """Watch over all there is.
+
+        Args:
+            registry: The repositories.
+            metrics: Of this process.
+            engine: The pack engine.
+            relays: Returns the status of the receivers, by name; times in seconds since the epoch.
+        """
+        self._relays = relays
         self._registry = registry
         self._metrics = metrics
         self._engine = engine
@@ -51,6 +68,7 @@ class OwnFigures:
                 "engine": {"name": self._engine.name, "version": self._engine.version},
                 "started_at": _iso(self._started_at),
                 "repositories": {one.mirror.name: describe(one) for one in self._registry},
+                "relays": {name: _with_dates(one) for name, one in self._relays().items()},
             }
         ).encode()
 
@@ -145,6 +163,10 @@ def describe(hosted: Hosted) -> dict[str, Any]:
             "message": progress.message,
         },
     }
+
+
+def _with_dates(relay: dict[str, Any]) -> dict[str, Any]:
+    return {key: _iso(value) if key.endswith("_at") else value for key, value in relay.items()}
 
 
 def _state(hosted: Hosted) -> str:

@@ -1,0 +1,166 @@
+"""What each receiver has acknowledged, on disk (SQLite), so that a restart misses nothing.
+
+A tip is written down after the receiver acknowledged it: a crash in between tells it once more, and
+never loses a change. For the same reason nothing waits for the disk: what a power cut takes away is
+told again. Every call blocks, and all of them must come from one thread.
+"""
+
+import sqlite3
+import time
+from collections.abc import Collection, Iterable, Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import structlog
+
+from mirror.errors import LocalError
+from mirror.wire.names import ObjectId, Ref, RefName
+from mirror.wire.ref_table import RefTable
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS backlogs (
+    id INTEGER PRIMARY KEY, relay TEXT NOT NULL, repository TEXT NOT NULL,
+    number INTEGER NOT NULL, UNIQUE (relay, repository)
+);
+CREATE TABLE IF NOT EXISTS tips (
+    backlog INTEGER NOT NULL, ref BLOB NOT NULL, oid BLOB NOT NULL, PRIMARY KEY (backlog, ref)
+) WITHOUT ROWID;
+"""
+
+logger = structlog.stdlib.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Acknowledged:
+    """What a receiver knows of a repository; as in `Backlog`."""
+
+    refs: RefTable
+    number: int
+
+
+class Ledger:
+    """The file."""
+
+    def __init__(self, database: sqlite3.Connection) -> None:
+        self._database = database
+
+    @classmethod
+    def open(cls, path: Path, *, set_aside: Path) -> Self:
+        """Open the file at `path`, made when there is none.
+
+        One that is damaged goes into the directory `set_aside`: every receiver then begins anew.
+
+        Raises:
+            LocalError: It can't be opened.
+        """
+        try:
+            return cls(_connect(path))
+        except sqlite3.DatabaseError as error:
+            if isinstance(error, sqlite3.OperationalError):
+                raise LocalError(f"{path} can't be opened: {error}") from error
+            aside = set_aside / f"{path.name}.{time.time_ns()}"
+            logger.exception("relay_ledger_set_aside", reason=str(error), path=str(aside))
+            path.rename(aside)
+            for end in ("-wal", "-shm"):
+                path.with_name(path.name + end).unlink(missing_ok=True)
+            return cls(_connect(path))
+
+    def close(self) -> None:
+        """Close the file."""
+        self._database.close()
+
+    def keep_only(self, backlogs: Collection[tuple[str, str]]) -> None:
+        """Forget what is neither of these, each a relay and a repository."""
+        with self._database as database:
+            found = database.execute("SELECT id, relay, repository FROM backlogs").fetchall()
+            gone = [(one,) for one, *names in found if tuple(names) not in backlogs]
+            database.executemany("DELETE FROM tips WHERE backlog = ?", gone)
+            database.executemany("DELETE FROM backlogs WHERE id = ?", gone)
+
+    def load(self, relay: str, repository: str) -> Acknowledged | None:
+        """Return what a receiver knows of a repository; `None` when it was told nothing yet."""
+        found = self._database.execute(
+            "SELECT id, number FROM backlogs WHERE relay = ? AND repository = ?",
+            (relay, repository),
+        ).fetchone()
+        if found is None:
+            return None
+        rows = self._database.execute("SELECT ref, oid FROM tips WHERE backlog = ?", found[:1])
+        refs = RefTable.of(Ref(RefName(ref), ObjectId(oid.hex().encode())) for ref, oid in rows)
+        return Acknowledged(refs, found[1])
+
+    def begin(self, relay: str, repository: str, refs: Iterable[Ref]) -> None:
+        """Note what a receiver counts as knowing of a repository from the start."""
+        with self._database as database:
+            cursor = database.execute(
+                "INSERT INTO backlogs (relay, repository, number) VALUES (?, ?, 0)",
+                (relay, repository),
+            )
+            rows = ((cursor.lastrowid, ref.name, bytes.fromhex(ref.oid.decode())) for ref in refs)
+            database.executemany("INSERT INTO tips VALUES (?, ?, ?)", rows)
+
+    def record(
+        self,
+        relay: str,
+        repository: str,
+        tips: Mapping[RefName, ObjectId | None],
+        number: int | None = None,
+    ) -> None:
+        """Note what a receiver knows now.
+
+        Does nothing where `begin` has failed: without the beginning, all the rest would look new.
+
+        Args:
+            relay: The receiver.
+            repository: The repository.
+            tips: What it knows of some refs; `None` for not there.
+            number: How many deliveries it has acknowledged; `None` for as many as before.
+        """
+        with self._database as database:
+            found = database.execute(
+                "SELECT id, number FROM backlogs WHERE relay = ? AND repository = ?",
+                (relay, repository),
+            ).fetchone()
+            if found is None:
+                return
+            backlog = found[0]
+            if number is not None:
+                database.execute("UPDATE backlogs SET number = ? WHERE id = ?", (number, backlog))
+            for ref, oid in tips.items():
+                if oid is None:
+                    database.execute(
+                        "DELETE FROM tips WHERE backlog = ? AND ref = ?", (backlog, ref)
+                    )
+                else:
+                    database.execute(
+                        "INSERT OR REPLACE INTO tips VALUES (?, ?, ?)",
+                        (backlog, ref, bytes.fromhex(oid.decode())),
+                    )
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    """Open the database and look whether it is one.
+
+    Raises:
+        sqlite3.DatabaseError: It is damaged, or can't be opened.
+    """
+    database = sqlite3.connect(path)
+    try:
+        path.chmod(0o600)
+        database.execute("PRAGMA journal_mode = WAL")
+        database.execute("PRAGMA synchronous = NORMAL")
+        database.executescript(_SCHEMA)
+        _check(database)
+    except BaseException:
+        database.close()
+        raise
+    return database
+
+
+def _check(database: sqlite3.Connection) -> None:
+    with closing(database.execute("PRAGMA quick_check(1)")) as cursor:
+        verdict = cursor.fetchone()[0]
+    if verdict != "ok":
+        raise sqlite3.DatabaseError(verdict)

@@ -1,0 +1,215 @@
+"""All receivers: told what every reader can fetch, and what each of them knew before the restart.
+
+A receiver that is new to a repository begins with what is served at that moment: it is told of
+nothing that was there before, for whoever is set up then reads everything anyway.
+"""
+
+import asyncio
+import sqlite3
+import ssl
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack, suppress
+from typing import Any, Final, ParamSpec, TypeVar
+from urllib.parse import urlsplit
+
+import structlog
+
+from mirror.config import RelaySettings
+from mirror.metrics import Metrics
+from mirror.places import DataDirectory
+from mirror.refresh.mirror import Mirror
+from mirror.refresh.relay.files import Ranges
+from mirror.refresh.relay.ledger import Ledger
+from mirror.refresh.relay.outbox import Delivery
+from mirror.refresh.relay.sender import Sender, origin_of, verification
+from mirror.repository.snapshot import RefSnapshot
+from mirror.upstream.failures import reason_of
+from mirror.wire.names import ObjectId, RefName
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+PROBE_SECONDS_MAX: Final = 10.0
+"""A receiver that takes longer only to accept a connection would be late for each event."""
+
+logger = structlog.stdlib.get_logger()
+
+
+class Relays:
+    """Tells every receiver of every change; without receivers it does nothing."""
+
+    def __init__(
+        self, relays: Mapping[str, RelaySettings], metrics: Metrics, *, agent: str
+    ) -> None:
+        self._mirrors: dict[str, Mirror] = {}
+        self._served: dict[str, RefSnapshot] = {}
+        self._ranges = Ranges()
+        self._senders = [
+            Sender(one, self._mirrors, self._ranges, metrics, agent=agent, record=self._record)
+            for one in relays.values()
+        ]
+        self._ledger: Ledger | None = None
+        self._thread: ThreadPoolExecutor | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+        if self._senders:
+            metrics.watch_relays(lambda: [one.state() for one in self._senders])
+
+    async def open(
+        self, stack: AsyncExitStack, mirrors: Iterable[Mirror], places: DataDirectory
+    ) -> None:
+        """Find out what every receiver knows; to be called before anything is refreshed.
+
+        Args:
+            stack: Gets the end of the ledger.
+            mirrors: All repositories.
+            places: Where the ledger is.
+
+        Raises:
+            LocalError: The ledger can't be opened.
+        """
+        if not self._senders:
+            return  # nor is there a file
+        self._mirrors.update((one.name, one) for one in mirrors)
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="relay-ledger")
+        stack.push_async_callback(self._close)
+        await self._in_thread(self._load, places)
+
+    def start(self, stack: AsyncExitStack) -> list[asyncio.Task[None]]:
+        """Begin to tell, now that all is served; returns the tasks, none of which should end.
+
+        `stack` gets their end, which comes before that of what serves.
+        """
+        stack.push_async_callback(self._stop)
+        self._tasks = [
+            asyncio.create_task(one.run(), name=f"relay {one.settings.name}")
+            for one in self._senders
+        ]
+        return self._tasks
+
+    async def served(self, mirror: Mirror) -> None:
+        """Take note of what every reader can fetch from now on, in every process."""
+        snapshot = mirror.snapshot
+        if snapshot is None or snapshot is self._served.get(mirror.name):
+            return
+        self._served[mirror.name] = snapshot
+        for sender in self._senders:
+            relay = sender.settings
+            if not relay.tells(mirror.name):
+                continue
+            if mirror.name not in sender.outbox.backlogs:
+                # Waited for: with the next change it has to be known that this was the beginning.
+                await self._in_thread(self._begin, relay.name, mirror.name, snapshot)
+                sender.begin(mirror.name, snapshot.by_name)
+                continue
+            untold = sender.publish(mirror.name, snapshot)
+            sender.wake()
+            if untold:
+                await self._in_thread(self._note, relay.name, mirror.name, untold)
+
+    def describe(self) -> dict[str, Any]:
+        """Return the status of the receivers, by name."""
+        return {one.settings.name: one.describe() for one in self._senders}
+
+    async def _stop(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _close(self) -> None:
+        await self._ranges.close()
+        if self._thread is not None:
+            if self._ledger is not None:
+                await self._in_thread(self._ledger.close)
+            await asyncio.to_thread(self._thread.shutdown)
+
+    # --- the ledger, in its thread -------------------------------------------------------------
+
+    async def _in_thread(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._thread, lambda: function(*args, **kwargs))
+
+    async def _record(self, relay: str, delivery: Delivery) -> None:
+        tips = {change.ref: change.after for change in delivery.changes}
+        await self._in_thread(self._note, relay, delivery.repository, tips, delivery.number + 1)
+
+    def _load(self, places: DataDirectory) -> None:
+        """Open the ledger and compare what it says with what is served."""
+        self._ledger = Ledger.open(places.relays, set_aside=places.set_aside)
+        told = [
+            (sender, mirror)
+            for sender in self._senders
+            for mirror in self._mirrors.values()
+            if sender.settings.tells(mirror.name)
+        ]
+        self._ledger.keep_only({(sender.settings.name, mirror.name) for sender, mirror in told})
+        for sender, mirror in told:
+            relay = sender.settings.name
+            known = self._ledger.load(relay, mirror.name)
+            if known is None:
+                if mirror.snapshot is not None:
+                    self._begin(relay, mirror.name, mirror.snapshot)
+                    sender.begin(mirror.name, mirror.snapshot.by_name)
+                continue
+            sender.begin(mirror.name, known.refs, number=known.number)
+            if mirror.snapshot is not None:
+                self._note(relay, mirror.name, sender.publish(mirror.name, mirror.snapshot))
+
+    def _begin(self, relay: str, repository: str, snapshot: RefSnapshot) -> None:
+        """Take what is served for what the receiver knows."""
+        if self._ledger is None:
+            return
+        try:
+            self._ledger.begin(relay, repository, snapshot.refs)
+        except sqlite3.Error as error:
+            _log_lost(relay, repository, error)
+
+    def _note(
+        self,
+        relay: str,
+        repository: str,
+        tips: Mapping[RefName, ObjectId | None],
+        number: int | None = None,
+    ) -> None:
+        if self._ledger is None or not tips:
+            return
+        try:
+            self._ledger.record(relay, repository, tips, number)
+        except sqlite3.Error as error:
+            _log_lost(relay, repository, error)
+
+
+def _log_lost(relay: str, repository: str, error: sqlite3.Error) -> None:
+    """The service goes on: what is not written down is told once more after a restart."""
+    logger.error("relay_not_noted", relay=relay, repository=repository, error=str(error))
+
+
+async def probe_receivers(relays: Iterable[RelaySettings]) -> dict[str, str | None]:
+    """Connect to every receiver, with TLS where it has that, and send nothing.
+
+    Returns:
+        What is wrong with each, `None` for nothing.
+    """
+    relays = list(relays)
+    found = await asyncio.gather(*map(_probe, relays))
+    return {one.name: problem for one, problem in zip(relays, found, strict=True)}
+
+
+async def _probe(relay: RelaySettings) -> str | None:
+    parts = urlsplit(relay.url)
+    where = origin_of(relay.url)
+    try:
+        verify = verification(relay) if parts.scheme == "https" else None
+        port = parts.port or (443 if parts.scheme == "https" else 80)
+        async with asyncio.timeout(PROBE_SECONDS_MAX):
+            _, writer = await asyncio.open_connection(parts.hostname, port, ssl=verify)
+            writer.close()
+            with suppress(OSError):
+                await writer.wait_closed()
+    except TimeoutError:
+        return f"{where} can't be reached within {PROBE_SECONDS_MAX:g} seconds"
+    except ssl.SSLCertVerificationError as error:
+        return f"{where} shows a certificate that is not trusted: {error.verify_message}"
+    except OSError as error:
+        return f"{where} can't be reached: {error.strerror or reason_of(error)}"
+    return None
