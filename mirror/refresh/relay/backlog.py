@@ -85,6 +85,11 @@ class Backlog:
         """Since when the receiver lacks something; `None` when it lacks nothing."""
         return min((one.since for _, one in self._items()), default=None)
 
+    @property
+    def has_failed(self) -> bool:
+        """Whether something of it could not be told."""
+        return any(one.failures for _, one in self._items())
+
     def publish(
         self, served: RefTable, default_branch: RefName | None, now: float
     ) -> dict[RefName, ObjectId | None]:

@@ -83,6 +83,11 @@ class Outbox:
         times = (self.backlogs[name].oldest for name in self._turns)
         return min((at for at in times if at is not None), default=None)
 
+    @property
+    def has_failed(self) -> bool:
+        """Whether something that is to be told has failed."""
+        return any(self.backlogs[name].has_failed for name in self._turns)
+
     def changed(self, repository: str) -> None:
         """Take note that the backlog of a repository is another one."""
         if len(self.backlogs[repository]) == 0:

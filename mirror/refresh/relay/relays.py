@@ -22,9 +22,8 @@ from mirror.refresh.mirror import Mirror
 from mirror.refresh.relay.files import Ranges
 from mirror.refresh.relay.ledger import Ledger
 from mirror.refresh.relay.outbox import Delivery
-from mirror.refresh.relay.sender import Sender, origin_of, verification
+from mirror.refresh.relay.sender import Sender, origin_of, reason_of_os, verification
 from mirror.repository.snapshot import RefSnapshot
-from mirror.upstream.failures import reason_of
 from mirror.wire.names import ObjectId, RefName
 
 P = ParamSpec("P")
@@ -211,5 +210,5 @@ async def _probe(relay: RelaySettings) -> str | None:
     except ssl.SSLCertVerificationError as error:
         return f"{where} shows a certificate that is not trusted: {error.verify_message}"
     except OSError as error:
-        return f"{where} can't be reached: {error.strerror or reason_of(error)}"
+        return f"{where} can't be reached: {reason_of_os(error)}"
     return None

@@ -6,7 +6,9 @@ as a password), a signature or the secret.
 """
 
 import asyncio
+import os
 import random
+import socket
 import ssl
 import time
 from collections.abc import Awaitable, Callable
@@ -265,7 +267,7 @@ class Sender:
             text = f"{self._where} shows a certificate that is not trusted; see `ca_file`"
             raise Failed(Trouble(text, is_lasting=True)) from error
         except aiohttp.ClientConnectorError as error:
-            text = f"{self._where} can't be reached: {error.os_error.strerror or 'no connection'}"
+            text = f"{self._where} can't be reached: {reason_of_os(error.os_error)}"
             raise Failed(Trouble(text)) from error
         except aiohttp.ClientError as error:
             text = f"{self._where}: {type(error).__name__}"
@@ -296,9 +298,9 @@ class Sender:
         for one in told:
             self._metrics.record_relayed(self.settings.name, now - one.change.since)
         self._last_delivery_at = time.time()
-        if self._last_error is not None:
+        if self._last_error is not None and not self.outbox.has_failed:
             self._log.info("relay_recovered", pending=len(self.outbox))
-        self._last_error = self._logged = None
+            self._last_error = self._logged = None
         first = told[0]
         self._log.info(
             "relayed",
@@ -371,6 +373,13 @@ def origin_of(url: str) -> str:
     """Return what messages may say of a receiver's URL."""
     parts = urlsplit(url)
     return f"{parts.scheme}://{parts.netloc}"
+
+
+def reason_of_os(error: OSError) -> str:
+    """Return the system's own words; what asyncio and uvloop make of them differs."""
+    if isinstance(error, socket.gaierror) or error.errno is None:
+        return str(error.strerror or "no connection")
+    return os.strerror(error.errno)
 
 
 async def _beginning(response: aiohttp.ClientResponse) -> str:

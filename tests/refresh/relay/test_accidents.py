@@ -1,0 +1,166 @@
+"""The service is killed at any moment, with pushes going on: what receivers hear of it."""
+
+import asyncio
+import json
+import random
+import socket
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import aiohttp
+import pytest
+from aiohttp import web
+
+from mirror.demo.forge import HttpBackend
+from tests.git_client import Upstream
+from tests.mirror_service import (
+    NAME,
+    UPLOAD_PACK_HEADERS,
+    WAIT_SECONDS_MAX,
+    configuration,
+    git_protocol,
+    github_headers,
+    github_push,
+)
+from tests.refresh.relay.receiving import Receiver, receiving, relays
+from tests.web.asking import command, fetch_v2, read_answer
+
+BRANCHES: Final = ("main", "develop", "release")
+
+
+class Story:
+    """What was pushed, and the mirror that is killed again and again.
+
+    Attributes:
+        tips: The commits of each branch, the oldest first.
+        unfetchable: The events whose commit the mirror did not have when they arrived.
+    """
+
+    def __init__(self, forge: HttpBackend, upstream: Upstream, port: int) -> None:
+        self.forge = forge
+        self.upstream = upstream
+        self.url = f"http://127.0.0.1:{port}"
+        self.tips: dict[str, list[str]] = {name: [upstream.commit(name)] for name in BRANCHES}
+        self.unfetchable: list[Any] = []
+        self._chance = random.Random(5)
+
+    async def push(self, session: aiohttp.ClientSession) -> None:
+        """Push to one branch; its webhook arrives when there is somebody to take it."""
+        name = self._chance.choice(BRANCHES)
+        before, after = self.tips[name][-1], self.upstream.commit(name)
+        self.tips[name].append(after)
+        url = self.forge.repository_url(self.upstream.name)
+        body = github_push(url, f"refs/heads/{name}", before, after)
+        try:
+            headers = github_headers(body)
+            async with session.post(f"{self.url}/webhooks/github", data=body, headers=headers):
+                pass
+        except aiohttp.ClientError:
+            pass  # lost, as webhooks are: the next start looks at the upstream
+
+    async def check(self, event: Any) -> web.StreamResponse:
+        """Fetch what an event tells of, at once; without a mirror there is no acknowledgement."""
+        try:
+            async with aiohttp.ClientSession() as session:
+                listed = await self._ask(session, command("ls-refs", "ref-prefix refs/heads/"))
+                answer = await self._ask(session, fetch_v2(event["after"], more=["deepen 1"]))
+        except (aiohttp.ClientError, ConnectionError):
+            return web.Response(status=500)
+        name = event["ref"].removeprefix("refs/heads/")
+        newer = self.tips[name][self.tips[name].index(event["after"]) :]
+        is_listed = any(f"{oid} {event['ref']}\n".encode() in listed for oid in newer)
+        if not is_listed or not read_answer(answer).pack.startswith(b"PACK"):
+            self.unfetchable.append(event)
+        return web.Response()
+
+    async def _ask(self, session: aiohttp.ClientSession, body: bytes) -> bytes:
+        async with session.post(
+            f"{self.url}/{NAME}/git-upload-pack",
+            data=body,
+            headers=UPLOAD_PACK_HEADERS | git_protocol(2),
+        ) as response:
+            if response.status != 200:
+                raise ConnectionError(f"{response.status} {await response.text()}")
+            return await response.read()
+
+    def is_told(self, receiver: Receiver) -> bool:
+        """Tell whether the receiver knows the latest of each branch that was pushed to."""
+        known = {event.step[0]: event.step[2] for event in receiver.taken}
+        return all(
+            known.get(f"refs/heads/{name}", tips[0]) == tips[-1] for name, tips in self.tips.items()
+        )
+
+
+@asynccontextmanager
+async def killed_at_the_end(file: Path) -> AsyncIterator[None]:
+    """Run `git-mirror serve` until the block ends, then kill it."""
+    process = await asyncio.to_thread(
+        subprocess.Popen,
+        [sys.executable, "-m", "mirror", "serve", "--config", str(file)],
+        stderr=subprocess.PIPE,
+    )
+    stderr = process.stderr
+    assert stderr is not None
+    try:
+        async with asyncio.timeout(WAIT_SECONDS_MAX):
+            while line := await asyncio.to_thread(stderr.readline):
+                if line.startswith(b"{") and json.loads(line)["event"] == "serving":
+                    break
+        reading = asyncio.create_task(asyncio.to_thread(stderr.read))
+        yield
+    finally:
+        process.kill()
+        await asyncio.to_thread(process.wait)
+    await reading
+    stderr.close()
+
+
+@pytest.mark.parametrize(("workers", "kills"), [(1, 3), (2, 1)])
+async def test_killed_again_and_again_nothing_is_lost_out_of_order_or_told_too_early(
+    forge: HttpBackend, upstream: Upstream, tmp_path: Path, workers: int, kills: int
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as found:
+        port = found.getsockname()[1]
+    story = Story(forge, upstream, port)
+    async with receiving() as receiver, aiohttp.ClientSession() as session:
+        receiver.answer = story.check
+        directory = tmp_path / "mirror"
+        section = relays(directory, one=f"argocd {receiver.url}/x")
+        file = configuration(forge, directory, sections=section, workers=workers)
+        file.write_text(file.read_text().replace("127.0.0.1:0", f"127.0.0.1:{port}"))
+        async with killed_at_the_end(file):
+            await until_mirrored(session, story.url)
+        for kill in range(kills):
+            async with killed_at_the_end(file):
+                heard = len(receiver.taken)
+                for _ in range(4):
+                    await story.push(session)
+                await receiver.came(heard + kill)  # killed a little later each time
+            await story.push(session)
+        async with killed_at_the_end(file):
+            await receiver.until(story.is_told)
+    assert story.unfetchable == []
+    for name, tips in story.tips.items():
+        known = tips[0]
+        for event in receiver.taken:
+            ref, before, after = event.step
+            if ref != f"refs/heads/{name}":
+                continue
+            # What was acknowledged just before the end may be told once more.
+            assert tips.index(before) <= tips.index(known)
+            assert tips.index(after) >= tips.index(known)
+            known = after
+
+
+async def until_mirrored(session: aiohttp.ClientSession, url: str) -> None:
+    """Wait for the first clone, whose end is what readers see of it."""
+    async with asyncio.timeout(WAIT_SECONDS_MAX):
+        while True:
+            async with session.get(f"{url}/status.json") as response:
+                found = (await response.json())["repositories"][NAME]
+            if found["refs"]:
+                return
