@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 import structlog
 
 from mirror.config import RelaySettings
+from mirror.errors import LocalError
 from mirror.metrics import Metrics
 from mirror.places import DataDirectory
 from mirror.refresh.mirror import Mirror
@@ -72,7 +73,13 @@ class Relays:
         self._mirrors.update((one.name, one) for one in mirrors)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="relay-ledger")
         stack.push_async_callback(self._close)
-        await self._in_thread(self._load, places)
+        try:
+            await self._in_thread(self._load, places)
+        except sqlite3.Error as error:
+            raise LocalError(
+                f"{places.relays} can't be used: {error}; with that file moved away, every receiver"
+                " begins anew"
+            ) from error
 
     def start(self, stack: AsyncExitStack) -> list[asyncio.Task[None]]:
         """Begin to tell, now that all is served; returns the tasks, none of which should end.
@@ -141,7 +148,10 @@ class Relays:
             for mirror in self._mirrors.values()
             if sender.settings.tells(mirror.name)
         ]
-        self._ledger.keep_only({(sender.settings.name, mirror.name) for sender, mirror in told})
+        try:
+            self._ledger.keep_only({(one.settings.name, mirror.name) for one, mirror in told})
+        except sqlite3.Error as error:
+            logger.warning("relay_ledger_not_tidied", error=str(error))
         for sender, mirror in told:
             relay = sender.settings.name
             known = self._ledger.load(relay, mirror.name)

@@ -37,7 +37,7 @@ from mirror.refresh.relay.files import Ranges
 from mirror.refresh.relay.outbox import SIDE_BY_SIDE_MAX, Delivery, Outbox, Trouble
 from mirror.repository.snapshot import RefSnapshot
 from mirror.upstream.credentials import SecretFile
-from mirror.upstream.failures import reason_of, retry_after_seconds
+from mirror.upstream.failures import retry_after_seconds
 from mirror.wire.names import ObjectId, RefName
 from mirror.wire.ref_table import RefTable
 
@@ -377,6 +377,8 @@ def origin_of(url: str) -> str:
 
 def reason_of_os(error: OSError) -> str:
     """Return the system's own words; what asyncio and uvloop make of them differs."""
+    if isinstance(error, ssl.SSLError):
+        return f"TLS failed ({error.reason})"
     if isinstance(error, socket.gaierror) or error.errno is None:
         return str(error.strerror or "no connection")
     return os.strerror(error.errno)
@@ -385,8 +387,8 @@ def reason_of_os(error: OSError) -> str:
 async def _beginning(response: aiohttp.ClientResponse) -> str:
     try:
         raw = await response.content.read(ANSWER_BYTES_MAX)
-    except (TimeoutError, aiohttp.ClientError) as error:
-        return reason_of(error)
+    except (TimeoutError, aiohttp.ClientError):
+        return ""
     return " ".join(raw.decode("utf-8", "replace").split())
 
 
