@@ -14,8 +14,16 @@ from mirror.doctor.finding import Finding, Verdict
 from mirror.doctor.git import examine_mirror, examine_upstream
 from mirror.doctor.host import examine_host
 from mirror.doctor.line import Place, examine_line, judge_clock
-from mirror.doctor.service import examine_state, examine_webhook, service_pid, without_service
+from mirror.doctor.service import (
+    examine_reach,
+    examine_relay,
+    examine_state,
+    examine_webhook,
+    service_pid,
+    without_service,
+)
 from mirror.places import DataDirectory
+from mirror.refresh.relay.relays import probe_receivers
 from mirror.serving import AGENT
 from mirror.upstream.connect import open_session, remote_for
 from mirror.upstream.remote import Remote, RemoteLimits
@@ -48,7 +56,8 @@ async def examine(settings: Settings, names: Iterable[str], *, url: str) -> list
     async with AsyncExitStack() as stack:
         session = await stack.enter_async_context(open_session())
         findings += await _upstreams(session, settings, repositories)
-        findings += await _mirror(session, repositories, url)
+        findings += await _receivers(settings)
+        findings += await _mirror(session, settings, repositories, url)
     left = len(settings.repositories) - len(repositories)
     if left > 0 and not names:
         words = f"{left} were not looked at"
@@ -95,14 +104,25 @@ async def _clock(session: aiohttp.ClientSession, place: Place) -> Finding:
     return judge_clock(str(place), date, asked_at=asked_at, answered_at=time.time())
 
 
+async def _receivers(settings: Settings) -> list[Finding]:
+    """Connect to the receivers of events; nothing is sent."""
+    problems = await probe_receivers(settings.relays.values())
+    return [examine_reach(name, problem) for name, problem in problems.items()]
+
+
 async def _mirror(
-    session: aiohttp.ClientSession, repositories: list[RepositorySettings], url: str
+    session: aiohttp.ClientSession,
+    settings: Settings,
+    repositories: list[RepositorySettings],
+    url: str,
 ) -> list[Finding]:
     try:
-        states = await _states(session, url)
+        status = await _status(session, url)
+        states: Mapping[str, Mapping[str, Any]] = status["repositories"]
     except (aiohttp.ClientError, OSError, TimeoutError, ValueError, KeyError) as error:
         return list(without_service(url, str(error) or type(error).__name__))
-    findings = []
+    known = status["relays"]
+    findings = [examine_relay(name, known[name]) for name in settings.relays if name in known]
     limits = RemoteLimits(silence_seconds_max=ANSWER_SECONDS_MAX, pack_bytes_max=1 << 30)
     for one in repositories:
         state = states.get(one.name)
@@ -119,11 +139,11 @@ async def _mirror(
     return findings
 
 
-async def _states(session: aiohttp.ClientSession, url: str) -> Mapping[str, Mapping[str, Any]]:
+async def _status(session: aiohttp.ClientSession, url: str) -> Mapping[str, Any]:
     async with (
         asyncio.timeout(ANSWER_SECONDS_MAX),
         session.get(f"{url}/status.json") as answer,
     ):
         answer.raise_for_status()
-        found: Mapping[str, Mapping[str, Any]] = (await answer.json())["repositories"]
+        found: Mapping[str, Any] = await answer.json()
         return found

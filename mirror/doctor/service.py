@@ -72,6 +72,25 @@ def examine_webhook(
     return Finding(name, check, Verdict.OK, figure, "", dict(data))
 
 
+def examine_reach(name: str, problem: str | None) -> Finding:
+    """Judge whether a receiver of events accepts connections."""
+    subject, check = f"relay {name}", "receiver accepts connections"
+    if problem is None:
+        return Finding(subject, check, Verdict.OK, "yes")
+    return Finding(subject, check, Verdict.PROBLEM, problem, "look at `url` and at the receiver")
+
+
+def examine_relay(name: str, state: Mapping[str, Any]) -> Finding:
+    """Judge a receiver's part of /status.json."""
+    subject, check = f"relay {name}", "events are taken"
+    pending, oldest = int(state["pending"]), float(state["oldest_pending_seconds"])
+    data: dict[str, float | int | str | None] = {"pending": pending, "oldest_seconds": oldest}
+    figure = f"{pending} wait, the oldest for {oldest:.0f} s" if pending else "none waits"
+    if state["last_error"] is not None:
+        return Finding(subject, check, Verdict.PROBLEM, figure, state["last_error"], data)
+    return Finding(subject, check, Verdict.OK, figure, "", data)
+
+
 def without_service(url: str, why: str) -> Iterator[Finding]:
     """Say that nobody answers."""
     advice = "start it: `systemctl start git-mirror`, or `git-mirror serve`"
