@@ -421,7 +421,6 @@ class _RepositoryCollector(Collector):
             refs.add_metric([state.name], state.refs)
             failures.add_metric([state.name], state.failures)
         yield from (age, stale, refs, failures, bundle_age, bundle_bytes)
-        yield from (age, stale, refs, failures)
 
 
 class _RelayCollector(Collector):
