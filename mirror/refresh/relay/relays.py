@@ -99,6 +99,7 @@ class Relays:
         if snapshot is None or snapshot is self._served.get(mirror.name):
             return
         self._served[mirror.name] = snapshot
+        self._mirrors[mirror.name] = mirror
         for sender in self._senders:
             relay = sender.settings
             if not relay.tells(mirror.name):
