@@ -178,6 +178,7 @@ PROGRAMS: Final[Mapping[str, Kind]] = {
     "flux": _GO_KIND,
     "gogit6": _GO_KIND,
     "kustomize": _GO_KIND,
+    "receivers": _GO_KIND,
     "isomorphic": _NODE_KIND,
     "jgit": _JAVA_KIND,
 }

@@ -1,74 +1,17 @@
-"""Building and running `receivers`: the libraries that real receivers of events use.
-
-The program is built once for what it is made of, and kept in the user's cache. Where that can't be
-done the tests say why and are skipped.
-"""
+"""Running `receivers`: the libraries that real receivers of events use."""
 
 import asyncio
-import fcntl
-import hashlib
 import json
-import os
-import shutil
 import subprocess
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import pytest
 
+from tests.clients import builds
+from tests.clients.operations import Unavailable
 from tests.mirror_service import WAIT_SECONDS_MAX
-
-SOURCE: Final = Path(__file__).parent / "receivers"
-CACHE: Final = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "git-mirror-tests"
-BUILD_SECONDS_MAX: Final = 600.0
-
-_GO: Final = {"GOFLAGS": "-mod=readonly", "GOWORK": "off", "CGO_ENABLED": "0"}
-
-
-def program() -> Path:
-    """Return the program, built when nobody did before; skips the test where it can't be."""
-    if shutil.which("go") is None:
-        pytest.skip("there is no Go here to build the receivers with")
-    digest = hashlib.sha256()
-    for file in sorted(SOURCE.iterdir()):
-        digest.update(file.name.encode() + b"\0" + file.read_bytes() + b"\0")
-    place = CACHE / f"receivers-{digest.hexdigest()[:16]}"
-    if not place.exists():
-        CACHE.mkdir(parents=True, exist_ok=True)
-        with (CACHE / "receivers.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # the other workers of a test run wait
-            if not place.exists():
-                _build(place)
-    return place / "client"
-
-
-def _build(place: Path) -> None:
-    fetched = _go("mod", "download")
-    if fetched.returncode != 0:
-        last = fetched.stdout.strip().splitlines()[-1]
-        pytest.skip(f"the modules of the receivers can't be had: {last}")
-    making = place.with_name(".receivers")
-    shutil.rmtree(making, ignore_errors=True)
-    making.mkdir()
-    built = _go("build", "-trimpath", "-o", str(making / "client"), ".")
-    assert built.returncode == 0, built.stdout
-    making.rename(place)
-
-
-def _go(*args: str) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(
-        ["go", *args],
-        cwd=SOURCE,
-        env=os.environ | _GO,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        check=False,
-        text=True,
-        timeout=BUILD_SECONDS_MAX,
-    )
 
 
 class RealReceivers:
@@ -101,8 +44,11 @@ class RealReceivers:
 
 @asynccontextmanager
 async def real_receivers(setup: dict[str, Any]) -> AsyncIterator[RealReceivers]:
-    """Run the program with what it is to know."""
-    built = await asyncio.to_thread(program)
+    """Run the program with what it is to know; the test is skipped where it can't be built."""
+    try:
+        built = await asyncio.to_thread(builds.program, "receivers")
+    except Unavailable as error:
+        pytest.skip(str(error))
     process = await asyncio.to_thread(
         subprocess.Popen, [built], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )
