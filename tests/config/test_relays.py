@@ -5,6 +5,7 @@ import pytest
 from mirror.config import EventMode, RelayKind, RelaySettings, check_files
 from mirror.config.relays import RELAYS_MAX
 from tests.config.documents import ONE_REPOSITORY, loaded, refused
+from tests.config.test_reference import is_valid
 
 ARGO = "type: argocd, url: https://argocd.example/api/webhook, secret_file: s"
 SERVER = "server: {public_url: https://git.example.com/mirror/}\n"
@@ -47,6 +48,23 @@ def test_every_key_of_a_relay_is_read() -> None:
         timeout_seconds=3.0,
         mode=EventMode.BINARY,
     )
+
+
+@pytest.mark.parametrize(
+    ("keys", "is_right"),
+    [
+        (ARGO, True),
+        (f"{ARGO}, timeout: 3s, mode: structured, repositories: ['acme/*', '!acme/x']", True),
+        (f"{ARGO}, ca_file: none, public_urls: [https://a.example/git]", True),
+        (f"{ARGO}, repositories: []", False),
+        (f"{ARGO}, public_urls: [git.example.com]", False),
+        ("type: argocd, secret_file: s", False),
+        (f"{ARGO}, secret: hunter2", False),
+    ],
+)
+def test_the_schema_knows_relays(keys: str, is_right: bool) -> None:
+    text = f"{SERVER}{ONE_REPOSITORY}relays: {{one: {{{keys}}}}}\n"
+    assert is_valid(text) == is_right
 
 
 def test_there_need_not_be_relays() -> None:
