@@ -14,7 +14,10 @@ Raise where the mistake is found; translate at one boundary (`mirror.web.app`); 
     │   ├── TooLarge             over a stated limit
     │   ├── Overloaded           a bounded queue is full
     │   ├── ReadOnly             a push
-    │   └── Unauthenticated      a wrong signature
+    │   ├── Unauthenticated      a wrong signature, credentials that are not good
+    │   │   └── SignInWanted     a reader has to show who it is
+    │   ├── TooManyAttempts      too many failed attempts from one address
+    │   └── NotAllowedHere       what only some addresses may look at
     ├── UpstreamError            the upstream did not answer as it should
     │   ├── UpstreamUnavailable  passing: worth another try
     │   └── UpstreamRefused      lasting until somebody mends the configuration or the upstream
@@ -108,10 +111,36 @@ class ReadOnly(ClientError):
 
 
 class Unauthenticated(ClientError):
-    """A wrong or missing signature."""
+    """A wrong or missing signature, or credentials that are not good."""
 
     status = 401
     label = "unauthenticated"
+
+
+class SignInWanted(Unauthenticated):
+    """A reader has to show who it is, or what it showed is not good: it may try again."""
+
+
+class TooManyAttempts(ClientError):
+    """Too many failed attempts from one address.
+
+    Attributes:
+        retry_after_seconds: How long to wait.
+    """
+
+    status = 429
+    label = "too_many_attempts"
+
+    def __init__(self, message: str, *, retry_after_seconds: float) -> None:
+        super().__init__(message)
+        self.retry_after_seconds = retry_after_seconds
+
+
+class NotAllowedHere(ClientError):
+    """What only some addresses may look at."""
+
+    status = 403
+    label = "not_allowed"
 
 
 class UpstreamError(MirrorError):

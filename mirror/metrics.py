@@ -21,6 +21,7 @@ WEBHOOK_OUTCOMES: Final = (
     "unauthenticated",
     "malformed",
 )
+REFUSALS: Final = ("unnamed", "refused", "too_many", "unseen")
 PUSH_OUTCOMES: Final = ("accepted", "rejected", "unclear", "refused", "failed")
 REFRESH_OUTCOMES: Final = (
     "changed",
@@ -161,6 +162,17 @@ class Metrics:
             ["outcome"],
             registry=self.registry,
         )
+        self._certificate_end = Gauge(
+            "git_mirror_certificate_expires_timestamp_seconds",
+            "When the first of the served certificates ends; 0 without TLS.",
+            registry=self.registry,
+        )
+        self._refused_readers = Counter(
+            "git_mirror_refused_readers",
+            "Requests for repositories whose sender was not let in, by why not.",
+            ["reason"],
+            registry=self.registry,
+        )
         self._bundles = Histogram(
             "git_mirror_bundle_build_seconds",
             "Time to make a bundle.",
@@ -235,6 +247,7 @@ class Metrics:
         """Make the series that matter exist at 0, so that a rate over them is never "no data"."""
         at_zero: list[tuple[Counter | Histogram, Iterable[Sequence[str]]]] = [
             (self._requests, product(operations, ("ok",))),
+            (self._refused_readers, product(REFUSALS)),
             (self._refreshes, product(triggers, REFRESH_OUTCOMES)),
             (self._webhooks, product(forges, WEBHOOK_OUTCOMES)),
             (self._pack_builds, product(engines, ("ok", "abandoned", "pack_error"))),
@@ -325,6 +338,18 @@ class Metrics:
     def record_foreseen(self, outcome: str) -> None:
         """A foreseen pack was `built`, found `ready`, or `failed`."""
         self._foreseen.labels(outcome).inc()
+
+    def set_certificate_end(self, at: float) -> None:
+        """The served certificate is good until then (seconds since the epoch)."""
+        self._certificate_end.set(at)
+
+    def record_refused_reader(self, reason: str) -> None:
+        """Somebody was not let in.
+
+        They showed nothing (`unnamed`) or nothing good (`refused`), did so too often (`too_many`),
+        or may not see what they asked for (`unseen`).
+        """
+        self._refused_readers.labels(reason).inc()
 
     def record_lfs_object(self, result: str) -> None:
         """An LFS object was sent for: `hit`, `joined` or `miss`."""

@@ -2,6 +2,7 @@
 
 data_dir/
 lock            held while a process uses the directory
+tokens.json     hashes of the tokens of `git-mirror token`
 control.sock    what `git-mirror sync` talks to
 repositories/   the bare mirrors, by name
 staging/        first clones under way; cleared at the start
@@ -33,6 +34,11 @@ class DataDirectory:
     def control(self) -> Path:
         """The control socket."""
         return self.root / "control.sock"
+
+    @property
+    def tokens(self) -> Path:
+        """The hashes of tokens."""
+        return self.root / "tokens.json"
 
     @property
     def staging(self) -> Path:

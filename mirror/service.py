@@ -2,6 +2,8 @@
 
 import asyncio
 import os
+import socket
+import ssl
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING
 
@@ -27,15 +29,16 @@ from mirror.serving import (
     AGENT,
     Share,
     build_metrics,
-    listen,
     open_app,
     open_engine,
     open_packs,
     open_runner,
+    open_tls,
 )
 from mirror.upstream.connect import open_session, remote_for
 from mirror.web.control import build_control_app
 from mirror.web.fetch import Fetches
+from mirror.web.listening import bound_unix_socket, listen, listen_on_unix_socket
 from mirror.web.monitoring import OwnFigures
 
 if TYPE_CHECKING:
@@ -58,6 +61,8 @@ class Service:
         self._places = DataDirectory(settings.data_dir)
         self._stack = AsyncExitStack()
         self._tasks: list[asyncio.Task[None]] = []
+        self._tls: ssl.SSLContext | None = None
+        self._unix_socket: socket.socket | None = None
 
     async def __aenter__(self) -> "Service":
         try:
@@ -83,6 +88,10 @@ class Service:
         engine = await stack.enter_async_context(open_engine(settings.engine))
         session = await stack.enter_async_context(open_session())
         metrics = build_metrics(engine)
+        # Here, too, where workers serve: what is wrong with a certificate ends the start.
+        self._tls = await open_tls(stack, settings, metrics)
+        if settings.unix_socket is not None:
+            self._unix_socket = stack.enter_context(bound_unix_socket(settings.unix_socket))
         self.workers = settings.server.workers or len(os.sched_getaffinity(0))
         share = Share(processes=self.workers, serves=self.workers == 1)
         packs = await open_packs(stack, settings, engine, metrics, share)
@@ -119,9 +128,9 @@ class Service:
         else:
             address = await self._serve_by_workers(mirroring, figures, lfs, metrics)
         self._tasks = [*self._tasks, bundler.start()]
-        self.url = f"http://{address}"
+        self.url = f"{'http' if settings.tls is None else 'https'}://{address}"
         self._tasks += relays.start(self._stack)
-        await self._listen_for_control()
+        await self._listen_for_control(figures)
         logger.info(
             "serving",
             url=self.url,
@@ -154,7 +163,9 @@ class Service:
             figures=figures,
             lfs=lfs,
         )
-        return await listen(runner, self.settings.server.listen)
+        if self._unix_socket is not None:
+            await listen_on_unix_socket(runner, self._unix_socket)
+        return await listen(runner, self.settings.server.listen, tls=self._tls)
 
     async def _serve_by_workers(
         self, mirroring: Mirroring, figures: OwnFigures, lfs: LargeFiles, metrics: Metrics
@@ -174,14 +185,15 @@ class Service:
             lfs=lfs,
             address=address,
             count=self.workers,
+            listener=self._unix_socket,
         )
         self._tasks = mirroring.start()
         self._stack.push_async_callback(self.supervisor.close)
         self._tasks += await self.supervisor.start()
         return address
 
-    async def _listen_for_control(self) -> None:
-        control = await open_runner(self._stack, build_control_app(self.registry))
+    async def _listen_for_control(self, figures: OwnFigures) -> None:
+        control = await open_runner(self._stack, build_control_app(self.registry, figures))
         self._places.control.unlink(missing_ok=True)
         await web.UnixSite(control, str(self._places.control)).start()
         self._places.control.chmod(0o600)

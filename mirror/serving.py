@@ -5,20 +5,24 @@ with several workers, in another one.
 """
 
 import asyncio
-import errno
-import socket
+import ssl
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, closing
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Final
+from typing import Final
 
+import aiohttp
 import structlog
 from aiohttp import web
 
 from mirror import __version__
-from mirror.config import EngineChoice, ListenAddress, Settings
-from mirror.errors import LocalError, PackError
+from mirror.access.doorkeeper import Doorkeeper
+from mirror.access.forge import ForgeAccess
+from mirror.access.oidc import Oidc
+from mirror.access.tokens import Tokens
+from mirror.config import EngineChoice, Settings
+from mirror.errors import PackError
 from mirror.metrics import Metrics
 from mirror.places import DataDirectory
 from mirror.refresh.announcements import Announcer
@@ -39,12 +43,15 @@ from mirror.web.app import build_app
 from mirror.web.bundle_files import BundleFiles
 from mirror.web.fast_lane import FastLane
 from mirror.web.fetch import Fetches
+from mirror.web.forwarded import Proxies
+from mirror.web.guard import Guard
 from mirror.web.lane_runner import FastLaneRunner, open_fast_lane
 from mirror.web.lfs import LfsHandlers
 from mirror.web.monitoring import Figures, Monitoring
 from mirror.web.protocol import Operation
 from mirror.web.push import Pushes
 from mirror.web.smart_http import SmartHttp
+from mirror.web.tls import Tls
 from mirror.web.webhooks import Webhooks
 
 AGENT: Final = f"git-mirror/{__version__}".encode()
@@ -55,12 +62,6 @@ HEADER_BYTES_MAX: Final = 32 * 1024
 """Tokens in an Authorization header can be long."""
 
 KEEPALIVE_SECONDS: Final = 75.0
-BACKLOG: Final = 1024
-
-_EVERY_IPV6: Final = "::"
-_EVERY_IPV4: Final = "0.0.0.0"  # noqa: S104 - where the configuration asks for every address
-_LACKING: Final = frozenset({errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL})
-"""What a machine without IPv6 says of its addresses."""
 
 logger = structlog.stdlib.get_logger()
 
@@ -180,8 +181,9 @@ async def open_app(
     """
     session = await stack.enter_async_context(open_session())
     pushes = Pushes(session, announcer, metrics, settings.limits, processes=processes)
+    guard = open_guard(stack, settings, registry, session, metrics)
     smart_http = SmartHttp(
-        registry,
+        guard,
         fetches,
         pushes,
         metrics,
@@ -189,15 +191,80 @@ async def open_app(
         request_bytes_max=settings.limits.request_bytes_max,
     )
     objects = lfs_store(settings)
-    lfs_handlers = LfsHandlers(registry, objects, lfs, metrics, settings.limits)
-    bundles = BundleFiles(registry, DataDirectory(settings.data_dir))
+    lfs_handlers = LfsHandlers(guard, objects, lfs, metrics, settings.limits)
+    bundles = BundleFiles(guard, DataDirectory(settings.data_dir))
     webhooks = Webhooks(registry, metrics, announcer)
-    monitoring = Monitoring(registry, figures)
+    monitoring = Monitoring(registry, figures, guard)
     lane = None
     if settings.server.fast_lane:
-        lane = open_fast_lane(metrics, keepalive_seconds=KEEPALIVE_SECONDS)
-    app = build_app(smart_http, bundles, lfs_handlers, webhooks, monitoring, metrics, lane=lane)
+        lane = open_fast_lane(metrics, keepalive_seconds=KEEPALIVE_SECONDS, proxies=guard.proxies)
+    app = build_app(
+        smart_http,
+        bundles,
+        lfs_handlers,
+        webhooks,
+        monitoring,
+        metrics,
+        proxies=guard.proxies,
+        lane=lane,
+    )
     return await open_runner(stack, app, lane)
+
+
+def open_guard(
+    stack: AsyncExitStack,
+    settings: Settings,
+    registry: Registry,
+    session: aiohttp.ClientSession,
+    metrics: Metrics,
+) -> Guard:
+    """Build what lets readers in; `stack` gets the end of the questions it asks."""
+    readers = settings.readers
+    oidc = Oidc(session, readers.oidc)
+    stack.push_async_callback(oidc.close)
+    forge = ForgeAccess(
+        session,
+        valid_seconds=readers.upstream_valid_seconds,
+        outage_seconds=readers.upstream_outage_seconds,
+    )
+    stack.push_async_callback(forge.close)
+    doorkeeper = Doorkeeper(
+        (one.access for one in settings.repositories.values()),
+        Tokens(DataDirectory(settings.data_dir).tokens),
+        oidc,
+        forge,
+        readers.certificates,
+    )
+    return Guard(
+        registry,
+        doorkeeper,
+        Proxies(
+            settings.server.trusted_proxies, trusts_local=settings.server.unix_socket is not None
+        ),
+        metrics,
+        monitoring_from=settings.server.monitoring_from,
+    )
+
+
+async def open_tls(
+    stack: AsyncExitStack, settings: Settings, metrics: Metrics
+) -> ssl.SSLContext | None:
+    """Provide what a listener needs to speak TLS; `stack` gets the end of looking after it.
+
+    Raises:
+        LocalError: The certificates can't be loaded.
+    """
+    if settings.tls is None:
+        return None
+    tls = Tls(settings.tls, metrics)
+    watching = asyncio.create_task(tls.run(), name="certificates")
+
+    async def end() -> None:
+        watching.cancel()
+        await asyncio.gather(watching, return_exceptions=True)
+
+    stack.push_async_callback(end)
+    return tls.context
 
 
 async def open_runner(
@@ -217,99 +284,3 @@ async def open_runner(
     await runner.setup()
     stack.push_async_callback(runner.cleanup)
     return runner
-
-
-async def listen(
-    runner: web.AppRunner, address: ListenAddress, *, is_shared: bool = False
-) -> ListenAddress:
-    """Accept connections; returns where, for port 0 lets the system choose.
-
-    Args:
-        runner: Serves them.
-        address: Where.
-        is_shared: Other processes of ours accept connections there too (SO_REUSEPORT).
-
-    Raises:
-        LocalError: The address is not to be had.
-    """
-    bound = await bind(address, is_shared=is_shared)
-    host, port = bound[0].getsockname()[:2]
-    try:
-        while bound:
-            await web.SockSite(runner, bound[0], backlog=BACKLOG).start()
-            del bound[0]  # now the site's
-    except OSError as error:
-        raise cannot_listen(address, error) from error
-    finally:
-        for left in bound:
-            left.close()
-    return ListenAddress(host, port)
-
-
-async def bind(address: ListenAddress, *, is_shared: bool = False) -> list[socket.socket]:
-    """Take every address that `address` stands for, all with one port; at least one.
-
-    A name may stand for several. What the machine lacks, IPv6 or IPv4, is left out where there is
-    something else.
-
-    Args:
-        address: The configured one; the system chooses a port instead of 0.
-        is_shared: See `listen`.
-
-    Raises:
-        LocalError: One of them is taken, or there is none.
-    """
-    bound: list[socket.socket] = []
-    lacking: OSError | None = None
-    port = address.port
-    try:
-        for family, place in await _places(address):
-            try:
-                one = _bound(family, (place[0], port, *place[2:]), is_shared=is_shared)
-            except OSError as error:
-                if error.errno not in _LACKING:
-                    raise
-                lacking = error
-                continue
-            bound.append(one)
-            port = one.getsockname()[1]
-        if lacking is not None and not bound:
-            raise lacking
-    except OSError as error:
-        for one in bound:
-            one.close()
-        raise cannot_listen(address, error) from error
-    return bound
-
-
-async def _places(address: ListenAddress) -> list[tuple[socket.AddressFamily, tuple[Any, ...]]]:
-    found = await asyncio.get_running_loop().getaddrinfo(
-        address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-    )
-    places = [(family, place) for family, _, _, _, place in found]
-    if places[0][1][0] == _EVERY_IPV6:
-        # One socket could do for both, but would show IPv4 clients under names of IPv6.
-        places.append((socket.AF_INET, (_EVERY_IPV4, address.port)))
-    return list(dict.fromkeys(places))
-
-
-def _bound(
-    family: socket.AddressFamily, place: tuple[Any, ...], *, is_shared: bool
-) -> socket.socket:
-    with ExitStack() as stack:
-        one = stack.enter_context(socket.socket(family, socket.SOCK_STREAM))
-        one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if is_shared:
-            one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        if family == socket.AF_INET6:
-            one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        one.bind(place)
-        stack.pop_all()
-        return one
-
-
-def cannot_listen(address: ListenAddress, error: OSError) -> LocalError:
-    """Return the error to raise where an address can't be listened on."""
-    return LocalError(
-        f"can't listen on {address}: {error.strerror}; is another service using the port?"
-    )

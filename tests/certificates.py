@@ -8,8 +8,10 @@ from pathlib import Path
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import NameOID
+
+Key = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
 
 
 @dataclass(frozen=True)
@@ -33,9 +35,13 @@ class Authority:
         file.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
         return cls(key, certificate, file)
 
-    def issue(self, directory: Path, *, name: str = "localhost", days: float = 30) -> Path:
+    def issue(
+        self, directory: Path, *, name: str = "localhost", days: float = 30, is_rsa: bool = False
+    ) -> Path:
         """Issue a certificate; returns a file with it and its key."""
-        key = ec.generate_private_key(ec.SECP256R1())
+        key: Key = ec.generate_private_key(ec.SECP256R1())
+        if is_rsa:
+            key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
         names = [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
         certificate = (
             _builder(_name(name), self.certificate.subject, key, days=days)
@@ -62,7 +68,7 @@ def _name(common: str) -> x509.Name:
 
 
 def _builder(
-    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePrivateKey, *, days: float
+    subject: x509.Name, issuer: x509.Name, key: Key, *, days: float
 ) -> x509.CertificateBuilder:
     now = dt.datetime.now(dt.UTC)
     return (

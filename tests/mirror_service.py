@@ -9,6 +9,7 @@ import hmac
 import io
 import itertools
 import json
+import ssl
 import textwrap
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
@@ -61,6 +62,7 @@ def configuration(
     names: Iterable[str] = (NAME,),
     engine: str = "git",
     workers: int | str = 1,
+    server: str = "",
     listen: str = "127.0.0.1:0",
     sections: str = "",
     defaults: str = "",
@@ -77,6 +79,7 @@ def configuration(
         names: The repositories, each named as its upstream is.
         engine: The pack engine.
         workers: How many processes serve, or `auto`.
+        server: More keys of `server:`, between braces as they stand.
         listen: The address to listen on.
         sections: More sections, as they would stand in the file.
         defaults: More keys of `defaults:`.
@@ -88,8 +91,9 @@ def configuration(
     secret.write_text(SECRET + "\n")
     secret.chmod(0o600)
     lane = "true" if fast_lane and with_fast_lane else "false"
+    more = f", {server}" if server else ""
     lines = [
-        f'server: {{listen: "{listen}", fast_lane: {lane}, workers: {workers}}}',
+        f'server: {{listen: "{listen}", fast_lane: {lane}, workers: {workers}{more}}}',
         "data_dir: data",
         f"engine: {engine}",
         textwrap.dedent(sections).strip(),
@@ -333,10 +337,17 @@ def bitbucket_headers(body: bytes) -> dict[str, str]:
 
 
 @asynccontextmanager
-async def serving(file: Path, forge: HttpBackend) -> AsyncIterator[MirrorService]:
-    """Run the service with the configuration `file`; nothing has to be mirrored yet."""
+async def serving(
+    file: Path, forge: HttpBackend, *, tls: Path | None = None
+) -> AsyncIterator[MirrorService]:
+    """Run the service with the configuration `file`; nothing has to be mirrored yet.
+
+    `tls` holds the authority of its certificate, where it speaks TLS.
+    """
+    context = ssl.create_default_context(cafile=str(tls)) if tls is not None else True
     async with (
         aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(ssl=context),
             auto_decompress=False,
             skip_auto_headers=["Accept-Encoding", "Content-Type", "User-Agent"],
             timeout=aiohttp.ClientTimeout(total=WAIT_SECONDS_MAX),
@@ -355,12 +366,13 @@ async def mirroring(
     *,
     names: Iterable[str] = (NAME,),
     fast_lane: bool = True,
+    tls: Path | None = None,
     **more: Any,
 ) -> AsyncIterator[MirrorService]:
     """Run the service over repositories of `forge` and wait until each is mirrored."""
     names = list(names)
     file = configuration(forge, directory, names=names, fast_lane=fast_lane, **more)
-    async with serving(file, forge) as running:
+    async with serving(file, forge, tls=tls) as running:
         for name in names:
             await running.mirrored(name)
         yield running

@@ -8,11 +8,12 @@
     doctor         doctor
     configuration  check, config schema, config reference
     webhook        webhook install
+    token          token create, list, revoke
 
 Exit codes: 0 all well; 1 something is wrong and said so; 2 a mistake on the command line.
 """
 
-from mirror.cli import configuration, doctor, serve, status, sync, webhook
+from mirror.cli import configuration, doctor, serve, status, sync, token, webhook
 from mirror.cli.root import main
 
-__all__ = ["configuration", "doctor", "main", "serve", "status", "sync", "webhook"]
+__all__ = ["configuration", "doctor", "main", "serve", "status", "sync", "token", "webhook"]

@@ -29,9 +29,19 @@ _COLOURS: Final = {
 @CONFIG_OPTION
 @click.option("--url", help="The service's address. Default: from the configuration.")
 @click.option("--json", "as_json", is_flag=True, help="The findings as JSON, for machines.")
+@click.option(
+    "--token-file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="A file with a token to read with, where not everybody may.",
+)
 @click.argument("repositories", nargs=-1)
 def doctor(
-    config_path: Path | None, url: str | None, repositories: tuple[str, ...], *, as_json: bool
+    config_path: Path | None,
+    url: str | None,
+    token_file: Path | None,
+    repositories: tuple[str, ...],
+    *,
+    as_json: bool,
 ) -> None:
     """Examine this machine, the way to the upstreams, and the running service.
 
@@ -45,7 +55,8 @@ def doctor(
     for name in names:
         if name not in settings.repositories:
             fail(f"no repository {name!r} in {settings.source}")
-    findings = run(examine(settings, names, url=url.rstrip("/") if url else service_url(settings)))
+    place = url.rstrip("/") if url else service_url(settings)
+    findings = run(examine(settings, names, url=place, token_file=token_file))
     if as_json:
         click.echo(json.dumps([dataclasses.asdict(one) for one in findings], indent=2))
     else:

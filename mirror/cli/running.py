@@ -10,7 +10,7 @@ import click
 import uvloop
 
 from mirror import config, logs
-from mirror.config import LogFormat, LogSettings, Settings
+from mirror.config import ListenAddress, LogFormat, LogSettings, Settings
 from mirror.errors import MirrorError
 from mirror.mirroring import Watch
 from mirror.progress import Display
@@ -60,7 +60,8 @@ def service_url(settings: Settings) -> str:
     """Return where the running service answers, seen from this machine."""
     listen = settings.server.listen
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(listen.host, listen.host)  # noqa: S104
-    return f"http://[{host}]:{listen.port}" if ":" in host else f"http://{host}:{listen.port}"
+    scheme = "http" if settings.tls is None else "https"
+    return f"{scheme}://{ListenAddress(host, listen.port)}"
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:

@@ -75,14 +75,16 @@ def demo(*, keep: bool) -> None:
 
 @main.command(hidden=True)
 @click.option("--channel", type=int, required=True, help="The descriptor of the channel.")
-def worker(channel: int) -> None:
+@click.option("--listener", type=int, help="The descriptor of a Unix socket to listen on.")
+def worker(channel: int, listener: int | None) -> None:
     """Serve as a worker process of `git-mirror serve`, which starts it."""
     from mirror.workers.worker import Worker  # noqa: PLC0415 - only this command pays for it
 
     configure_logs(LogSettings())  # until its setup says otherwise
 
     async def work() -> None:
-        if not await Worker(configure_logs).run(socket.socket(fileno=channel)):
+        inherited = None if listener is None else socket.socket(fileno=listener)
+        if not await Worker(configure_logs, inherited).run(socket.socket(fileno=channel)):
             os._exit(1)  # at once, whatever its threads are at
 
     run(work())

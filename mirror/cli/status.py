@@ -1,4 +1,8 @@
-"""`git-mirror status`: the running service's own account of itself."""
+"""`git-mirror status`: the running service's own account of itself.
+
+Asked for over the control socket, which needs no permission but that of its file; where this user
+may not open that, over the service's address like anybody.
+"""
 
 import json
 import sys
@@ -12,6 +16,9 @@ from rich.table import Table
 
 from mirror.cli.root import main
 from mirror.cli.running import CONFIG_OPTION, fail, load, run, service_url
+from mirror.config import Settings
+from mirror.doctor.service import STATE_ERRORS, get_state
+from mirror.places import DataDirectory
 
 
 @main.command()
@@ -23,9 +30,7 @@ def status(config_path: Path | None, url: str | None, *, as_json: bool) -> None:
 
     Exit code 1 when a repository is failing or stale, or a receiver does not take its events.
     """
-    if url is None:
-        url = service_url(load(config_path))
-    state = run(_get_json(f"{url.rstrip('/')}/status.json"))
+    state = run(_state(url.rstrip("/")) if url else _own_state(load(config_path)))
     relays = state["relays"]
     if as_json:
         click.echo(json.dumps(state, indent=2))
@@ -38,17 +43,18 @@ def status(config_path: Path | None, url: str | None, *, as_json: bool) -> None:
     sys.exit(0 if healthy else 1)
 
 
-async def _get_json(url: str) -> dict[str, Any]:
-    timeout = aiohttp.ClientTimeout(total=10)
+async def _own_state(settings: Settings) -> dict[str, Any]:
+    control = DataDirectory(settings.data_dir).control
     try:
-        async with (
-            aiohttp.ClientSession(timeout=timeout) as session,
-            session.get(url) as response,
-        ):
-            response.raise_for_status()
-            found: dict[str, Any] = await response.json()
-            return found
-    except (aiohttp.ClientError, TimeoutError, ValueError) as error:
+        return await get_state("http://control", aiohttp.UnixConnector(str(control)))
+    except STATE_ERRORS:
+        return await _state(service_url(settings))
+
+
+async def _state(url: str) -> dict[str, Any]:
+    try:
+        return await get_state(url)
+    except STATE_ERRORS as error:
         fail(f"no git-mirror answers at {url}: {error}; is the service running?")
 
 

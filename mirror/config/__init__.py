@@ -4,6 +4,7 @@
     notation     how single values are written: durations, sizes, counts, choices
     names        what may be named: repositories, upstreams, refs, files, an address
     section      what every section has in common
+    readers      who may read, and TLS
     relays       the receivers of events
     models       every section and key as users write it
     settings     what the program gets
@@ -29,8 +30,24 @@ from mirror.config.models import (
     PushPolicy,
     ServerSettings,
 )
-from mirror.config.names import RESERVED_REFS, ListenAddress, is_in_the_clear
+from mirror.config.names import (
+    RESERVED_REFS,
+    ListenAddress,
+    Network,
+    is_in_the_clear,
+    is_like,
+    is_named,
+    is_own_machine,
+    read_repositories_pattern,
+)
 from mirror.config.notation import format_duration, format_size, parse_duration, parse_size
+from mirror.config.readers import (
+    AccessKind,
+    CertificateSettings,
+    OidcSettings,
+    ReaderSettings,
+    TlsSettings,
+)
 from mirror.config.reference import json_schema, reference_markdown
 from mirror.config.relays import EventMode, RelayKind, RelaySettings
 from mirror.config.settings import CredentialSettings, RepositorySettings, Settings
@@ -39,6 +56,8 @@ __all__ = [
     "CONFIG_PATH_DEFAULT",
     "RESERVED_REFS",
     "WEBHOOK_SECRETS_MAX",
+    "AccessKind",
+    "CertificateSettings",
     "CredentialSettings",
     "EngineChoice",
     "Environment",
@@ -49,23 +68,31 @@ __all__ = [
     "LogFormat",
     "LogLevel",
     "LogSettings",
+    "Network",
+    "OidcSettings",
     "OnStale",
     "PushPolicy",
+    "ReaderSettings",
     "RelayKind",
     "RelaySettings",
     "RepositorySettings",
     "ServerSettings",
     "Settings",
+    "TlsSettings",
     "check_files",
     "environment",
     "format_duration",
     "format_size",
     "guess_forge",
     "is_in_the_clear",
+    "is_like",
+    "is_named",
+    "is_own_machine",
     "json_schema",
     "load",
     "parse",
     "parse_duration",
     "parse_size",
+    "read_repositories_pattern",
     "reference_markdown",
 ]

@@ -27,12 +27,17 @@ def check_files(settings: Settings) -> list[str]:
         entry for each in settings.repositories.values() for entry in _secret_files(each)
     )
     named |= {(f"relays.{one.name}.secret_file", one.secret_file, 1): None for one in relays}
+    named |= {
+        (f"readers.oidc.{one.name}.token_file", one.token_file, 1): None
+        for one in settings.readers.oidc
+        if one.token_file is not None
+    }
     for key, file, lines_max in named:
         problems += [f"{key}: {problem}" for problem in _secret_problems(file, lines_max)]
-    for one in relays:
-        if one.ca_file is not None:
-            key = f"relays.{one.name}.ca_file"
-            problems += [f"{key}: {problem}" for problem in _ca_problems(one.ca_file)]
+    for key, authorities in _authorities(settings):
+        problems += [f"{key}: {problem}" for problem in _ca_problems(authorities)]
+    for certificate, private_key in settings.tls.pairs if settings.tls else ():
+        problems += [f"server.tls: {one}" for one in _pair_problems(certificate, private_key)]
     return problems
 
 
@@ -74,6 +79,36 @@ def _secret_problems(file: Path, lines_max: int) -> Iterator[str]:
         yield f"{file} can be read by every user of this machine; run `chmod o-rwx {file}`"
 
 
+def _ca_problems(file: Path) -> Iterator[str]:
+    try:
+        ssl.create_default_context(cafile=str(file))
+    except ssl.SSLError:
+        yield f"{file} holds no certificate that can be read; it must be PEM"
+    except (OSError, ValueError) as error:
+        yield f"{file} can't be read: {_reason(error)}"
+
+
+def _authorities(settings: Settings) -> Iterator[tuple[str, Path]]:
+    """Yield the key and the path of each file of authorities."""
+    for relay in settings.relays.values():
+        if relay.ca_file is not None:
+            yield f"relays.{relay.name}.ca_file", relay.ca_file
+    for issuer in settings.readers.oidc:
+        if issuer.ca_file is not None:
+            yield f"readers.oidc.{issuer.name}.ca_file", issuer.ca_file
+    if settings.tls is not None and settings.tls.client_ca_file is not None:
+        yield "server.tls.client_ca_file", settings.tls.client_ca_file
+
+
+def _pair_problems(certificate: Path, private_key: Path) -> Iterator[str]:
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, private_key)
+    except ssl.SSLError as error:
+        yield f"{certificate} and {private_key} are no certificate and its key: {error.reason}"
+    except (OSError, ValueError) as error:
+        yield f"{certificate} or {private_key} can't be read: {_reason(error)}"
+
+
 def _line_problems(file: Path, content: bytes, lines_max: int) -> Iterator[str]:
     lines = [line.rstrip(b"\r") for line in content.split(b"\n")]
     if (count := sum(1 for line in lines if line.strip())) > lines_max:
@@ -87,15 +122,6 @@ def _line_problems(file: Path, content: bytes, lines_max: int) -> Iterator[str]:
                 f"line {number} of {file} begins or ends with white space, which would be part of"
                 " the secret; remove it"
             )
-
-
-def _ca_problems(file: Path) -> Iterator[str]:
-    try:
-        ssl.create_default_context(cafile=str(file))
-    except ssl.SSLError:
-        yield f"{file} holds no certificate that can be read; it must be PEM"
-    except (OSError, ValueError) as error:
-        yield f"{file} can't be read: {_reason(error)}"
 
 
 def _data_dir_problems(data_dir: Path) -> Iterator[str]:

@@ -33,6 +33,12 @@ from mirror.config.models import (
 )
 from mirror.config.names import host_of, is_in_the_clear, read_upstream
 from mirror.config.notation import enumerate_words, kind_of, nearest, shown
+from mirror.config.readers import (
+    AccessKind,
+    reader_contradictions,
+    resolve_readers,
+    resolve_tls,
+)
 from mirror.config.relays import relay_contradictions, resolve_relays
 from mirror.config.settings import CredentialSettings, RepositorySettings, Settings
 from mirror.errors import ConfigError
@@ -88,6 +94,7 @@ def parse(content: bytes, *, source: Path) -> Settings:
         *document.mistakes,
         *_contradictions(document),
         *relay_contradictions(document),
+        *reader_contradictions(document),
     ]
     try:
         config = ConfigDocument.model_validate(document.value)
@@ -182,6 +189,8 @@ def _place(place: tuple[str, ...]) -> str:
 def _section_at(path: KeyPath) -> type[BaseModel]:
     if path[:1] in (("repositories",), ("relays",)) and len(path) > 1:
         path = (path[0], ANY_NAME, *path[2:])
+    if path[:1] == ("readers",) and len(path) > 2:
+        path = (*path[:2], ANY_NAME, *path[3:])
     return SECTIONS[tuple(str(part) for part in path)]
 
 
@@ -237,7 +246,7 @@ def _resolve(config: ConfigDocument, content: bytes, *, source: Path) -> Setting
     source = source.absolute()
     base = source.parent
     repositories = {
-        name: _resolve_repository(name, entry, config.defaults, base)
+        name: _resolve_repository(name, entry, config, base)
         for name, entry in config.repositories.items()
     }
     return Settings(
@@ -246,6 +255,9 @@ def _resolve(config: ConfigDocument, content: bytes, *, source: Path) -> Setting
         repositories=MappingProxyType(repositories),
         relays=resolve_relays(config.relays, public_url=config.server.public_url, base=base),
         server=config.server,
+        unix_socket=config.server.unix_socket and base / config.server.unix_socket,
+        tls=resolve_tls(config.server.tls, base=base),
+        readers=resolve_readers(config.readers, base=base),
         engine=config.engine,
         limits=config.limits,
         log=config.log,
@@ -254,8 +266,9 @@ def _resolve(config: ConfigDocument, content: bytes, *, source: Path) -> Setting
 
 
 def _resolve_repository(
-    name: str, entry: RepositoryDocument, defaults: SharedKeys, base: Path
+    name: str, entry: RepositoryDocument, config: ConfigDocument, base: Path
 ) -> RepositorySettings:
+    defaults = config.defaults
     shared = _with_defaults(entry, defaults)
     forge = entry.forge or guess_forge(host_of(entry.upstream))
     credentials = None
@@ -276,6 +289,7 @@ def _resolve_repository(
         hold_seconds=shared.hold_seconds,
         on_stale=shared.on_stale,
         max_age_seconds=shared.max_age_seconds,
+        access=frozenset(shared.access) or frozenset({AccessKind.ANONYMOUS}),
         push=shared.push,
         lfs=shared.lfs,
         bundle_interval_seconds=shared.bundle_interval_seconds,

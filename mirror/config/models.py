@@ -20,6 +20,7 @@ from pydantic_core import CoreSchema, core_schema
 
 from mirror.config.names import (
     LISTEN_ADDRESS,
+    NETWORK,
     PATH,
     PATH_OR_NONE,
     PUBLIC_URL,
@@ -29,6 +30,7 @@ from mirror.config.names import (
     UPSTREAM,
     USERNAME,
     ListenAddress,
+    Network,
 )
 from mirror.config.notation import (
     choice,
@@ -38,6 +40,13 @@ from mirror.config.notation import (
     duration_or_never,
     size,
     switch,
+)
+from mirror.config.readers import (
+    AccessKind,
+    CertificateDocument,
+    OidcDocument,
+    ReadersDocument,
+    TlsDocument,
 )
 from mirror.config.relays import RELAYS_MAX, RelayDocument
 from mirror.config.section import DefaultWords, Section
@@ -120,12 +129,29 @@ class ServerSettings(Section):
 
     listen: Annotated[ListenAddress, LISTEN_ADDRESS] = ListenAddress("127.0.0.1", 8470)
     """The address to listen on: `0.0.0.0` is every IPv4 address, `[::]` every address of either
-    kind. Port 0 lets the system choose one. Plain HTTP: put a proxy that speaks TLS in front of it
-    where the network is not yours."""
+    kind. Port 0 lets the system choose one."""
+
+    unix_socket: Annotated[Path | None, PATH_OR_NONE, DefaultWords("none")] = None
+    """A Unix socket to listen on as well, for a proxy on this machine: plain HTTP, open to the
+    service's user and group. Whoever may open it is believed as `trusted_proxies` are."""
 
     public_url: Annotated[str | None, PUBLIC_URL, DefaultWords("none")] = None
     """Where readers find this service, as they write it before a repository's name: with the port
     and the path of a proxy where there are such. Relays put it into their events."""
+
+    tls: Annotated[TlsDocument | None, DefaultWords("none: plain HTTP")] = None
+    """The certificate to serve TLS with. Without one, put a proxy that speaks TLS in front where
+    the network is not yours."""
+
+    trusted_proxies: Annotated[tuple[Annotated[Network, NETWORK], ...], DefaultWords("none")] = ()
+    """Proxies whose `X-Forwarded-For`, `-Proto` and `-Host` are believed; nobody else's are."""
+
+    monitoring_from: Annotated[
+        tuple[Annotated[Network, NETWORK], ...],
+        DefaultWords("everybody, if every repository is `anonymous`; else this machine"),
+    ] = ()
+    """From where `/metrics` and `/status.json`, which name all repositories, may be looked at;
+    this machine always may."""
 
     fast_lane: Annotated[bool, switch()] = True
     """Whether polls and small fetches that repeat an earlier one are answered with the bytes of
@@ -181,6 +207,15 @@ class SharedKeys(Section):
     )
     """When the refs were confirmed longer ago than this, the upstream is asked before a reader is
     answered. `0s` asks before every answer, `never` leaves it to polls and webhooks."""
+
+    access: Annotated[
+        tuple[Annotated[AccessKind, choice(AccessKind)], ...],
+        DefaultWords("`anonymous` while `server.listen` is on loopback; required otherwise"),
+        Field(json_schema_extra={"minItems": 1}, examples=["readers"]),
+    ] = ()
+    """Who may read: everybody who reaches the port (`anonymous`), the readers that are known by
+    name (`readers`: tokens, and those below `readers:`), whoever may read it at the forge with the
+    same credentials (`upstream`), or several of these."""
 
     push: Annotated[PushPolicy, choice(PushPolicy)] = PushPolicy.REFUSE
     """What becomes of a push: it is refused, with the upstream's URL in the message (`refuse`), or
@@ -346,6 +381,9 @@ class ConfigDocument(Section):
     """The repositories by name. A name is the path that a repository is served at, such as
     `acme/gitops-repo` or `group/subgroup/project`, without `.git`."""
 
+    readers: ReadersDocument = ReadersDocument()
+    """Readers that are known by name."""
+
     relays: Annotated[
         dict[Annotated[str, RELAY_NAME], RelayDocument],
         AfterValidator(_check_relays),
@@ -364,7 +402,7 @@ class ConfigDocument(Section):
 SectionPath = tuple[str, ...]
 
 ANY_NAME: Final = "<name>"
-"""Stands for the name of a repository or a relay in the path of a section."""
+"""Stands for the name of a repository, a relay or a reader in the path of a section."""
 
 SECTIONS: Final[Mapping[SectionPath, type[BaseModel]]] = {
     (): ConfigDocument,
@@ -373,6 +411,10 @@ SECTIONS: Final[Mapping[SectionPath, type[BaseModel]]] = {
     ("repositories", ANY_NAME): RepositoryDocument,
     ("repositories", ANY_NAME, "credentials"): CredentialsDocument,
     ("defaults", "credentials"): CredentialsDocument,
+    ("server", "tls"): TlsDocument,
+    ("readers",): ReadersDocument,
+    ("readers", "oidc", ANY_NAME): OidcDocument,
+    ("readers", "certificates", ANY_NAME): CertificateDocument,
     ("relays", ANY_NAME): RelayDocument,
     ("limits",): LimitSettings,
     ("log",): LogSettings,

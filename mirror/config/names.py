@@ -6,6 +6,7 @@ instead. A message never repeats a text that may hold a secret.
 
 import ipaddress
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -109,6 +110,23 @@ REPOSITORIES_PATTERN: Final = Notation(
     {"type": "string", "pattern": f"^{_REPOSITORIES.pattern}$"},
 )
 
+
+def is_named(name: str, patterns: Iterable[str]) -> bool:
+    """Tell whether one of `patterns` names a repository, and none with `!` takes it away."""
+    found = False
+    for pattern in patterns:
+        if is_like(name, pattern.removeprefix("!")):
+            if pattern.startswith("!"):
+                return False
+            found = True
+    return found
+
+
+def is_like(text: str, pattern: str) -> bool:
+    """Tell whether `text` is as `pattern`, in which `*` stands for anything."""
+    return bool(re.fullmatch(re.escape(pattern).replace(r"\*", ".*"), text, re.DOTALL))
+
+
 # Upstreams.
 
 _URL_CHARACTERS: Final = re.compile(r"[!-\[\]-~]+")  # urlsplit drops tabs and newlines silently
@@ -193,13 +211,63 @@ def host_of(upstream: str) -> str:
 
 def is_in_the_clear(upstream: str) -> bool:
     """Say whether what is sent to this URL can be read on a network on its way."""
-    host = host_of(upstream)
-    if urlsplit(upstream).scheme == "https" or host == "localhost" or host.endswith(".localhost"):
-        return False
-    try:
-        return not ipaddress.ip_address(host).is_loopback
-    except ValueError:
+    return urlsplit(upstream).scheme != "https" and not is_own_machine(host_of(upstream))
+
+
+def is_own_machine(host: str) -> bool:
+    """Say whether a host, or an address to listen on, is reached from this machine only."""
+    if host == "localhost" or host.endswith(".localhost"):
         return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def read_secure_url(text: str) -> str:
+    """Return a URL, as it is written, that is https or leads to this machine.
+
+    Raises:
+        ValueError: As `read_upstream`, or it could be read on its way.
+    """
+    read_receiver_url(text)
+    if is_in_the_clear(text):
+        raise ValueError("must begin with `https://`, unless the host is this machine")
+    return text
+
+
+SECURE_URL: Final = Notation(
+    "an https URL",
+    read_secure_url,
+    str,
+    {"type": "string", "pattern": r"^[Hh][Tt][Tt][Pp][Ss]?://[^@?#\s\\]+$"},
+)
+
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+
+def read_network(text: str) -> Network:
+    """Return a network or a single address.
+
+    Raises:
+        ValueError: It is neither.
+    """
+    try:
+        return ipaddress.ip_network(text)
+    except ValueError:
+        raise ValueError(
+            f"{shown(text)} is no network; write it like `10.20.0.0/16`, `10.20.0.5` or `fd00::/8`,"
+            " with zeros behind its length"
+        ) from None
+
+
+NETWORK: Final = Notation(
+    "a network, like `10.20.0.0/16`, or an address",
+    read_network,
+    str,
+    {"type": "string", "pattern": r"^[0-9A-Fa-f:.]+(/[0-9]{1,3})?$"},
+)
 
 
 # Refs.

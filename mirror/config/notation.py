@@ -215,7 +215,18 @@ def size(at_least: str, at_most: str) -> Notation[int]:
     return Notation(f"a size from `{at_least}` to `{at_most}`", read, format_size, schema)
 
 
-# Counts, switches and choices.
+# Words, counts, switches and choices.
+
+
+def words(what: str, example: str) -> Notation[str]:
+    """Return the notation of a line of text."""
+
+    def read(text: str) -> str:
+        if not text or text != text.strip() or not text.isprintable():
+            raise ValueError(f"must be {what}, like `{example}`")
+        return text
+
+    return Notation(what, read, str, {"type": "string", "minLength": 1, "examples": [example]})
 
 
 def count(at_least: int, at_most: int) -> Notation[int]:

@@ -3,8 +3,7 @@
 Must never repeat a receiver's URL in a message: Flux's path is as good as a password.
 """
 
-import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -21,6 +20,7 @@ from mirror.config.names import (
     PUBLIC_URL,
     RECEIVER_URL,
     REPOSITORIES_PATTERN,
+    is_named,
     read_receiver_url,
 )
 from mirror.config.notation import choice, duration
@@ -126,7 +126,7 @@ class RelaySettings:
 
     def tells(self, repository: str) -> bool:
         """Tell whether the receiver is told of this repository's changes."""
-        return _is_named(repository, self.repositories)
+        return is_named(repository, self.repositories)
 
 
 def resolve_relays(
@@ -179,7 +179,7 @@ def _mistakes(
     patterns = entry.get("repositories", ["*"])
     if isinstance(patterns, list):
         written = [one for one in patterns if isinstance(one, str)]
-        if len(written) == len(patterns) and not any(_is_named(name, written) for name in names):
+        if len(written) == len(patterns) and not any(is_named(name, written) for name in names):
             yield "repositories", "names none of the `repositories`, so nothing would be told"
 
 
@@ -188,16 +188,6 @@ def _has_no_path(url: object) -> bool:
         return urlsplit(read_receiver_url(str(url))).path in ("", "/")
     except ValueError:
         return False
-
-
-def _is_named(name: str, patterns: Iterable[str]) -> bool:
-    found = False
-    for pattern in patterns:
-        if re.fullmatch(re.escape(pattern.removeprefix("!")).replace(r"\*", ".*"), name):
-            if pattern.startswith("!"):
-                return False
-            found = True
-    return found
 
 
 def _mapping(value: object) -> Mapping[str, object]:

@@ -19,6 +19,7 @@ from mirror.config.models import (
     ServerSettings,
     SharedKeys,
 )
+from mirror.config.readers import AccessKind, ReaderSettings, TlsSettings
 from mirror.config.relays import RelaySettings
 
 _DEFAULTS: Final = SharedKeys()
@@ -53,6 +54,7 @@ class RepositorySettings:
     hold_seconds: float = _DEFAULTS.hold_seconds
     on_stale: OnStale = _DEFAULTS.on_stale
     max_age_seconds: float | None = _DEFAULTS.max_age_seconds
+    access: frozenset[AccessKind] = frozenset({AccessKind.ANONYMOUS})
     push: PushPolicy = _DEFAULTS.push
     lfs: bool = _DEFAULTS.lfs
     bundle_interval_seconds: float | None = _DEFAULTS.bundle_interval_seconds
@@ -71,8 +73,11 @@ class Settings:
     source: Path
     data_dir: Path
     repositories: Mapping[str, RepositorySettings]
+    readers: ReaderSettings = field(default_factory=ReaderSettings)
     relays: Mapping[str, RelaySettings] = field(default_factory=dict)
     server: ServerSettings = field(default_factory=ServerSettings)
+    unix_socket: Path | None = None
+    tls: TlsSettings | None = None
     engine: EngineChoice = EngineChoice.AUTO
     limits: LimitSettings = field(default_factory=LimitSettings)
     log: LogSettings = field(default_factory=LogSettings)

@@ -5,20 +5,23 @@ import ssl
 import time
 from collections.abc import Iterable, Mapping
 from contextlib import AsyncExitStack
+from pathlib import Path
 from typing import Any, Final
 
 import aiohttp
 
-from mirror.config import RepositorySettings, Settings
+from mirror.config import AccessKind, RepositorySettings, Settings
 from mirror.doctor.finding import Finding, Verdict
 from mirror.doctor.git import examine_mirror, examine_upstream
 from mirror.doctor.host import examine_host
 from mirror.doctor.line import Place, examine_line, judge_clock
 from mirror.doctor.service import (
+    STATE_ERRORS,
     examine_reach,
     examine_relay,
     examine_state,
     examine_webhook,
+    get_state,
     service_pid,
     without_service,
 )
@@ -26,6 +29,7 @@ from mirror.places import DataDirectory
 from mirror.refresh.relay.relays import probe_receivers
 from mirror.serving import AGENT
 from mirror.upstream.connect import open_session, remote_for
+from mirror.upstream.credentials import BasicCredentials
 from mirror.upstream.remote import Remote, RemoteLimits
 
 AT_ONCE_MAX: Final = 4
@@ -37,13 +41,16 @@ REPOSITORIES_MAX: Final = 10
 ANSWER_SECONDS_MAX: Final = 15.0
 
 
-async def examine(settings: Settings, names: Iterable[str], *, url: str) -> list[Finding]:
+async def examine(
+    settings: Settings, names: Iterable[str], *, url: str, token_file: Path | None = None
+) -> list[Finding]:
     """Look at everything.
 
     Args:
         settings: The configuration.
         names: The repositories; none means the first `REPOSITORIES_MAX`.
         url: Of the running service.
+        token_file: Holds a token to read with, where not everybody may.
     """
     chosen = list(names) or list(settings.repositories)[:REPOSITORIES_MAX]
     repositories = [settings.repositories[name] for name in chosen]
@@ -57,7 +64,17 @@ async def examine(settings: Settings, names: Iterable[str], *, url: str) -> list
         session = await stack.enter_async_context(open_session())
         findings += await _upstreams(session, settings, repositories)
         findings += await _receivers(settings)
-        findings += await _mirror(session, settings, repositories, url)
+        status = await _status(settings, url)
+        if isinstance(status, Finding):
+            findings.append(status)
+        else:
+            # To this very service: whose name its certificate has is not the question here.
+            own = await stack.enter_async_context(open_session(verifies=False))
+            known = status["relays"]
+            findings += [
+                examine_relay(name, known[name]) for name in settings.relays if name in known
+            ]
+            findings += await _mirror(own, repositories, status["repositories"], url, token_file)
     left = len(settings.repositories) - len(repositories)
     if left > 0 and not names:
         words = f"{left} were not looked at"
@@ -112,18 +129,14 @@ async def _receivers(settings: Settings) -> list[Finding]:
 
 async def _mirror(
     session: aiohttp.ClientSession,
-    settings: Settings,
     repositories: list[RepositorySettings],
+    states: Mapping[str, Mapping[str, Any]],
     url: str,
+    token_file: Path | None,
 ) -> list[Finding]:
-    try:
-        status = await _status(session, url)
-        states: Mapping[str, Mapping[str, Any]] = status["repositories"]
-    except (aiohttp.ClientError, OSError, TimeoutError, ValueError, KeyError) as error:
-        return list(without_service(url, str(error) or type(error).__name__))
-    known = status["relays"]
-    findings = [examine_relay(name, known[name]) for name in settings.relays if name in known]
+    findings = []
     limits = RemoteLimits(silence_seconds_max=ANSWER_SECONDS_MAX, pack_bytes_max=1 << 30)
+    credentials = BasicCredentials("doctor", token_file) if token_file else None
     for one in repositories:
         state = states.get(one.name)
         if state is None:
@@ -131,19 +144,26 @@ async def _mirror(
             findings.append(Finding(one.name, "freshness", Verdict.PROBLEM, "not served", advice))
             continue
         findings += [examine_state(one.name, state), examine_webhook(one, state, now=time.time())]
-        if state["snapshot"] is not None:
-            remote = Remote(
-                session, f"{url}/{one.name}", credentials=None, limits=limits, agent=AGENT
-            )
-            findings += await examine_mirror(one.name, remote)
+        if state["snapshot"] is None:
+            continue
+        if AccessKind.ANONYMOUS not in one.access and credentials is None:
+            advice = "give a token that may read it, with --token-file"
+            findings.append(Finding(one.name, "the mirror", Verdict.NOTE, "not open", advice))
+            continue
+        remote = Remote(
+            session, f"{url}/{one.name}", credentials=credentials, limits=limits, agent=AGENT
+        )
+        findings += await examine_mirror(one.name, remote)
     return findings
 
 
-async def _status(session: aiohttp.ClientSession, url: str) -> Mapping[str, Any]:
-    async with (
-        asyncio.timeout(ANSWER_SECONDS_MAX),
-        session.get(f"{url}/status.json") as answer,
-    ):
-        answer.raise_for_status()
-        found: Mapping[str, Any] = await answer.json()
-        return found
+async def _status(settings: Settings, url: str) -> Mapping[str, Any] | Finding:
+    """Ask the service how it is: over its control socket, or else as anybody."""
+    control = DataDirectory(settings.data_dir).control
+    try:
+        try:
+            return await get_state("http://control", aiohttp.UnixConnector(str(control)))
+        except STATE_ERRORS:
+            return await get_state(url)
+    except STATE_ERRORS as error:
+        return without_service(url, str(error) or type(error).__name__)

@@ -1,11 +1,13 @@
-"""What the running service says of itself, and what to think of it. Pure, but for its process."""
+"""What the running service says of itself, and what to think of it."""
 
 import socket
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
+
+import aiohttp
 
 from mirror.config import RepositorySettings
 from mirror.doctor.finding import Finding, Verdict
@@ -13,7 +15,26 @@ from mirror.doctor.finding import Finding, Verdict
 MISSED_SECONDS: Final = 120.0
 """A webhook comes within seconds of its push; one that is so late did not bring the change."""
 
+STATE_ERRORS: Final = (aiohttp.ClientError, TimeoutError, ValueError, OSError)
+
+_STATE_TIMEOUT: Final = aiohttp.ClientTimeout(total=10)
+
 _CREDENTIALS: Final = struct.Struct("3i")
+
+
+async def get_state(url: str, connector: aiohttp.BaseConnector | None = None) -> dict[str, Any]:
+    """Return the running service's account of itself.
+
+    Raises:
+        One of `STATE_ERRORS`: It is not to be had.
+    """
+    async with (
+        aiohttp.ClientSession(connector=connector, timeout=_STATE_TIMEOUT) as session,
+        session.get(f"{url}/status.json") as answer,
+    ):
+        answer.raise_for_status()
+        found: dict[str, Any] = await answer.json()
+        return found
 
 
 def service_pid(control: Path) -> int | None:
@@ -91,10 +112,10 @@ def examine_relay(name: str, state: Mapping[str, Any]) -> Finding:
     return Finding(subject, check, Verdict.OK, figure, "", data)
 
 
-def without_service(url: str, why: str) -> Iterator[Finding]:
+def without_service(url: str, why: str) -> Finding:
     """Say that nobody answers."""
     advice = "start it: `systemctl start git-mirror`, or `git-mirror serve`"
-    yield Finding("the mirror", f"answers at {url}", Verdict.PROBLEM, why, advice)
+    return Finding("the mirror", f"answers at {url}", Verdict.PROBLEM, why, advice)
 
 
 def _seconds(at: str | None) -> float | None:

@@ -19,16 +19,18 @@ CONNECTIONS_PER_HOST_MAX: Final = 16
 
 
 def open_session(
-    *, connections_per_host_max: int = CONNECTIONS_PER_HOST_MAX
+    *, connections_per_host_max: int = CONNECTIONS_PER_HOST_MAX, verifies: bool = True
 ) -> aiohttp.ClientSession:
     """Open a session for all upstreams: no cookies, no environment.
 
     Refreshes share one; downloads of LFS objects have another, so that no refresh waits for them.
+    Without `verifies`, for this machine's own service only, certificates are not looked at.
     """
     connector = aiohttp.TCPConnector(
         limit=max(CONNECTIONS_MAX, connections_per_host_max),
         limit_per_host=connections_per_host_max,
         keepalive_timeout=KEEPALIVE_SECONDS,
+        ssl=verifies,
     )
     return aiohttp.ClientSession(
         connector=connector, cookie_jar=aiohttp.DummyCookieJar(), trust_env=False

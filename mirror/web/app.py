@@ -1,6 +1,7 @@
 """The HTTP application: every route in one table, and the boundary where errors become answers."""
 
 import asyncio
+import math
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Iterable
@@ -12,10 +13,20 @@ import structlog
 from aiohttp import hdrs, web
 from aiohttp.typedefs import Middleware
 
-from mirror.errors import ClientError, MirrorError, NotYetMirrored, Overloaded, StaleRefused
+from mirror.errors import (
+    ClientError,
+    MirrorError,
+    NotYetMirrored,
+    Overloaded,
+    SignInWanted,
+    StaleRefused,
+    TooManyAttempts,
+)
 from mirror.metrics import Metrics
 from mirror.web.bundle_files import BundleFiles
 from mirror.web.fast_lane import FastLane
+from mirror.web.forwarded import NO_PROXIES, Proxies
+from mirror.web.guard import CHALLENGES, client_address
 from mirror.web.lfs import OID, LfsHandlers
 from mirror.web.monitoring import Monitoring
 from mirror.web.protocol import (
@@ -54,14 +65,16 @@ def build_app(
     monitoring: Monitoring,
     metrics: Metrics,
     *,
+    proxies: Proxies = NO_PROXIES,
     lane: FastLane | None = None,
 ) -> web.Application:
     """Build the application that readers, forges and operators talk to.
 
-    Its answers are told to `lane`, which repeats what handlers offer as `REPEATABLE`.
+    Its answers are told to `lane`, which repeats what handlers offer as `REPEATABLE`. `proxies` are
+    believed when they say who a client is.
     """
     # Bodies are read through `protocol.read_body`, which keeps the limits.
-    app = web.Application(middlewares=[_observed(metrics)], client_max_size=0)
+    app = web.Application(middlewares=[_observed(metrics, proxies)], client_max_size=0)
     app.on_response_prepare.append(_begin)
     if lane is not None:
         app.on_response_prepare.append(_told(lane))
@@ -114,7 +127,7 @@ def _told(lane: FastLane) -> Callable[[web.Request, web.StreamResponse], Awaitab
     return tell
 
 
-def _observed(metrics: Metrics) -> Middleware:
+def _observed(metrics: Metrics, proxies: Proxies) -> Middleware:
     """Give each request an id, a place in the metrics, and an answer whatever happens."""
 
     @web.middleware
@@ -126,7 +139,7 @@ def _observed(metrics: Metrics) -> Middleware:
         with structlog.contextvars.bound_contextvars(
             request_id=request[REQUEST_ID],
             repository=repository_path(request),
-            remote=request.remote,
+            remote=client_address(proxies, request),
         ):
             try:
                 return await _answered(request, handler)
@@ -199,8 +212,16 @@ def _answer(request: web.Request, error: MirrorError) -> web.Response:
     explain = request.get(EXPLAIN)
     response = _text(error.status, str(error)) if explain is None else explain(str(error))
     response.set_status(error.status)
-    if isinstance(error, NotYetMirrored | StaleRefused | Overloaded):
-        response.headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
+    match error:
+        case NotYetMirrored() | StaleRefused() | Overloaded():
+            response.headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
+        case TooManyAttempts():
+            response.headers["Retry-After"] = str(math.ceil(error.retry_after_seconds))
+        case SignInWanted():
+            for challenge in CHALLENGES:
+                response.headers.add("WWW-Authenticate", challenge)
+        case _:
+            pass
     return response
 
 

@@ -17,7 +17,7 @@ from aiohttp import hdrs, web
 
 from mirror.errors import NoBundle
 from mirror.places import DataDirectory
-from mirror.refresh.registry import Registry
+from mirror.web.guard import Guard
 from mirror.web.protocol import OPERATION, Operation, send
 from mirror.wire.bundles import BUNDLE_NAME, encode_bundle_list
 
@@ -36,14 +36,14 @@ logger = structlog.stdlib.get_logger()
 class BundleFiles:
     """The handlers of bundles."""
 
-    def __init__(self, registry: Registry, places: DataDirectory) -> None:
-        self._registry = registry
+    def __init__(self, guard: Guard, places: DataDirectory) -> None:
+        self._guard = guard
         self._places = places
 
     async def listing(self, request: web.Request) -> web.Response:
         """GET /{repository}/bundles/list: what `git clone --bundle-uri` is given."""
         request[OPERATION] = Operation.BUNDLE_URI
-        hosted = self._registry.find(request.match_info["repository"])
+        hosted = await self._guard.find(request)
         hosted.gate.current()
         mirror = hosted.mirror
         if mirror.bundles is None:
@@ -58,7 +58,7 @@ class BundleFiles:
     async def bundle(self, request: web.Request) -> web.StreamResponse:
         """GET /{repository}/bundles/{bundle}: also one that was offered until a while ago."""
         request[OPERATION] = Operation.BUNDLE
-        mirror = self._registry.find(request.match_info["repository"]).mirror
+        mirror = (await self._guard.find(request)).mirror
         name = BUNDLE_NAME.fullmatch(request.match_info["bundle"])
         gone = NoBundle(f"{mirror.name} has no such bundle (any more); ask for its list again")
         if name is None:

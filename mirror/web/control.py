@@ -1,4 +1,4 @@
-"""The control socket: what `git-mirror sync` asks of the running service.
+"""The control socket: what `git-mirror sync` and `status` ask of the running service.
 
 A Unix socket that only the service's own user may open; the network does not reach it.
 """
@@ -12,23 +12,35 @@ from aiohttp import web
 from mirror.errors import LocalError, MirrorError
 from mirror.refresh.refresher import Trigger
 from mirror.refresh.registry import Hosted, Registry
-from mirror.web.monitoring import describe
+from mirror.web.monitoring import Figures, describe
 
 REPORT_SECONDS: Final = 0.25
 """How often progress is told."""
 
 
-def build_control_app(registry: Registry) -> web.Application:
+def build_control_app(registry: Registry, figures: Figures) -> web.Application:
     """Build the application behind the control socket."""
-    control = _Control(registry)
+    control = _Control(registry, figures)
     app = web.Application()
-    app.add_routes([web.post("/sync/{repository:.+}", control.sync)])
+    app.add_routes(
+        [
+            web.get("/status.json", control.status),
+            web.post("/sync/{repository:.+}", control.sync),
+        ]
+    )
     return app
 
 
 class _Control:
-    def __init__(self, registry: Registry) -> None:
+    def __init__(self, registry: Registry, figures: Figures) -> None:
         self._registry = registry
+        self._figures = figures
+
+    async def status(self, request: web.Request) -> web.Response:
+        """GET /status.json, as at the service's own port, whoever may look there."""
+        del request
+        body = await self._figures.status()
+        return web.Response(body=body, content_type="application/json", charset="utf-8")
 
     async def sync(self, request: web.Request) -> web.StreamResponse:
         """POST /sync/{repository}: refresh now; a line of JSON per step, the last has `outcome`."""

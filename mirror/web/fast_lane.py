@@ -23,9 +23,12 @@ from typing import Final, cast
 import structlog
 from aiohttp import web
 
+from mirror.access.reader import ANONYMOUS
 from mirror.metrics import Metrics
 from mirror.web.companions import Companions, is_read
 from mirror.web.file_sending import SENT_AS_FILE_BYTES_MIN, send_as_file
+from mirror.web.forwarded import NO_PROXIES, Proxies
+from mirror.web.guard import GRANT, certificate_of, client_address, granted
 from mirror.web.protocol import (
     CLIENT_SILENCE_SECONDS_MAX,
     OK,
@@ -53,14 +56,21 @@ _IDS_DRAWN: Final = 256
 logger = structlog.stdlib.get_logger()
 
 
-def identity_of(transport: asyncio.Transport) -> Hashable:
+def identity_of(transport: asyncio.Transport, proxies: Proxies) -> Hashable:
     """Return who is at the other end, as far as the bytes of a request don't say it.
 
-    It is part of every question, so that one reader's answer is never another's. Nothing depends on
-    it yet; a client certificate, an address that decides about access, or TLS belong in here.
+    It is part of every question, so that one reader's answer is never another's: the client
+    certificate, and whether what the request says of its origin is believed.
     """
-    del transport
-    return None
+    certificate = certificate_of(transport)
+    is_proxy = proxies.are_there and proxies.trusts(peer_of(transport))
+    return None if certificate is None and not is_proxy else (certificate, is_proxy)
+
+
+def peer_of(transport: asyncio.Transport) -> str | None:
+    """Return the address at the other end; `None` for a Unix socket."""
+    peer = transport.get_extra_info("peername")
+    return str(peer[0]) if isinstance(peer, list | tuple) else None
 
 
 class FastLane:
@@ -74,13 +84,16 @@ class FastLane:
         is_closing: No answer is given any more.
     """
 
-    def __init__(self, metrics: Metrics, *, keepalive_seconds: float) -> None:
+    def __init__(
+        self, metrics: Metrics, *, keepalive_seconds: float, proxies: Proxies = NO_PROXIES
+    ) -> None:
         self.answers = Answers()
         self.companions = Companions()
         self.make_handler: Callable[[], web.RequestHandler] | None = None
         self.keepalive_seconds = keepalive_seconds
         self.is_closing = False
         self.request_ids = _request_ids()
+        self.proxies = proxies
         self._metrics = metrics
         self._date = b""
         self._date_until = 0.0
@@ -115,12 +128,18 @@ class FastLane:
         offered = request.get(REPEATABLE)
         if data is None or offered is None or request[OUTCOME] != OK:
             return
+        grant = request.get(GRANT, ANONYMOUS)
+        context = {"repository": repository_path(request)}
+        if grant is not ANONYMOUS:
+            context["reader"] = grant.reader
+        if connection.identity is not None:  # else the connection's own address says it
+            context["remote"] = client_address(self.proxies, request)
         prepared = prepare(
             request,
             response,
-            offered,
+            granted(offered, grant),
             record=self._metrics.request_recorder(request[OPERATION], OK),
-            repository=repository_path(request),
+            context=context,
         )
         if prepared is not None:
             self.answers.keep(connection.identity, data, prepared)
@@ -197,7 +216,7 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin without aiohttp: its parser, task and timer are made when they are needed."""
         self._transport = cast("asyncio.Transport", transport)
-        self.identity = identity_of(self._transport)
+        self.identity = identity_of(self._transport, self._lane.proxies)
         lane = self._lane
         lane.opened(self)
         if lane.is_closing:
@@ -283,12 +302,8 @@ class Connection(asyncio.Protocol):
             _stays_open(self._handler, until=self._loop.time() + lane.keepalive_seconds)
         prepared.record(time.perf_counter() - began_at)
         if prepared.on_repeat is not None:
-            peer = transport.get_extra_info("peername")
-            with structlog.contextvars.bound_contextvars(
-                request_id=request_id.decode(),
-                repository=prepared.repository,
-                remote=str(peer[0]) if isinstance(peer, list | tuple) else peer,
-            ):
+            context = {"remote": peer_of(transport) or "local", **prepared.context}
+            with structlog.contextvars.bound_contextvars(request_id=request_id.decode(), **context):
                 prepared.on_repeat()
 
     # --- waiting for another's answer -----------------------------------------------------------

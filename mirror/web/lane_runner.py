@@ -7,6 +7,7 @@ from aiohttp import web
 
 from mirror.metrics import Metrics
 from mirror.web.fast_lane import FastLane
+from mirror.web.forwarded import Proxies
 
 INTERNALS: Final = ("_waiter", "_next_keepalive_close_time")
 """What `mirror.web.fast_lane` uses of `web.RequestHandler` without its being promised."""
@@ -14,13 +15,15 @@ INTERNALS: Final = ("_waiter", "_next_keepalive_close_time")
 logger = structlog.stdlib.get_logger()
 
 
-def open_fast_lane(metrics: Metrics, *, keepalive_seconds: float) -> FastLane | None:
+def open_fast_lane(
+    metrics: Metrics, *, keepalive_seconds: float, proxies: Proxies
+) -> FastLane | None:
     """Return a lane; `None`, with a warning, where this aiohttp is not as the lane expects."""
     missing = [name for name in INTERNALS if not hasattr(web.RequestHandler, name)]
     if missing:
         logger.warning("no_fast_lane", missing=missing, reason="another aiohttp than was tested")
         return None
-    return FastLane(metrics, keepalive_seconds=keepalive_seconds)
+    return FastLane(metrics, keepalive_seconds=keepalive_seconds, proxies=proxies)
 
 
 class FastLaneRunner(web.AppRunner):

@@ -19,8 +19,10 @@ from mirror.config import LimitSettings
 from mirror.errors import ClientError, MirrorError, Overloaded, ProtocolError, ReadOnly
 from mirror.metrics import Metrics
 from mirror.refresh.lfs import LfsSource
-from mirror.refresh.registry import Hosted, Registry
+from mirror.refresh.registry import Hosted
 from mirror.repository.lfs_store import Found, LfsStore
+from mirror.web.forwarded import Proxies
+from mirror.web.guard import Guard
 from mirror.web.lfs_sending import Span, send_arriving, send_stored
 from mirror.web.protocol import EXPLAIN, NO_CACHE, OPERATION, OUTCOME, Operation, read_body
 from mirror.wire.lfs import (
@@ -60,13 +62,13 @@ class LfsHandlers:
 
     def __init__(
         self,
-        registry: Registry,
+        guard: Guard,
         store: LfsStore,
         source: LfsSource,
         metrics: Metrics,
         limits: LimitSettings,
     ) -> None:
-        self._registry = registry
+        self._guard = guard
         self._store = store
         self._source = source
         self._metrics = metrics
@@ -77,13 +79,17 @@ class LfsHandlers:
     async def upload(self, request: web.Request) -> web.Response:
         """PUT of an object: refused."""
         self._refuse(
-            request, self._find(request, Operation.LFS_UPLOAD), "takes no LFS uploads; upload to"
+            request,
+            await self._find(request, Operation.LFS_UPLOAD),
+            "takes no LFS uploads; upload to",
         )
 
     async def locks(self, request: web.Request) -> web.Response:
         """Everything below locks: refused."""
         self._refuse(
-            request, self._find(request, Operation.LFS_LOCKS), "keeps no LFS locks; lock files at"
+            request,
+            await self._find(request, Operation.LFS_LOCKS),
+            "keeps no LFS locks; lock files at",
         )
 
     def _refuse(self, request: web.Request, hosted: Hosted, what: str) -> Never:
@@ -93,7 +99,7 @@ class LfsHandlers:
 
     async def batch(self, request: web.Request) -> web.Response:
         """POST /{repository}/info/lfs/objects/batch."""
-        hosted = self._find(request, Operation.LFS_BATCH)
+        hosted = await self._find(request, Operation.LFS_BATCH)
         body = await read_body(
             request, bytes_max=REQUEST_BYTES_MAX, hint="ask for fewer LFS objects at a time"
         )
@@ -103,7 +109,7 @@ class LfsHandlers:
             self._refuse(request, hosted, "takes no LFS uploads; upload to")
         self._check_is_on(hosted)
         hosted.gate.current()
-        prefix = _own_url(request).removesuffix("batch")
+        prefix = _own_url(request, self._guard.proxies).removesuffix("batch")
         refusals = await self._refusals(hosted, batch.pointers)
         answers = (
             (one, refusals.get(one.oid) or Action(prefix + one.oid)) for one in batch.pointers
@@ -143,7 +149,7 @@ class LfsHandlers:
 
     async def download(self, request: web.Request) -> web.StreamResponse:
         """GET and HEAD of an object."""
-        hosted = self._find(request, Operation.LFS_DOWNLOAD)
+        hosted = await self._find(request, Operation.LFS_DOWNLOAD)
         self._check_is_on(hosted)
         oid = request.match_info["oid"]
         grant = await asyncio.to_thread(self._store.granted, self._scope(hosted), oid)
@@ -182,10 +188,10 @@ class LfsHandlers:
 
     # --- for all -------------------------------------------------------------------------------
 
-    def _find(self, request: web.Request, operation: Operation) -> Hosted:
+    async def _find(self, request: web.Request, operation: Operation) -> Hosted:
         request[OPERATION] = operation
         request[EXPLAIN] = _explained
-        return self._registry.find(request.match_info["repository"])
+        return await self._guard.find(request)
 
     def _check_is_on(self, hosted: Hosted) -> None:
         settings = hosted.mirror.settings
@@ -232,15 +238,15 @@ def _object_headers(oid: str) -> dict[str, str]:
     }
 
 
-def _own_url(request: web.Request) -> str:
-    """Return the URL that a reader came by, as a proxy in front says or the request does.
+def _own_url(request: web.Request, proxies: Proxies) -> str:
+    """Return the URL that a reader came by, as a proxy that is believed says or the request does.
 
     Raises:
         ProtocolError: There is no usable host in it.
     """
-    said = request.headers  # of several proxies the outermost is named first
-    scheme = said.get("X-Forwarded-Proto", request.scheme).partition(",")[0].strip().lower()
-    host = said.get("X-Forwarded-Host", request.host).partition(",")[0].strip()
+    scheme, host = proxies.origin(
+        request.remote or None, request.headers, request.scheme, request.host
+    )
     if scheme not in ("http", "https") or not _HOST.fullmatch(host):
         raise ProtocolError("the request names no host that the objects' URLs could be made of")
     return f"{scheme}://{host}{request.rel_url.raw_path}"

@@ -11,6 +11,7 @@ from mirror import __version__
 from mirror.metrics import CONTENT_TYPE, Metrics, RepositoryState
 from mirror.refresh.registry import Hosted, Registry
 from mirror.repository.packing.engine import PackEngine
+from mirror.web.guard import Guard
 from mirror.web.protocol import OPERATION, Operation
 
 STATUS_VERSION: Final = 1
@@ -76,9 +77,10 @@ class OwnFigures:
 class Monitoring:
     """The handlers that change nothing."""
 
-    def __init__(self, registry: Registry, figures: Figures) -> None:
+    def __init__(self, registry: Registry, figures: Figures, guard: Guard) -> None:
         self._registry = registry
         self._figures = figures
+        self._guard = guard
 
     async def healthz(self, request: web.Request) -> web.Response:
         """GET /healthz: the process is alive and its event loop turns."""
@@ -93,18 +95,21 @@ class Monitoring:
         request[OPERATION] = Operation.MONITORING
         waiting = [one.mirror.name for one in self._registry if not _was_looked_after(one)]
         status = 503 if waiting else 200
-        body = {"status": "waiting" if waiting else "ok", "waiting_for": waiting[:100]}
+        shown = waiting[:100] if self._guard.sees_all(request) else []
+        body = {"status": "waiting" if waiting else "ok", "waiting_for": shown}
         return web.json_response(body, status=status)
 
     async def metrics(self, request: web.Request) -> web.Response:
         """GET /metrics: Prometheus' text format."""
         request[OPERATION] = Operation.MONITORING
+        self._guard.check_monitoring(request)
         body = await self._figures.exposition()
         return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE})
 
     async def status(self, request: web.Request) -> web.Response:
         """GET /status.json."""
         request[OPERATION] = Operation.MONITORING
+        self._guard.check_monitoring(request)
         body = await self._figures.status()
         return web.Response(body=body, content_type="application/json", charset="utf-8")
 

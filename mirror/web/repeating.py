@@ -66,12 +66,12 @@ class Prepared:
         is_valid: See `Repeatable`.
         on_repeat: See `Repeatable`.
         record: Tells the metrics the seconds that an answer took.
-        repository: The path that was asked for, for the log.
+        context: For the log: which repository, who read, and where they are if a proxy says that.
         closes: Whether the connection ends after this answer.
     """
 
     __slots__ = (
-        *("body", "is_valid", "on_repeat", "record", "repository", "closes"),
+        *("body", "is_valid", "on_repeat", "record", "context", "closes"),
         *("_before_date", "_after_date", "_date", "_head", "_file", "__weakref__"),
     )
 
@@ -82,14 +82,14 @@ class Prepared:
         before_date: bytes,
         after_date: bytes,
         record: Callable[[float], None],
-        repository: str | None,
+        context: Mapping[str, str | None],
         closes: bool,
     ) -> None:
         self.body = offered.body
         self.is_valid = offered.is_valid
         self.on_repeat = offered.on_repeat
         self.record = record
-        self.repository = repository
+        self.context = context
         self.closes = closes
         self._before_date = before_date
         self._after_date = after_date
@@ -128,7 +128,7 @@ def prepare(
     offered: Repeatable,
     *,
     record: Callable[[float], None],
-    repository: str | None,
+    context: Mapping[str, str | None],
 ) -> Prepared | None:
     """Return a response, whose headers are complete, as bytes; `None` where that can't be done."""
     headers = response.headers
@@ -151,7 +151,7 @@ def prepare(
         before_date=parts[0],
         after_date=parts[1],
         record=record,
-        repository=repository,
+        context=context,
         closes=not response.keep_alive,
     )
 

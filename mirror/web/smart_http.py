@@ -16,8 +16,9 @@ from aiohttp import web
 from mirror.errors import ProtocolError, RequestRefused, TooLarge
 from mirror.metrics import Metrics
 from mirror.refresh.gate import Admitted
-from mirror.refresh.registry import Hosted, Registry
+from mirror.refresh.registry import Hosted
 from mirror.web.fetch import Fetches
+from mirror.web.guard import Guard
 from mirror.web.protocol import (
     ADVERTISEMENT_TYPE,
     BUNDLES_BELOW,
@@ -66,7 +67,7 @@ class SmartHttp:
 
     def __init__(
         self,
-        registry: Registry,
+        guard: Guard,
         fetches: Fetches,
         pushes: Pushes,
         metrics: Metrics,
@@ -74,7 +75,7 @@ class SmartHttp:
         agent: bytes,
         request_bytes_max: int,
     ) -> None:
-        self._registry = registry
+        self._guard = guard
         self._fetches = fetches
         self._pushes = pushes
         self._metrics = metrics
@@ -88,10 +89,10 @@ class SmartHttp:
 
     async def info_refs(self, request: web.Request) -> web.StreamResponse:
         """GET /{repository}/info/refs?service=git-upload-pack."""
-        hosted = self._registry.find(request.match_info["repository"])
         service = request.query.get("service")
         if service == "git-receive-pack":
-            return await self._pushes.info_refs(request, hosted)
+            return await self._pushes.info_refs(request, await self._guard.find_for_push(request))
+        hosted = await self._guard.find(request)
         if service != "git-upload-pack":
             raise ProtocolError(
                 "expected ?service=git-upload-pack: only the smart HTTP protocol is served here,"
@@ -128,14 +129,13 @@ class SmartHttp:
 
     async def receive_pack(self, request: web.Request) -> web.StreamResponse:
         """POST /{repository}/git-receive-pack."""
-        hosted = self._registry.find(request.match_info["repository"])
-        return await self._pushes.receive_pack(request, hosted)
+        return await self._pushes.receive_pack(request, await self._guard.find_for_push(request))
 
     # --- git-upload-pack -----------------------------------------------------------------------
 
     async def upload_pack(self, request: web.Request) -> web.StreamResponse:
         """POST /{repository}/git-upload-pack."""
-        hosted = self._registry.find(request.match_info["repository"])
+        hosted = await self._guard.find(request)
         if request.content_type != REQUEST_TYPE:
             raise UnsupportedType(
                 f"expected Content-Type {REQUEST_TYPE}, got {request.content_type[:100]!r}"

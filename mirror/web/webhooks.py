@@ -78,7 +78,7 @@ class Webhooks:
             event, hosted, is_old = await self._read(receiver, forge, request, body)
         except Unauthenticated as error:
             self._metrics.record_webhook(forge, "unauthenticated")
-            logger.warning("webhook_refused", forge=forge, error=str(error), remote=request.remote)
+            logger.warning("webhook_refused", forge=forge, error=str(error))
             raise
         if isinstance(event, ProtocolError):
             return self._refuse(forge, event)

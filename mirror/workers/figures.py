@@ -13,7 +13,9 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
-NOT_ADDED: Final = frozenset({"git_mirror_build_info"})
+NOT_ADDED: Final = frozenset(
+    {"git_mirror_build_info", "git_mirror_certificate_expires_timestamp_seconds"}
+)
 """Gauges that say the same in each process."""
 
 Labels = tuple[tuple[str, str], ...]

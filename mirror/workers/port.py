@@ -8,7 +8,7 @@ import socket
 from contextlib import AsyncExitStack
 
 from mirror.config import ListenAddress
-from mirror.serving import bind
+from mirror.web.listening import bind
 
 
 async def reserve(stack: AsyncExitStack, address: ListenAddress) -> ListenAddress:

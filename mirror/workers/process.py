@@ -29,14 +29,16 @@ class WorkerProcess:
         asyncio.get_running_loop().add_reader(self._descriptor, self._reap)
 
     @classmethod
-    async def start(cls) -> "tuple[WorkerProcess, socket.socket]":
-        """Start a worker; returns it and our end of its channel.
+    async def start(
+        cls, listener: socket.socket | None = None
+    ) -> "tuple[WorkerProcess, socket.socket]":
+        """Start a worker, which inherits `listener`; returns it and our end of its channel.
 
         Raises:
             OSError: It can't be started.
         """
         near, far = socket.socketpair()
-        starting = asyncio.create_task(asyncio.to_thread(_start, far))
+        starting = asyncio.create_task(asyncio.to_thread(_start, far, listener))
         try:
             child = await asyncio.shield(starting)
         except asyncio.CancelledError:
@@ -69,13 +71,16 @@ class WorkerProcess:
         self.ended.set()
 
 
-def _start(channel: socket.socket) -> "subprocess.Popen[bytes]":
+def _start(channel: socket.socket, listener: socket.socket | None) -> "subprocess.Popen[bytes]":
     """Start the process; in a thread."""
     with channel:
-        number = channel.fileno()
+        inherited = {"--channel": channel.fileno()}
+        if listener is not None:
+            inherited["--listener"] = listener.fileno()
+        options = [word for name, number in inherited.items() for word in (name, str(number))]
         return subprocess.Popen(
-            [sys.executable, "-m", "mirror", "worker", "--channel", str(number)],
+            [sys.executable, "-m", "mirror", "worker", *options],
             stdin=subprocess.DEVNULL,
-            pass_fds=[number],
+            pass_fds=list(inherited.values()),
             start_new_session=True,  # a terminal's Ctrl-C is for the main process
         )

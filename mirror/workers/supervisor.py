@@ -6,6 +6,7 @@ on: until then it might serve what is not so any more.
 """
 
 import asyncio
+import socket
 import time
 from collections.abc import Coroutine
 from contextlib import suppress
@@ -99,6 +100,7 @@ class Supervisor:
         lfs: LfsSource,
         address: ListenAddress,
         count: int,
+        listener: socket.socket | None = None,
     ) -> None:
         """Become the replicas of all mirrors; no worker runs yet.
 
@@ -111,6 +113,7 @@ class Supervisor:
             lfs: Where LFS objects come from.
             address: Where the workers listen; reserved for them.
             count: How many.
+            listener: A Unix socket that they inherit, and listen on too.
         """
         self._settings = settings
         self._registry = registry
@@ -120,6 +123,7 @@ class Supervisor:
         self._lfs = lfs
         self._address = address
         self._count = count
+        self._listener = listener
         self._workers: dict[int, _Worker] = {}
         self._ended_counts: list[Family] = []
         self._tasks: set[asyncio.Task[None]] = set()
@@ -189,7 +193,7 @@ class Supervisor:
     async def _run(self, number: int, listening: "asyncio.Future[None]") -> str:
         """Run one worker to its end; returns what ended it."""
         try:
-            process, channel = await WorkerProcess.start()
+            process, channel = await WorkerProcess.start(self._listener)
         except OSError as error:
             return f"it can't be started: {error.strerror}"
         link = Link(lambda message_id, message: self._receive(worker, message_id, message))

@@ -26,12 +26,13 @@ from mirror.serving import (
     AGENT,
     Share,
     build_metrics,
-    listen,
     open_app,
     open_engine,
     open_packs,
+    open_tls,
 )
 from mirror.web.fetch import Fetches
+from mirror.web.listening import listen, listen_on_unix_socket
 from mirror.workers.figures import counts_of, dump
 from mirror.workers.frames import ChannelError
 from mirror.workers.lfs import LfsProxy
@@ -59,8 +60,17 @@ logger = structlog.stdlib.get_logger()
 class Worker:
     """One worker, in its own process."""
 
-    def __init__(self, configure_logs: ConfigureLogs) -> None:
+    def __init__(
+        self, configure_logs: ConfigureLogs, listener: socket.socket | None = None
+    ) -> None:
+        """Be ready to run.
+
+        Args:
+            configure_logs: Called once it is known how to log.
+            listener: A Unix socket to listen on too, inherited from the main process.
+        """
         self._configure_logs = configure_logs
+        self._listener = listener
         self._link = Link(self._receive)
         self._stopping = asyncio.Event()
         self._served: _Served | None = None
@@ -97,7 +107,9 @@ class Worker:
             case Setup() if self._served is None:
                 settings = parse(message.content, source=Path(message.source))
                 self._configure_logs(settings.log, message.number)
-                self._served = _Served(settings, self._link, workers=message.workers)
+                self._served = _Served(
+                    settings, self._link, workers=message.workers, listener=self._listener
+                )
             case Stop():
                 self._stopping.set()
             case _ if self._served is not None:
@@ -109,8 +121,16 @@ class Worker:
 class _Served:
     """What a worker has once it is set up."""
 
-    def __init__(self, settings: Settings, link: Link, *, workers: int) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        link: Link,
+        *,
+        workers: int,
+        listener: socket.socket | None,
+    ) -> None:
         self._settings = settings
+        self._listener = listener
         self._link = link
         self._workers = workers
         places = DataDirectory(settings.data_dir)
@@ -156,6 +176,7 @@ class _Served:
         try:
             engine = await self._children.enter_async_context(open_engine(self._settings.engine))
             metrics = self._metrics = build_metrics(engine)
+            tls = await open_tls(self._stack, self._settings, metrics)
             share = Share(processes=self._workers, is_first=False)
             packs = await open_packs(self._stack, self._settings, engine, metrics, share)
             foresight = Foresight(packs, metrics)
@@ -173,7 +194,9 @@ class _Served:
                 lfs=LfsProxy(self._link),
             )
             await self._replica.settled()
-            await listen(runner, address, is_shared=True)
+            if self._listener is not None:
+                await listen_on_unix_socket(runner, self._listener)
+            await listen(runner, address, tls=tls, is_shared=True)
         except MirrorError as error:
             self._link.reply(message_id, Reply(error=str(error)))
         except Exception:

@@ -29,12 +29,12 @@ from mirror.serving import (
     AGENT,
     Share,
     build_metrics,
-    listen,
     open_app,
     open_engine,
     open_packs,
 )
 from mirror.web.fetch import Fetches
+from mirror.web.listening import listen
 from mirror.wire.advertise import SERVICE_LINE
 from mirror.wire.client import Listing, parse_info_refs, parse_ls_refs
 from mirror.wire.lfs import Pointer, Refusal

@@ -9,7 +9,7 @@ import pytest
 from mirror.config import ListenAddress
 from mirror.demo.forge import HttpBackend
 from mirror.errors import LocalError
-from mirror.serving import bind
+from mirror.web.listening import bind
 from tests.git_client import GitClient, Upstream
 from tests.mirror_service import mirroring
 
@@ -48,7 +48,12 @@ async def test_clients_reach_it_where_it_listens_and_nowhere_else(
 ) -> None:
     names = [upstream.name]
     async with mirroring(
-        forge, tmp_path / "mirror", names=names, listen=listen, workers=workers
+        forge,
+        tmp_path / "mirror",
+        names=names,
+        listen=listen,
+        workers=workers,
+        defaults="access: [anonymous]",
     ) as mirror:
         port = int(mirror.service.url.rpartition(":")[2])
         for host in reached:

@@ -11,7 +11,7 @@ def prepared(body: bytes = b"body", *, is_valid: Callable[[], bool] = lambda: Tr
         before_date=b"HTTP/1.1 200 OK\r\nDate: ",
         after_date=b"\r\nX-Request-Id: ",
         record=lambda _: None,
-        repository=None,
+        context={},
         closes=False,
     )
 

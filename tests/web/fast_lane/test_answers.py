@@ -13,6 +13,7 @@ from mirror.demo.forge import Faults, HttpBackend
 from mirror.metrics import Metrics
 from mirror.web import fast_lane, lane_runner
 from mirror.web.fast_lane import FastLane
+from mirror.web.forwarded import NO_PROXIES
 from mirror.web.lane_runner import FastLaneRunner, open_fast_lane
 from mirror.web.protocol import OK, OPERATION, OUTCOME, Operation
 from mirror.web.repeating import REPEATABLE, Prepared, Repeatable
@@ -213,8 +214,8 @@ async def test_the_lane_can_be_turned_off(
 async def test_with_another_aiohttp_there_is_a_warning_and_no_lane(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    assert open_fast_lane(Metrics("1"), keepalive_seconds=1.0) is not None
+    assert open_fast_lane(Metrics("1"), keepalive_seconds=1.0, proxies=NO_PROXIES) is not None
     monkeypatch.setattr(lane_runner, "INTERNALS", (*lane_runner.INTERNALS, "_gone"))
     with capture_logs() as logs:
-        assert open_fast_lane(Metrics("1"), keepalive_seconds=1.0) is None
+        assert open_fast_lane(Metrics("1"), keepalive_seconds=1.0, proxies=NO_PROXIES) is None
     assert [(entry["event"], entry["missing"]) for entry in logs] == [("no_fast_lane", ["_gone"])]

@@ -1,0 +1,249 @@
+"""Tokens of OpenID Connect issuers: JSON Web Tokens (RFC 7519), checked with the issuer's keys.
+
+Keys (RFC 7517) are fetched when the first token needs them, again every hour, and when a token
+names one that is not known, twice a minute at the most. While the issuer can't be reached, the
+keys that are known hold. PyJWT does the cryptography; only asymmetric algorithms are taken.
+"""
+
+import asyncio
+import json
+import ssl
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+import aiohttp
+import jwt
+import structlog
+
+from mirror.access.reader import Reader
+from mirror.config import OidcSettings, is_like, is_own_machine
+from mirror.errors import Unauthenticated, UpstreamUnavailable
+from mirror.upstream.credentials import SecretFile
+
+ALGORITHMS: Final = (
+    *("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"),
+)
+LEEWAY_SECONDS: Final = 30.0
+"""Clocks differ."""
+
+KEYS_SECONDS: Final = 3600.0
+KEYS_AGAIN_SECONDS: Final = 30.0
+ANSWER_BYTES_MAX: Final = 1 << 20
+ANSWER_SECONDS_MAX: Final = 10.0
+KEYS_MAX: Final = 100
+
+TOKEN_SECONDS_MAX: Final = 600.0
+"""A proof is kept no longer than that: the keys, or the configuration, may have changed."""
+
+logger = structlog.stdlib.get_logger()
+
+
+@dataclass(slots=True)
+class _Keys:
+    """An issuer's keys, as they were last seen."""
+
+    settings: OidcSettings
+    by_id: dict[str, jwt.PyJWK] = field(default_factory=dict)
+    fetched_at: float | None = None
+    tried_at: float | None = None
+    error: str = ""
+    fetching: "asyncio.Task[None] | None" = None
+
+
+class Oidc:
+    """The readers that show tokens of issuers."""
+
+    def __init__(
+        self,
+        session: aiohttp.ClientSession,
+        readers: Sequence[OidcSettings],
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._session = session
+        self._readers = readers
+        self._clock = clock
+        self._keys: dict[tuple[object, ...], _Keys] = {}
+
+    async def close(self) -> None:
+        """End what is under way."""
+        tasks = [one.fetching for one in self._keys.values() if one.fetching is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def find(self, secret: bytes) -> tuple[Reader, float] | None:
+        """Return the reader that a token proves, and until when (seconds since the epoch).
+
+        Returns `None` if it is no token of any issuer here.
+
+        Raises:
+            Unauthenticated: It is one, and is not good; the message says why.
+            UpstreamUnavailable: The issuer's keys can't be had.
+        """
+        claimed = _unverified(secret)
+        if claimed is None:
+            return None
+        header, issuer = claimed
+        candidates = [one for one in self._readers if one.issuer == issuer]
+        if not candidates:
+            return None
+        refusal: Exception | None = None
+        for settings in candidates:
+            try:
+                key = await self._key(settings, str(header.get("kid", "")))
+                claims = await asyncio.to_thread(_verified, secret, key, settings)
+            except Unauthenticated as error:
+                refusal = error
+                continue
+            if _fit(claims, settings.claims):
+                until = min(float(claims["exp"]), time.time() + TOKEN_SECONDS_MAX)
+                return Reader(f"oidc {settings.name}", settings.repositories), until
+            refusal = Unauthenticated(
+                "the token is good, but none of `readers.oidc` has its claims"
+            )
+        raise refusal or Unauthenticated("the token is not good here")
+
+    async def _key(self, settings: OidcSettings, kid: str) -> jwt.PyJWK:
+        """Return the issuer's key of that id.
+
+        Raises:
+            Unauthenticated: It has none.
+            UpstreamUnavailable: It can't be asked.
+        """
+        place = (settings.issuer, settings.jwks_url, settings.ca_file, settings.token_file)
+        keys = self._keys.setdefault(place, _Keys(settings))
+        now = self._clock()
+        is_old = keys.fetched_at is None or now - keys.fetched_at > KEYS_SECONDS
+        may_ask = keys.tried_at is None or now - keys.tried_at > KEYS_AGAIN_SECONDS
+        if (is_old or kid not in keys.by_id) and (may_ask or keys.fetching is not None):
+            if keys.fetching is None:
+                keys.tried_at = now
+                keys.fetching = asyncio.create_task(self._fetch(keys))
+            await asyncio.wait((keys.fetching,))
+        if kid in keys.by_id:
+            return keys.by_id[kid]
+        if keys.fetched_at is None:
+            raise UpstreamUnavailable(
+                f"the keys of {settings.issuer} can't be had: {keys.error or 'not asked yet'}"
+            )
+        raise Unauthenticated(f"{settings.issuer} has no key {kid[:100]!r}")
+
+    async def _fetch(self, keys: _Keys) -> None:
+        """Fetch an issuer's keys; what goes wrong is kept with them."""
+        settings = keys.settings
+        try:
+            tls = await asyncio.to_thread(_tls_context, settings)
+            url = settings.jwks_url
+            if url is None:
+                base = settings.issuer.rstrip("/")
+                found = await self._get(f"{base}/.well-known/openid-configuration", settings, tls)
+                url = _checked_url(str(found.get("jwks_uri")))
+            document = await self._get(url, settings, tls)
+            keys.by_id = _read_keys(document)
+            keys.fetched_at = self._clock()
+            keys.error = ""
+        except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
+            keys.error = str(error) or type(error).__name__
+            logger.warning("issuer_keys_failed", issuer=settings.issuer, error=keys.error)
+        finally:
+            keys.fetching = None
+
+    async def _get(self, url: str, settings: OidcSettings, tls: ssl.SSLContext) -> dict[str, Any]:
+        headers = {"Accept": "application/json"}
+        if settings.token_file is not None:
+            secret = SecretFile(settings.token_file).read().reveal()
+            headers["Authorization"] = f"Bearer {secret.decode('ascii')}"
+        async with (
+            asyncio.timeout(ANSWER_SECONDS_MAX),
+            self._session.get(url, headers=headers, ssl=tls, allow_redirects=False) as answer,
+        ):
+            if answer.status != 200:
+                raise ValueError(f"{url} answered {answer.status}")
+            raw = await answer.content.read(ANSWER_BYTES_MAX)
+            while not answer.content.at_eof() and len(raw) < ANSWER_BYTES_MAX:
+                raw += await answer.content.read(ANSWER_BYTES_MAX - len(raw))
+        found = json.loads(raw)
+        if not isinstance(found, dict):
+            raise ValueError(f"{url} did not answer with a JSON object")  # noqa: TRY004
+        return found
+
+
+def _tls_context(settings: OidcSettings) -> ssl.SSLContext:
+    return ssl.create_default_context(cafile=settings.ca_file)
+
+
+def _checked_url(url: str) -> str:
+    """Return where an issuer says that its keys are.
+
+    Raises:
+        ValueError: Anybody on the way could put others in their place.
+    """
+    parts = urlsplit(url)
+    if parts.scheme != "https" and not (
+        parts.scheme == "http" and is_own_machine(parts.hostname or "")
+    ):
+        raise ValueError("the issuer's jwks_uri is not https")
+    return url
+
+
+def _read_keys(document: Mapping[str, Any]) -> dict[str, jwt.PyJWK]:
+    """Return the keys of a set by their id; an only one also without.
+
+    Raises:
+        ValueError: There is none.
+    """
+    try:
+        keys = jwt.PyJWKSet.from_dict(dict(document)).keys
+    except (jwt.PyJWTError, TypeError) as error:
+        raise ValueError(f"no set of keys: {error}") from error
+    by_id = {str(one.key_id): one for one in keys[:KEYS_MAX] if one.key_id is not None}
+    if len(keys) == 1:
+        by_id[""] = keys[0]
+    return by_id
+
+
+def _unverified(secret: bytes) -> tuple[Mapping[str, Any], str] | None:
+    """Return the header and the issuer that a token claims; `None` if it is no token at all."""
+    if secret.count(b".") != 2:
+        return None
+    try:
+        header = jwt.get_unverified_header(secret)
+        claims = jwt.decode(secret, options={"verify_signature": False})
+    except (jwt.PyJWTError, ValueError):
+        return None
+    return header, str(claims.get("iss"))
+
+
+def _verified(secret: bytes, key: jwt.PyJWK, settings: OidcSettings) -> Mapping[str, Any]:
+    """Return what a token says.
+
+    Raises:
+        Unauthenticated: It is not good.
+    """
+    try:
+        claims: Mapping[str, Any] = jwt.decode(
+            secret,
+            key,
+            algorithms=list(ALGORITHMS),
+            audience=settings.audience,
+            issuer=settings.issuer,
+            leeway=LEEWAY_SECONDS,
+            options={"require": ["exp", "iss", "aud"]},
+        )
+    except (jwt.PyJWTError, ValueError) as error:
+        raise Unauthenticated(f"the token is not good: {error}") from error
+    return claims
+
+
+def _fit(claims: Mapping[str, Any], wanted: Mapping[str, str]) -> bool:
+    """Tell whether a token says all that a reader's settings ask for."""
+    return all(_says(claims.get(name), pattern) for name, pattern in wanted.items())
+
+
+def _says(value: object, pattern: str) -> bool:
+    values = value if isinstance(value, list) else [value]
+    return any(isinstance(one, str) and is_like(one, pattern) for one in values)

@@ -1,0 +1,181 @@
+"""Where readers come in: sockets that are bound, and sites that accept from them.
+
+A Unix socket is for a proxy on this machine, whose permission is that of the file. It is bound
+once, by the main process; workers inherit it, as they can't share its name.
+"""
+
+import asyncio
+import errno
+import os
+import socket
+import ssl
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Any, Final
+
+from aiohttp import web
+
+from mirror.config import ListenAddress
+from mirror.errors import LocalError
+
+BACKLOG: Final = 1024
+
+UNIX_SOCKET_MODE: Final = 0o660
+"""The proxy's user has to be of the service's group."""
+
+_EVERY_IPV6: Final = "::"
+_EVERY_IPV4: Final = "0.0.0.0"  # noqa: S104 - where the configuration asks for every address
+_LACKING: Final = frozenset({errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL})
+"""What a machine without IPv6 says of its addresses."""
+
+
+class UnixSocketSite(web.BaseSite):
+    """Accepts from a Unix socket that was bound before, which aiohttp's own site can't."""
+
+    def __init__(self, runner: web.AppRunner, bound: socket.socket) -> None:
+        super().__init__(runner, backlog=BACKLOG)
+        self._bound = bound
+
+    @property
+    def name(self) -> str:
+        """Where it is, for aiohttp's own messages."""
+        return f"unix:{self._bound.getsockname()}"
+
+    async def start(self) -> None:
+        """Begin to accept connections."""
+        await super().start()
+        server = self._runner.server
+        if server is None:
+            raise RuntimeError("the runner is not set up")
+        loop = asyncio.get_running_loop()
+        self._server = await loop.create_unix_server(server, sock=self._bound, backlog=BACKLOG)
+
+
+@contextmanager
+def bound_unix_socket(path: Path) -> Iterator[socket.socket]:
+    """Bind a Unix socket, instead of one that a crash left there; it is removed at the end.
+
+    Raises:
+        LocalError: It can't be made.
+    """
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as bound:
+        try:
+            path.unlink(missing_ok=True)
+            bound.bind(str(path))
+            path.chmod(UNIX_SOCKET_MODE)
+            bound.listen(BACKLOG)
+        except OSError as error:
+            raise LocalError(f"can't listen on {path}: {error.strerror or error}") from error
+        try:
+            yield bound
+        finally:
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
+
+
+async def listen_on_unix_socket(runner: web.AppRunner, bound: socket.socket) -> None:
+    """Accept connections from a Unix socket; the caller keeps its own descriptor."""
+    own = socket.socket(fileno=os.dup(bound.fileno()))
+    await UnixSocketSite(runner, own).start()
+
+
+async def listen(
+    runner: web.AppRunner,
+    address: ListenAddress,
+    *,
+    tls: ssl.SSLContext | None = None,
+    is_shared: bool = False,
+) -> ListenAddress:
+    """Accept connections; returns where, for port 0 lets the system choose.
+
+    Args:
+        runner: Serves them.
+        address: Where.
+        tls: To speak TLS there.
+        is_shared: Other processes of ours accept connections there too (SO_REUSEPORT).
+
+    Raises:
+        LocalError: The address is not to be had.
+    """
+    bound = await bind(address, is_shared=is_shared)
+    host, port = bound[0].getsockname()[:2]
+    try:
+        while bound:
+            await web.SockSite(runner, bound[0], backlog=BACKLOG, ssl_context=tls).start()
+            del bound[0]  # now the site's
+    except OSError as error:
+        raise cannot_listen(address, error) from error
+    finally:
+        for left in bound:
+            left.close()
+    return ListenAddress(host, port)
+
+
+async def bind(address: ListenAddress, *, is_shared: bool = False) -> list[socket.socket]:
+    """Take every address that `address` stands for, all with one port; at least one.
+
+    A name may stand for several. What the machine lacks, IPv6 or IPv4, is left out where there is
+    something else.
+
+    Args:
+        address: The configured one; the system chooses a port instead of 0.
+        is_shared: See `listen`.
+
+    Raises:
+        LocalError: One of them is taken, or there is none.
+    """
+    bound: list[socket.socket] = []
+    lacking: OSError | None = None
+    port = address.port
+    try:
+        for family, place in await _places(address):
+            try:
+                one = _bound(family, (place[0], port, *place[2:]), is_shared=is_shared)
+            except OSError as error:
+                if error.errno not in _LACKING:
+                    raise
+                lacking = error
+                continue
+            bound.append(one)
+            port = one.getsockname()[1]
+        if lacking is not None and not bound:
+            raise lacking
+    except OSError as error:
+        for one in bound:
+            one.close()
+        raise cannot_listen(address, error) from error
+    return bound
+
+
+async def _places(address: ListenAddress) -> list[tuple[socket.AddressFamily, tuple[Any, ...]]]:
+    found = await asyncio.get_running_loop().getaddrinfo(
+        address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )
+    places = [(family, place) for family, _, _, _, place in found]
+    if places[0][1][0] == _EVERY_IPV6:
+        # One socket could do for both, but would show IPv4 clients under names of IPv6.
+        places.append((socket.AF_INET, (_EVERY_IPV4, address.port)))
+    return list(dict.fromkeys(places))
+
+
+def _bound(
+    family: socket.AddressFamily, place: tuple[Any, ...], *, is_shared: bool
+) -> socket.socket:
+    with ExitStack() as stack:
+        one = stack.enter_context(socket.socket(family, socket.SOCK_STREAM))
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if is_shared:
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        if family == socket.AF_INET6:
+            one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        one.bind(place)
+        stack.pop_all()
+        return one
+
+
+def cannot_listen(address: ListenAddress, error: OSError) -> LocalError:
+    """Return the error to raise where an address can't be listened on."""
+    return LocalError(
+        f"can't listen on {address}: {error.strerror}; is another service using the port?"
+    )
