@@ -43,15 +43,25 @@ async def test_a_batch_names_the_urls_that_the_reader_came_by(lfs: Estate) -> No
         "actions": {"download": {"href": lfs.mirror.service.url + lfs.path(ONE)}},
     }
     assert missing["error"] == {"code": 404, "message": "Object does not exist"}
-    proxied = {"X-Forwarded-Proto": "https", "Host": "git.example.com"}
-    answer = await lfs.batch(ONE, headers=proxied)
-    href = answer.json["objects"][0]["actions"]["download"]["href"]
-    assert href == "https://git.example.com" + lfs.path(ONE)
-    outer = {"X-Forwarded-Proto": "https", "X-Forwarded-Host": "outer.example.com:8443"}
-    answer = await lfs.batch(ONE, headers=outer)
-    href = answer.json["objects"][0]["actions"]["download"]["href"]
-    assert href == "https://outer.example.com:8443" + lfs.path(ONE)
+    nobodys = {"X-Forwarded-Proto": "https", "Host": "git.example.com"}
+    assert await href_of(lfs, nobodys) == "http://git.example.com" + lfs.path(ONE)
     assert (await lfs.batch(ONE, headers={"Host": "a/b"})).status == 400
+
+
+async def test_a_batch_names_the_urls_that_a_proxy_of_ours_says(
+    forge: HttpBackend, upstream: Upstream, tmp_path: Path
+) -> None:
+    async with estate(forge, upstream, tmp_path, server="trusted_proxies: [127.0.0.1]") as lfs:
+        lfs.server.add(NAME, ONE)
+        proxied = {"X-Forwarded-Proto": "https", "Host": "git.example.com"}
+        assert await href_of(lfs, proxied) == "https://git.example.com" + lfs.path(ONE)
+        outer = {"X-Forwarded-Proto": "https", "X-Forwarded-Host": "outer.example.com:8443"}
+        assert await href_of(lfs, outer) == "https://outer.example.com:8443" + lfs.path(ONE)
+
+
+async def href_of(lfs: Estate, headers: dict[str, str]) -> str:
+    answer = await lfs.batch(ONE, headers=headers)
+    return str(answer.json["objects"][0]["actions"]["download"]["href"])
 
 
 async def test_requests_that_can_not_be_answered_are_refused_in_the_way_of_lfs(
