@@ -27,8 +27,8 @@ def webhook() -> None:
     "--url",
     "public_url",
     metavar="URL",
-    required=True,
-    help="Where the forge reaches this mirror, like https://mirror.example.com.",
+    help="Where the forge reaches this mirror, like https://mirror.example.com. Default:"
+    " server.public_url.",
 )
 @click.option(
     "--token-file",
@@ -45,7 +45,7 @@ def webhook() -> None:
 def install(
     config_path: Path | None,
     repository: str,
-    public_url: str,
+    public_url: str | None,
     token_file: Path | None,
     api: str | None,
     *,
@@ -59,6 +59,9 @@ def install(
     """
     settings = load(config_path)
     one, forge, secret_file = _with_webhooks(settings, repository)
+    public_url = public_url or settings.server.public_url
+    if public_url is None:
+        fail("where does the forge reach this mirror? Name --url, or set server.public_url")
     try:
         url = delivery_url(public_url, forge)
     except ValueError as error:

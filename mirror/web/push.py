@@ -16,13 +16,17 @@ import aiohttp
 import structlog
 from aiohttp import web
 
+from mirror.access.presented import read_authorization
+from mirror.access.tokens import PREFIX
 from mirror.config import LimitSettings, PushPolicy
 from mirror.errors import (
     MirrorError,
     Overloaded,
     ProtocolError,
     ReadOnly,
+    SignInWanted,
     TooLarge,
+    Unauthenticated,
     UpstreamError,
     UpstreamUnavailable,
 )
@@ -148,6 +152,11 @@ class Pushes:
         settings = hosted.mirror.settings
         if settings.push is PushPolicy.REFUSE:
             raise ReadOnly(f"this mirror is read-only; push to {settings.upstream}")
+        if is_own_token(request.headers.get("Authorization")):
+            # It reads here; there it is nobody's, and in other hands.
+            raise SignInWanted(
+                "that is a token of this mirror: push with credentials of the upstream"
+            )
         return PushLine(self._session, settings.upstream)
 
     @asynccontextmanager
@@ -311,6 +320,16 @@ class _Push:
 
 def _request_headers(request: web.Request) -> dict[str, str]:
     return {name: request.headers[name] for name in _REQUEST_HEADERS if name in request.headers}
+
+
+def is_own_token(header: str | None) -> bool:
+    """Tell whether an Authorization header holds a token of this mirror, or what looks like one."""
+    if header is None:
+        return False
+    try:
+        return read_authorization(header).secret.startswith(PREFIX.encode())
+    except Unauthenticated:
+        return False
 
 
 def _response(answer: aiohttp.ClientResponse) -> web.StreamResponse:

@@ -186,3 +186,15 @@ def test_deliveries_in_the_clear_are_warned_of(
     assert done.exit_code == 0
     assert "everybody on the way" in done.output
     assert ("the secret token too" in done.output) is warns_of_token
+
+
+def test_without_a_url_the_public_one_is_meant(configure: Configure) -> None:
+    file = configure("  a: {upstream: 'https://github.com/acme/a'}\n")
+    command = ["webhook", "install", "--config", file, "a"]
+    refused = CliRunner().invoke(main, command)
+    assert refused.exit_code == 1
+    assert "set server.public_url" in refused.output
+    written = Path(file).read_text()
+    Path(file).write_text("server: {public_url: 'https://git.example.com/m'}\n" + written)
+    shown = CliRunner().invoke(main, command)
+    assert "https://git.example.com/m/webhooks/github\n" in shown.output

@@ -171,6 +171,19 @@ async def test_the_clients_own_credentials_are_sent_and_never_the_mirrors(
     ]
 
 
+async def test_a_token_of_the_mirrors_own_is_not_handed_to_the_upstream(
+    mirror: MirrorService, forge: HttpBackend
+) -> None:
+    token = "gmt_" + "A" * 43
+    for header in (f"Bearer {token}", aiohttp.encode_basic_auth("any", token)):
+        answer = await mirror.get(
+            f"/{NAME}/info/refs?service=git-receive-pack", headers={"Authorization": header}
+        )
+        assert answer.status == 401
+        assert "push with credentials of the upstream" in answer.text
+    assert forge.requests == []
+
+
 @in_this_process
 async def test_a_push_of_200_megabytes_streams_through(
     upstream: Upstream, pusher: GitClient, through: str
