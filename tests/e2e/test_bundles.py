@@ -1,7 +1,7 @@
 """Clones that begin with bundles, by the git of this machine and by the newest that can be had.
 
-The environment names the newest one (GIT_MIRROR_TEST_NEWEST_GIT). git asks for the list of bundles
-from 2.40 on; before, it can only be told of a bundle by its address.
+The newest one is that of tests/clients/install-newest-git. git asks for the list of bundles from
+2.40 on; before, it can only be told of a bundle by its address.
 """
 
 import os
@@ -14,6 +14,8 @@ import pytest
 
 from mirror.demo.forge import HttpBackend
 from mirror.wire.bundles import BundleList
+from tests.clients.git_cli import newest_git
+from tests.clients.operations import Unavailable
 from tests.git_client import FIRST_COMMIT_AT, GitClient, Upstream
 from tests.mirror_service import NAME, MirrorService, mirroring
 
@@ -22,7 +24,10 @@ FILLING = os.urandom(100_000)
 
 
 def _newest_git() -> str:
-    return os.environ.get("GIT_MIRROR_TEST_NEWEST_GIT", "git")
+    try:
+        return newest_git()
+    except Unavailable:
+        return "git"
 
 
 def _knows_the_list() -> bool:
@@ -32,7 +37,7 @@ def _knows_the_list() -> bool:
 
 needs_the_list = pytest.mark.skipif(
     not _knows_the_list(),
-    reason="git asks for a list of bundles from 2.40 on; name one with GIT_MIRROR_TEST_NEWEST_GIT",
+    reason="git asks for a list of bundles from 2.40 on; run tests/clients/install-newest-git",
 )
 
 one_engine = pytest.mark.parametrize("engine", ["dulwich"])
