@@ -180,6 +180,7 @@ PROGRAMS: Final[Mapping[str, Kind]] = {
     "kustomize": _GO_KIND,
     "receivers": _GO_KIND,
     "isomorphic": _NODE_KIND,
+    "manifests": _NODE_KIND,
     "jgit": _JAVA_KIND,
 }
 
