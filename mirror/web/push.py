@@ -2,12 +2,14 @@
 
 A push is never accepted here. What is passed on streams through, both ways, with the client's own
 credentials; the last bytes of the upstream's answer wait until the mirror has what was pushed, so
-that a client that sees its push succeed finds it with its next fetch, in every process.
+that a client that sees its push succeed finds it with its next fetch, in every process. And one
+that is turned away because somebody was quicker finds what they pushed: before it sees the refs of
+the upstream, those that are news here are announced.
 """
 
 import asyncio
 import secrets
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 from itertools import chain
 from typing import Final
@@ -32,6 +34,7 @@ from mirror.errors import (
 )
 from mirror.metrics import Metrics
 from mirror.refresh.announcements import Announcement, Announcer
+from mirror.refresh.patterns import patterns_of
 from mirror.refresh.refresher import Trigger
 from mirror.refresh.registry import Hosted
 from mirror.upstream.forges import RefChange
@@ -46,8 +49,9 @@ from mirror.web.protocol import (
     invite_body,
     send,
 )
+from mirror.wire.names import ObjectId, RefName
 from mirror.wire.pktline import FLUSH_PKT
-from mirror.wire.push import CommandsReader, RefUpdate, ReportReader, changes_of
+from mirror.wire.push import CommandsReader, RefUpdate, ReportReader, TipsReader, changes_of
 
 REQUEST_TYPE: Final = f"application/x-{SERVICE}-request"
 
@@ -113,8 +117,16 @@ class Pushes:
                 return await self._refused(request, answer)
             response = _response(answer)
             await response.prepare(request)
+            tips = TipsReader(_knowledge_of(hosted))
+            held = b""
             async for chunk in answer.content.iter_any():
-                await send(response, chunk)
+                tips.feed(chunk)
+                held += chunk
+                await send(response, held[: -len(FLUSH_PKT)])
+                held = held[-len(FLUSH_PKT) :]
+            if tips.news:
+                await self._heed(hosted, tips.news)
+            await send(response, held)
             return response
 
     async def receive_pack(self, request: web.Request, hosted: Hosted) -> web.StreamResponse:
@@ -227,6 +239,19 @@ class Pushes:
         if changes != []:
             await self._bring_here(hosted, changes or ())
 
+    async def _heed(self, hosted: Hosted, news: Mapping[RefName, ObjectId]) -> None:
+        """Hold readers for refs that the upstream has and we have not."""
+        name, snapshot = hosted.mirror.name, hosted.mirror.snapshot
+        changes = tuple(
+            RefChange(ref, snapshot.find(ref) if snapshot is not None else None, tip)
+            for ref, tip in news.items()
+        )
+        try:
+            delivery = secrets.token_hex(16)
+            await self._announcer.announce(Announcement(SERVICE, delivery, (name,), changes))
+        except MirrorError as error:  # the push itself has no part in that
+            logger.warning("news_not_announced", repository=name, error=str(error))
+
     async def _failed(self, hosted: Hosted, push: "_Push") -> None:
         """Look what became of a push that nobody saw the end of."""
         self._metrics.record_push("failed")
@@ -316,6 +341,17 @@ class _Push:
                 if piece:
                     self.commands.feed(piece)
                     yield piece
+
+
+def _knowledge_of(hosted: Hosted) -> Callable[[RefName, ObjectId], bool]:
+    """Return what tells whether a tip of the upstream's is no news here."""
+    snapshot = hosted.mirror.snapshot
+    is_mirrored = patterns_of(hosted.mirror.settings.refs).matches
+
+    def is_known(ref: RefName, tip: ObjectId) -> bool:
+        return snapshot is None or snapshot.find(ref) == tip or not is_mirrored(ref)
+
+    return is_known
 
 
 def _request_headers(request: web.Request) -> dict[str, str]:

@@ -1,15 +1,15 @@
-"""What passes by in a push: which refs it wants to change, and which of them the upstream changed.
+"""What passes by in a push: the upstream's refs, which it wants to change, which were changed.
 
-gitprotocol-pack(5), "Pushing Data To a Server": commands and a pack go up; a report-status comes
-back, within side-band 1 where that was agreed. Nothing here answers a push, or decides about one:
-the readers look on while the bytes go by, and take them as they are sliced.
+gitprotocol-pack(5), "Pushing Data To a Server": the refs come down; commands and a pack go up; a
+report-status comes back, within side-band 1 where that was agreed. Nothing here answers a push, or
+decides about one: the readers look on while the bytes go by, and take them as they are sliced.
 
 What can't be understood raises nothing: the upstream says what it thinks of it. It only means that
 we don't know what was changed.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -20,6 +20,7 @@ from mirror.wire.pktline import Packet, PacketDecoder, Special, text
 COMMANDS_MAX: Final = 10_000
 """Of a push with more, nobody needs to know each ref: any may have changed."""
 
+_TIP: Final = re.compile(rb"([0-9a-f]{40}) ([^\0]+)(?:\0.*)?", re.DOTALL)
 _COMMAND: Final = re.compile(rb"([0-9a-f]{40}) ([0-9a-f]{40}) (.+)", re.DOTALL)
 _DATA_BAND: Final = 1
 
@@ -31,6 +32,44 @@ class RefUpdate:
     ref: RefName
     before: ObjectId | None
     after: ObjectId | None
+
+
+class TipsReader:
+    """Looks at receive-pack's advertisement: which refs are not as one knows them.
+
+    Attributes:
+        news: Their tips; at most `COMMANDS_MAX` of them.
+    """
+
+    def __init__(self, is_known: Callable[[RefName, ObjectId], bool]) -> None:
+        """Begin to look.
+
+        Args:
+            is_known: Tells whether that ref with that tip is no news.
+        """
+        self.news: dict[RefName, ObjectId] = {}
+        self._is_known = is_known
+        self._decoder = PacketDecoder()
+        self._is_broken = False
+
+    def feed(self, data: bytes) -> None:
+        """Look at the next bytes of the advertisement, however they were sliced."""
+        if self._is_broken:
+            return
+        self._decoder.feed(data)
+        for packet in _packets(self._decoder):
+            if packet is None:
+                self._is_broken = True
+            elif isinstance(packet, bytes) and len(self.news) < COMMANDS_MAX:
+                self._take(text(packet))
+
+    def _take(self, line: bytes) -> None:
+        tip = _TIP.fullmatch(line)  # not so: the service's name, a version, a line of shallows
+        if tip is None or not is_ref_name(tip[2]):  # `.have` is none
+            return
+        ref, oid = RefName(tip[2]), ObjectId(tip[1])
+        if not self._is_known(ref, oid):
+            self.news[ref] = oid
 
 
 class CommandsReader:

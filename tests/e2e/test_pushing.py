@@ -131,6 +131,29 @@ async def test_what_the_upstream_rejects_the_client_is_told_in_its_words(
     assert await mirror.metric("git_mirror_pushes_total", outcome="rejected") == 1
 
 
+async def test_who_is_turned_away_finds_what_somebody_pushed_to_the_upstream_itself(
+    mirror: MirrorService, upstream: Upstream, pusher: GitClient, through: str
+) -> None:
+    clone = await pusher.clone(through)
+    await pusher.commit_file(clone, "a.txt", "a", "Mine")
+    theirs = upstream.commit()  # no webhook tells of it, and nothing is polled
+    done = await pusher.run("push", "origin", "main", cwd=clone, check=False)
+    assert "fetch first" in done.stderr
+    await pusher.run("pull", "--rebase", "--quiet", "origin", "main", cwd=clone)
+    assert await pusher.rev_parse(clone, "HEAD~1") == theirs
+    await pusher.run("push", "origin", "main", cwd=clone)
+    assert await pusher.ls_remote(through, "--refs") == upstream.refs()
+
+
+async def test_where_the_upstream_has_no_news_no_reader_is_held_for_a_push(
+    mirror: MirrorService, upstream: Upstream, pusher: GitClient, through: str
+) -> None:
+    clone = await pusher.clone(through)
+    upstream.branches({"refs/pull/1/head": upstream.oid()})  # which is not mirrored
+    await pusher.run("push", "--dry-run", "origin", "HEAD:refs/heads/new", cwd=clone)
+    assert mirror.mirror().last.announced_at is None
+
+
 async def test_of_a_push_that_is_rejected_in_part_the_other_part_is_there(
     mirror: MirrorService, upstream: Upstream, pusher: GitClient, through: str
 ) -> None:

@@ -1,5 +1,6 @@
 """What passes by in a push is understood however it is sliced, or said not to be."""
 
+from collections.abc import Mapping
 from itertools import pairwise
 
 import pytest
@@ -8,7 +9,14 @@ from hypothesis import strategies as st
 
 from mirror.wire.names import ZERO_ID, ObjectId, RefName
 from mirror.wire.pktline import FLUSH_PKT, encode
-from mirror.wire.push import COMMANDS_MAX, CommandsReader, RefUpdate, ReportReader, changes_of
+from mirror.wire.push import (
+    COMMANDS_MAX,
+    CommandsReader,
+    RefUpdate,
+    ReportReader,
+    TipsReader,
+    changes_of,
+)
 
 OLD, NEW = ObjectId(b"1" * 40), ObjectId(b"2" * 40)
 MAIN, TAG = RefName(b"refs/heads/main"), RefName(b"refs/tags/v1")
@@ -26,6 +34,14 @@ REPORT = (
     + encode(b"ok refs/heads/main\n")
     + encode(b"option refname refs/heads/main\n")
     + encode(b"ng refs/tags/v1 pre-receive hook declined\n")
+    + FLUSH_PKT
+)
+TIPS = (
+    encode(b"# service=git-receive-pack\n")
+    + FLUSH_PKT
+    + encode(b"%b %b%b\n" % (NEW, MAIN, CAPABILITIES))
+    + encode(b"%b %b\n" % (OLD, TAG))
+    + encode(b"%b .have\n" % NEW)
     + FLUSH_PKT
 )
 
@@ -50,6 +66,13 @@ def report_of(*slices: bytes, has_side_band: bool = True) -> ReportReader:
     return reader
 
 
+def tips_of(*slices: bytes, known: Mapping[RefName, ObjectId]) -> dict[RefName, ObjectId]:
+    reader = TipsReader(lambda ref, oid: known.get(ref) == oid)
+    for piece in slices:
+        reader.feed(piece)
+    return reader.news
+
+
 def sliced(data: bytes, cuts: list[int]) -> list[bytes]:
     places = sorted({0, len(data), *(cut % len(data) for cut in cuts)})
     return [data[start:end] for start, end in pairwise(places)]
@@ -62,6 +85,25 @@ def test_commands_are_read_up_to_the_flush_packet_however_they_are_sliced(cuts: 
     assert reader.is_ended
     assert reader.is_understood
     assert reader.has_side_band
+
+
+@given(st.lists(st.integers(0, 10_000), max_size=20))
+def test_of_the_refs_of_an_upstream_those_are_news_that_one_knows_otherwise(
+    cuts: list[int],
+) -> None:
+    slices = sliced(TIPS, cuts)
+    assert tips_of(*slices, known={}) == {MAIN: NEW, TAG: OLD}
+    assert tips_of(*slices, known={MAIN: OLD, TAG: OLD}) == {MAIN: NEW}
+    assert tips_of(*slices, known={MAIN: NEW, TAG: OLD}) == {}
+
+
+def test_an_empty_upstream_has_no_news_and_of_very_many_not_each_is_kept() -> None:
+    empty = encode(b"%b capabilities^{}%b" % (ZERO_ID, CAPABILITIES)) + FLUSH_PKT
+    assert tips_of(empty, known={}) == {}
+    many = b"".join(
+        encode(b"%b refs/heads/%d" % (NEW, number)) for number in range(COMMANDS_MAX + 9)
+    )
+    assert len(tips_of(many, known={})) == COMMANDS_MAX
 
 
 @given(st.lists(st.integers(0, 10_000), max_size=20), st.integers(1, 200), st.booleans())
@@ -141,3 +183,4 @@ def test_of_very_many_commands_not_each_is_kept() -> None:
 def test_garbage_raises_nothing(slices: list[bytes], has_side_band: bool) -> None:
     commands, report = commands_of(*slices), report_of(*slices, has_side_band=has_side_band)
     changes_of(commands, report)
+    tips_of(*slices, known={})

@@ -182,6 +182,18 @@ async def test_two_pipelines_at_once_both_land(
     assert served(mirror) == upstream.oid()
 
 
+async def test_what_somebody_pushed_to_the_forge_meanwhile_is_kept(
+    mirror: MirrorService, upstream: Upstream, pipelines: Pipelines, job: HandOff
+) -> None:
+    theirs = OVERLAY.replace('worker\n  newTag: "1"', 'worker\n  newTag: "3"')
+    upstream.commit(files={f"{PATH}/kustomization.yaml": theirs})  # the mirror is told by nobody
+    done = await pipelines.run(job, mirror.service.url)
+    assert done.returncode == 0, done
+    assert "fetch first" in done.stderr
+    assert tags(upstream) == {"web": "2", "worker": "3"}
+    assert served(mirror) == upstream.oid()
+
+
 async def test_a_push_that_the_forge_refuses_is_given_up_in_its_words(
     mirror: MirrorService, upstream: Upstream, pipelines: Pipelines, job: HandOff
 ) -> None:
