@@ -85,5 +85,6 @@ def fail(message: str) -> NoReturn:
 
 def count(number: int, thing: str) -> str:
     """Return a number with its thing, in the plural where it must be."""
-    plural = thing[:-1] + "ies" if thing.endswith("y") else thing + "s"
+    ends_in_y = thing.endswith("y") and thing[-2:-1] not in "aeiou"
+    plural = thing[:-1] + "ies" if ends_in_y else thing + "s"
     return f"{number} {thing if number == 1 else plural}"
