@@ -52,6 +52,8 @@ class RepositoryState:
     Attributes:
         bundle_age_seconds: Since its bundles last had all that the mirror had; `None` for none.
         bundle_bytes: Of the bundles that it offers.
+        credentials_failing: Whether those for the upstream are; `None` where there are none.
+        credentials_expire_at: Seconds since the epoch; `None` where the forge does not tell.
     """
 
     name: str
@@ -61,6 +63,8 @@ class RepositoryState:
     failures: int
     bundle_age_seconds: float | None = None
     bundle_bytes: int = 0
+    credentials_failing: bool | None = None
+    credentials_expire_at: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -436,6 +440,16 @@ class _RepositoryCollector(Collector):
             "Bytes of the bundles that a repository offers.",
             labels=["repository"],
         )
+        failing = GaugeMetricFamily(
+            "git_mirror_repository_credentials_failing",
+            "1 while the upstream refuses a repository's credentials, or they can't be had.",
+            labels=["repository"],
+        )
+        expiry = GaugeMetricFamily(
+            "git_mirror_repository_credentials_expiry_timestamp_seconds",
+            "When a repository's credentials end, where the forge tells.",
+            labels=["repository"],
+        )
         for state in self._states():
             if state.bundle_age_seconds is not None:
                 bundle_age.add_metric([state.name], state.bundle_age_seconds)
@@ -445,7 +459,11 @@ class _RepositoryCollector(Collector):
             stale.add_metric([state.name], float(state.is_stale))
             refs.add_metric([state.name], state.refs)
             failures.add_metric([state.name], state.failures)
-        yield from (age, stale, refs, failures, bundle_age, bundle_bytes)
+            if state.credentials_failing is not None:
+                failing.add_metric([state.name], float(state.credentials_failing))
+            if state.credentials_expire_at is not None:
+                expiry.add_metric([state.name], state.credentials_expire_at)
+        yield from (age, stale, refs, failures, bundle_age, bundle_bytes, failing, expiry)
 
 
 class _RelayCollector(Collector):

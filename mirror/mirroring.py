@@ -24,6 +24,7 @@ from mirror.repository.bare import BareRepository
 from mirror.repository.packing.engine import PackEngine
 from mirror.serving import lfs_store
 from mirror.upstream.connect import lfs_remote_for, open_session, remote_for
+from mirror.upstream.keyring import Keyring
 from mirror.upstream.storage import Storage
 
 Watch = Callable[[Mirror], None]
@@ -39,7 +40,8 @@ class Mirroring:
         refreshers: By the name of their repository.
     """
 
-    def __init__(self, refreshers: list[Refresher]) -> None:
+    def __init__(self, refreshers: list[Refresher], keyring: Keyring) -> None:
+        self._keyring = keyring
         self.refreshers = {one.mirror.name: one for one in refreshers}
         self.registry = Registry(Hosted.of(one.mirror, one) for one in refreshers)
         self._tasks: list[asyncio.Task[None]] = []
@@ -51,6 +53,7 @@ class Mirroring:
         settings: Settings,
         engine: PackEngine,
         session: aiohttp.ClientSession,
+        keyring: Keyring,
         metrics: Metrics,
         *,
         agent: bytes,
@@ -65,6 +68,7 @@ class Mirroring:
             settings: The configuration.
             engine: Indexes and merges packs.
             session: Reaches the upstreams.
+            keyring: How, and with which credentials.
             metrics: Of this process.
             agent: What upstreams and the mirror's readers know us by.
             watch: Called with each step of each refresh.
@@ -78,11 +82,13 @@ class Mirroring:
         for repository in settings.repositories.values():
             mirror = await asyncio.to_thread(open_mirror, repository, places, updater)
             mirror.watch = watch
+            credentials = keyring.credentials(repository)
+            mirror.credentials = None if credentials is None else credentials.standing
             stack.callback(close_mirror, mirror)
             refreshers.append(
                 Refresher(
                     mirror,
-                    remote_for(session, repository, settings.limits, agent=agent),
+                    remote_for(session, keyring, repository, settings.limits, agent=agent),
                     updater,
                     engine,
                     places=shared,
@@ -92,7 +98,7 @@ class Mirroring:
                     on_served=on_served,
                 )
             )
-        mirroring = cls(refreshers)
+        mirroring = cls(refreshers, keyring)
         stack.push_async_callback(mirroring._end)
         return mirroring
 
@@ -102,6 +108,7 @@ class Mirroring:
             asyncio.create_task(one.run(), name=f"refresh {name}")
             for name, one in self.refreshers.items()
         ]
+        self._tasks.append(asyncio.create_task(self._keyring.watch(), name="look at credentials"))
         return self._tasks
 
     async def _end(self) -> None:
@@ -149,7 +156,12 @@ def close_mirror(mirror: Mirror) -> None:
 
 
 async def open_large_files(
-    stack: AsyncExitStack, settings: Settings, metrics: Metrics, *, agent: bytes
+    stack: AsyncExitStack,
+    settings: Settings,
+    keyring: Keyring,
+    metrics: Metrics,
+    *,
+    agent: bytes,
 ) -> LargeFiles:
     """Provide what brings LFS objects from the upstreams; `stack` gets its end.
 
@@ -163,10 +175,10 @@ async def open_large_files(
     session = await stack.enter_async_context(
         open_session(connections_per_host_max=connections_max)
     )
-    storage = Storage(session, stack)
+    storage = Storage(stack)
     repositories = {
         name: LfsRepository(
-            lfs_remote_for(session, storage, one, limits, agent=agent),
+            lfs_remote_for(session, keyring, storage, one, limits, agent=agent),
             store.scope(name, one.upstream),
         )
         for name, one in settings.repositories.items()

@@ -35,7 +35,7 @@ from mirror.serving import (
     open_runner,
     open_tls,
 )
-from mirror.upstream.connect import open_session, remote_for
+from mirror.upstream.connect import open_keyring, open_session, remote_for
 from mirror.web.control import build_control_app
 from mirror.web.fetch import Fetches
 from mirror.web.listening import bound_unix_socket, listen, listen_on_unix_socket
@@ -87,6 +87,7 @@ class Service:
         stack.enter_context(self._places.held())
         engine = await stack.enter_async_context(open_engine(settings.engine))
         session = await stack.enter_async_context(open_session())
+        keyring = await stack.enter_async_context(open_keyring(session, agent=AGENT))
         metrics = build_metrics(engine)
         # Here, too, where workers serve: what is wrong with a certificate ends the start.
         self._tls = await open_tls(stack, settings, metrics)
@@ -109,6 +110,7 @@ class Service:
             settings,
             engine,
             session,
+            keyring,
             metrics,
             agent=AGENT,
             watch=self._watch,
@@ -120,7 +122,7 @@ class Service:
         stack.push_async_callback(bundler.close)
         await bundler.open(one.mirror for one in self.registry)
         await relays.open(stack, [one.mirror for one in self.registry], self._places)
-        lfs = await open_large_files(stack, settings, metrics, agent=AGENT)
+        lfs = await open_large_files(stack, settings, keyring, metrics, agent=AGENT)
         figures = OwnFigures(self.registry, metrics, engine, relays=relays.describe)
         if self.workers == 1:
             fetches = Fetches(packs, foresight, metrics)
@@ -211,12 +213,13 @@ async def sync_once(settings: Settings, name: str, *, watch: Watch | None) -> Mi
         stack.enter_context(places.held())
         engine = await stack.enter_async_context(open_engine(settings.engine))
         session = await stack.enter_async_context(open_session())
+        keyring = await stack.enter_async_context(open_keyring(session, agent=AGENT))
         updater = Updater(engine, staging=places.staging, agent=AGENT)
         repository = settings.repositories[name]
         mirror = await asyncio.to_thread(open_mirror, repository, places, updater)
         mirror.watch = watch
         stack.callback(close_mirror, mirror)
-        remote = remote_for(session, repository, settings.limits, agent=AGENT)
+        remote = remote_for(session, keyring, repository, settings.limits, agent=AGENT)
         updated = await updater.update(mirror, remote)
         mirror.repository, mirror.snapshot = updated.repository, updated.snapshot
         return mirror
@@ -230,10 +233,10 @@ async def probe_relays(settings: Settings) -> dict[str, str | None]:
 async def probe(settings: Settings) -> dict[str, str | None]:
     """Reach every upstream; returns what is wrong with each, `None` for nothing."""
     limit = asyncio.Semaphore(settings.limits.refreshes_max)
-    async with open_session() as session:
+    async with open_session() as session, open_keyring(session, agent=AGENT) as keyring:
 
         async def look(repository: RepositorySettings) -> str | None:
-            remote = remote_for(session, repository, settings.limits, agent=AGENT)
+            remote = remote_for(session, keyring, repository, settings.limits, agent=AGENT)
             async with limit:
                 try:
                     listing = await remote.list_refs([b"refs/heads/"])

@@ -39,6 +39,8 @@ from mirror.repository.packing.pack_store import PackStore
 from mirror.repository.packing.spawner import Spawner
 from mirror.upstream.connect import open_session
 from mirror.upstream.forges import RECEIVERS
+from mirror.upstream.keyring import Keyring
+from mirror.upstream.line import Line
 from mirror.web.app import build_app
 from mirror.web.bundle_files import BundleFiles
 from mirror.web.fast_lane import FastLane
@@ -180,8 +182,9 @@ async def open_app(
         processes: How many share the limits.
     """
     session = await stack.enter_async_context(open_session())
-    pushes = Pushes(session, announcer, metrics, settings.limits, processes=processes)
-    guard = open_guard(stack, settings, registry, session, metrics)
+    keyring = Keyring(session, agent=AGENT)  # for its routes: clients' credentials are their own
+    pushes = Pushes(session, keyring, announcer, metrics, settings.limits, processes=processes)
+    guard = open_guard(stack, settings, registry, session, keyring, metrics)
     smart_http = SmartHttp(
         guard,
         fetches,
@@ -216,6 +219,7 @@ def open_guard(
     settings: Settings,
     registry: Registry,
     session: aiohttp.ClientSession,
+    keyring: Keyring,
     metrics: Metrics,
 ) -> Guard:
     """Build what lets readers in; `stack` gets the end of the questions it asks."""
@@ -223,7 +227,7 @@ def open_guard(
     oidc = Oidc(session, readers.oidc)
     stack.push_async_callback(oidc.close)
     forge = ForgeAccess(
-        session,
+        lambda name: Line(session, keyring.route(registry.find(name).mirror.settings)),
         valid_seconds=readers.upstream_valid_seconds,
         outage_seconds=readers.upstream_outage_seconds,
     )

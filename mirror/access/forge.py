@@ -12,12 +12,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-import aiohttp
 import structlog
 from yarl import URL
 
 from mirror.errors import MirrorError, Overloaded, UpstreamUnavailable
-from mirror.upstream.failures import CONNECT_SECONDS_MAX, line_errors
+from mirror.upstream.line import Line
 
 REFUSED_SECONDS: Final = 5.0
 RETRY_SECONDS: Final = 5.0
@@ -50,13 +49,21 @@ class ForgeAccess:
 
     def __init__(
         self,
-        session: aiohttp.ClientSession,
+        line_to: Callable[[str], Line],
         *,
         valid_seconds: float,
         outage_seconds: float,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._session = session
+        """Begin with no words.
+
+        Args:
+            line_to: Leads to the upstream of the repository with that name.
+            valid_seconds: How long a good word holds.
+            outage_seconds: How much longer while the forge can't be asked.
+            clock: Monotonic.
+        """
+        self._line_to = line_to
         self._valid_seconds = valid_seconds
         self._outage_seconds = outage_seconds
         self._clock = clock
@@ -103,7 +110,7 @@ class ForgeAccess:
         now = self._clock()
         try:
             async with asyncio.timeout(ANSWER_SECONDS_MAX):
-                is_good = await self._look(header, upstream)
+                is_good = await self._look(self._line_to(key[1]), header, upstream)
         except (MirrorError, TimeoutError) as error:
             word = self._words.get(key)
             if (
@@ -124,7 +131,7 @@ class ForgeAccess:
             self._words.popitem(last=False)
         return is_good
 
-    async def _look(self, header: str, upstream: URL) -> bool:
+    async def _look(self, line: Line, header: str, upstream: URL) -> bool:
         """Ask for the repository's refs, as git does.
 
         Raises:
@@ -132,13 +139,11 @@ class ForgeAccess:
         """
         url = upstream / "info/refs" % {"service": _SERVICE}
         headers = {"Authorization": header, "Git-Protocol": "version=2", "User-Agent": "git/2"}
-        timeout = aiohttp.ClientTimeout(total=ANSWER_SECONDS_MAX, sock_connect=CONNECT_SECONDS_MAX)
-        with line_errors(url, silence_seconds_max=ANSWER_SECONDS_MAX):
-            async with self._session.get(
-                url, headers=headers, allow_redirects=False, timeout=timeout
-            ) as answer:
-                if answer.status == 200:
-                    return True
-                if answer.status in (401, 403, 404) and "Retry-After" not in answer.headers:
-                    return False
-                raise UpstreamUnavailable(f"it answered {answer.status}")
+        async with line.requested(
+            "GET", url, headers=headers, silence_seconds_max=ANSWER_SECONDS_MAX
+        ) as answer:
+            if answer.status == 200:
+                return True
+            if answer.status in (401, 403, 404) and "Retry-After" not in answer.headers:
+                return False
+            raise UpstreamUnavailable(f"it answered {answer.status}")

@@ -7,7 +7,7 @@ may not open that, over the service's address like anybody.
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import aiohttp
 import click
@@ -15,10 +15,12 @@ from rich.console import Console
 from rich.table import Table
 
 from mirror.cli.root import main
-from mirror.cli.running import CONFIG_OPTION, fail, load, run, service_url
+from mirror.cli.running import CONFIG_OPTION, count, fail, load, run, service_url
 from mirror.config import Settings
 from mirror.doctor.service import STATE_ERRORS, get_state
 from mirror.places import DataDirectory
+
+EXPIRY_DAYS_SHOWN: Final = 30
 
 
 @main.command()
@@ -74,6 +76,8 @@ def _status_table(state: dict[str, Any]) -> Table:
         remark = one["last_error"] if one["state"] == "failing" else None
         if one["moved_to"]:
             remark = f"upstream moved to {one['moved_to']}"
+        elif remark is None:
+            remark = _expiry(one["credentials"])
         table.add_row(
             name,
             f"[{colours.get(one['state'], 'white')}]{one['state']}[/]",
@@ -100,6 +104,16 @@ def _relays_table(relays: dict[str, Any]) -> Table:
             _plain(one["last_error"] or ""),
         )
     return table
+
+
+def _expiry(credentials: dict[str, Any] | None) -> str | None:
+    """Return a warning while there is time to make new credentials."""
+    if credentials is None or (days := credentials["days_left"]) is None:
+        return None
+    if days > EXPIRY_DAYS_SHOWN:
+        return None
+    when = f"end in {count(round(days), 'day')}" if days > 0 else "have ended"
+    return f"the credentials {when}: {credentials['name']}"
 
 
 def _plain(text: str) -> str:

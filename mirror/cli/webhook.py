@@ -12,6 +12,8 @@ from mirror.upstream.credentials import Secret, SecretFile
 from mirror.upstream.forges import RECEIVERS, HookPlan, delivery_url
 from mirror.upstream.forges.hook_api import HOOK_APIS
 from mirror.upstream.hooks import HookInstaller, Installed
+from mirror.upstream.line import Line
+from mirror.upstream.route import Route
 from mirror.upstream.webhook_secrets import WebhookSecrets
 
 
@@ -84,7 +86,8 @@ def install(
 
     async def make() -> Installed:
         async with open_session() as session:
-            installer = HookInstaller(session, hook_api, token)
+            line = Line(session, Route(one.route))
+            installer = HookInstaller(line, hook_api, token)
             return await installer.install(url=url, secret=secret, is_dry_run=dry_run)
 
     _tell(one, url, run(make()), is_dry_run=dry_run)

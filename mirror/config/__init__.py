@@ -7,6 +7,8 @@
     readers      who may read, and TLS
     relays       the receivers of events
     models       every section and key as users write it
+    credentials  how to sign in to an upstream
+    netrc        a netrc file, as curl and git read it
     settings     what the program gets
     loading      a file to `Settings`, or one `ConfigError`
     files        whether the files it names can be used
@@ -40,6 +42,7 @@ from mirror.config.names import (
     is_own_machine,
     read_repositories_pattern,
 )
+from mirror.config.netrc import NetrcEntry, find_entry, parse_netrc
 from mirror.config.notation import format_duration, format_size, parse_duration, parse_size
 from mirror.config.readers import (
     AccessKind,
@@ -50,7 +53,15 @@ from mirror.config.readers import (
 )
 from mirror.config.reference import json_schema, reference_markdown
 from mirror.config.relays import EventMode, RelayKind, RelaySettings
-from mirror.config.settings import CredentialSettings, RepositorySettings, Settings
+from mirror.config.settings import (
+    CredentialSettings,
+    GithubAppSettings,
+    NetrcSettings,
+    PasswordSettings,
+    RepositorySettings,
+    RouteSettings,
+    Settings,
+)
 
 __all__ = [
     "CONFIG_PATH_DEFAULT",
@@ -63,24 +74,30 @@ __all__ = [
     "Environment",
     "EventMode",
     "Forge",
+    "GithubAppSettings",
     "LimitSettings",
     "ListenAddress",
     "LogFormat",
     "LogLevel",
     "LogSettings",
+    "NetrcEntry",
+    "NetrcSettings",
     "Network",
     "OidcSettings",
     "OnStale",
+    "PasswordSettings",
     "PushPolicy",
     "ReaderSettings",
     "RelayKind",
     "RelaySettings",
     "RepositorySettings",
+    "RouteSettings",
     "ServerSettings",
     "Settings",
     "TlsSettings",
     "check_files",
     "environment",
+    "find_entry",
     "format_duration",
     "format_size",
     "guess_forge",
@@ -92,6 +109,7 @@ __all__ = [
     "load",
     "parse",
     "parse_duration",
+    "parse_netrc",
     "parse_size",
     "read_repositories_pattern",
     "reference_markdown",

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
+from mirror.config.credential_files import content_problems, credential_files
+from mirror.config.environment import CREDENTIALS_VARIABLE
 from mirror.config.settings import RepositorySettings, Settings
 
 SECRET_BYTES_MAX: Final = 64 * 1024
@@ -34,24 +36,20 @@ def check_files(settings: Settings) -> list[str]:
     }
     for key, file, lines_max in named:
         problems += [f"{key}: {problem}" for problem in _secret_problems(file, lines_max)]
-    for key, authorities in _authorities(settings):
+    for key, authorities in dict.fromkeys(_authorities(settings)):
         problems += [f"{key}: {problem}" for problem in _ca_problems(authorities)]
     for certificate, private_key in settings.tls.pairs if settings.tls else ():
         problems += [f"server.tls: {one}" for one in _pair_problems(certificate, private_key)]
-    return problems
+    contents = (one for each in settings.repositories.values() for one in content_problems(each))
+    return [*problems, *dict.fromkeys(contents)]
 
 
 def _secret_files(repository: RepositorySettings) -> Iterator[tuple[str, Path, int]]:
     """Yield the key, the path, and how many secrets, one a line, the file may hold."""
-
-    def place(key: str) -> str:
-        return "defaults" if key in repository.inherited else f"repositories.{repository.name}"
-
-    if repository.credentials:
-        key = f"{place('credentials')}.credentials.password_file"
-        yield key, repository.credentials.password_file, 1
+    for key, file in credential_files(repository):
+        yield key, file, 1
     if repository.webhook_secret_file:
-        key = f"{place('webhook_secret_file')}.webhook_secret_file"
+        key = f"{repository.place_of('webhook_secret_file')}.webhook_secret_file"
         yield key, repository.webhook_secret_file, WEBHOOK_SECRETS_MAX
 
 
@@ -64,6 +62,12 @@ def _secret_problems(file: Path, lines_max: int) -> Iterator[str]:
         with file.open("rb") as opened:
             content = opened.read(SECRET_BYTES_MAX + 1)
     except FileNotFoundError:
+        if file.parts[:1] == (CREDENTIALS_VARIABLE,):
+            yield (
+                f"{file} is there for the unit alone, whose credentials systemd loads"
+                " (`LoadCredential=`); have the unit check it, as its `ExecStartPre=`"
+            )
+            return
         yield f"{file} does not exist; create it with the secret in it and mode 0600"
         return
     except (OSError, ValueError) as error:
@@ -98,6 +102,9 @@ def _authorities(settings: Settings) -> Iterator[tuple[str, Path]]:
             yield f"readers.oidc.{issuer.name}.ca_file", issuer.ca_file
     if settings.tls is not None and settings.tls.client_ca_file is not None:
         yield "server.tls.client_ca_file", settings.tls.client_ca_file
+    for repository in settings.repositories.values():
+        if repository.route.ca_file is not None:
+            yield f"{repository.place_of('ca_file')}.ca_file", repository.route.ca_file
 
 
 def _pair_problems(certificate: Path, private_key: Path) -> Iterator[str]:

@@ -7,6 +7,7 @@ Must never repeat in a message what may be a secret: a whole value of unknown sh
 """
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Final
@@ -14,6 +15,7 @@ from typing import Final
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from mirror.config.credentials import form_mistakes
 from mirror.config.document import (
     DOCUMENT_BYTES_MAX,
     Document,
@@ -21,6 +23,7 @@ from mirror.config.document import (
     Mistake,
     read_document,
 )
+from mirror.config.environment import Environment, environment
 from mirror.config.models import (
     ANY_NAME,
     SECTIONS,
@@ -40,12 +43,21 @@ from mirror.config.readers import (
     resolve_tls,
 )
 from mirror.config.relays import relay_contradictions, resolve_relays
-from mirror.config.settings import CredentialSettings, RepositorySettings, Settings
+from mirror.config.settings import (
+    CredentialSettings,
+    GithubAppSettings,
+    NetrcSettings,
+    PasswordSettings,
+    RepositorySettings,
+    RouteSettings,
+    Settings,
+)
 from mirror.errors import ConfigError
 
 _PASSWORD_KEYS: Final = frozenset(
     {"password", "passwd", "token", "access_token", "private_token", "api_token", "api_key"}
 )
+_KEY_KEYS: Final = frozenset({"private_key", "key", "pem"})
 _WEBHOOK_KEYS: Final = frozenset({"webhook_secret", "webhook_token", "secret", "secret_token"})
 
 _USERNAMES: Final[Mapping[Forge | None, str]] = {
@@ -167,8 +179,11 @@ def _explain_unknown_key(path: KeyPath) -> str:
     key = str(path[-1])
     plain = key.lower().replace("-", "_")
     if plain in _PASSWORD_KEYS:
-        where = "`password_file`" if path[-2:-1] == ("credentials",) else "`credentials:`"
+        is_among_credentials = path[-2:-1] in {("credentials",), ("proxy_credentials",)}
+        where = "`password_file`" if is_among_credentials else "`credentials:`"
         return f"a secret has no place in this file; name its file, with {where}"
+    if plain in _KEY_KEYS:
+        return "a key has no place in this file; name its file, with `private_key_file`"
     if path[:1] == ("relays",) and plain in _WEBHOOK_KEYS:
         return "a secret has no place in this file; name its file, with `secret_file`"
     if plain in _WEBHOOK_KEYS:
@@ -200,13 +215,21 @@ def _section_at(path: KeyPath) -> type[BaseModel]:
 
 def _contradictions(document: Document) -> Iterator[Mistake]:
     defaults = _mapping(document.value.get("defaults"))
+    yield from _wrong_forms(document, ("defaults",), defaults)
     for name, entry in _mapping(document.value.get("repositories")).items():
         written = {**defaults, **_mapping(entry)}
+        where: KeyPath = ("repositories", name)
+        yield from _wrong_forms(document, where, _mapping(entry))
         try:
             upstream = read_upstream(str(written.get("upstream")))
         except ValueError:
             continue
-        where: KeyPath = ("repositories", name)
+        if _is_given(written, "proxy_credentials") and not _is_given(written, "proxy"):
+            yield Mistake(
+                document.line_of((*where, "proxy_credentials")),
+                (*where, "proxy_credentials"),
+                "there is no `proxy` to sign in to; name it, or write `proxy_credentials: none`",
+            )
         if _is_given(written, "credentials") and is_in_the_clear(upstream):
             yield Mistake(
                 document.line_of((*where, "upstream")),
@@ -222,6 +245,15 @@ def _contradictions(document: Document) -> Iterator[Mistake]:
                 " (`push: proxy`); use https, or write `push: refuse`",
             )
         guessed = "forge" in written or guess_forge(host_of(upstream))
+        forge = written.get("forge") or guess_forge(host_of(upstream))
+        is_app = "github_app" in _mapping(written.get("credentials"))
+        if is_app and forge in (Forge.GITLAB, Forge.GITEA, Forge.BITBUCKET):  # as it is written
+            yield Mistake(
+                document.line_of((*where, "credentials")),
+                (*where, "credentials"),
+                f"only GitHub knows `github_app`, and the upstream's forge is {shown(str(forge))};"
+                " write `password_file`",
+            )
         if _is_given(written, "webhook_secret_file") and not guessed:
             yield Mistake(
                 document.line_of((*where, "forge")),
@@ -229,6 +261,17 @@ def _contradictions(document: Document) -> Iterator[Mistake]:
                 f"can't be guessed from the host {shown(host_of(upstream))}, and webhooks"
                 f" need it; write `forge:` with {enumerate_words(Forge)}",
             )
+
+
+def _wrong_forms(
+    document: Document, where: KeyPath, written: Mapping[str, object]
+) -> Iterator[Mistake]:
+    """Look at a section's own `credentials`; one that was inherited is looked at where it is."""
+    credentials = written.get("credentials")
+    if isinstance(credentials, dict):
+        path: KeyPath = (*where, "credentials")
+        for key, text in form_mistakes(credentials):
+            yield Mistake(document.line_of((*path, key)), (*path, key), text)
 
 
 def _mapping(value: object) -> Mapping[str, object]:
@@ -245,8 +288,9 @@ def _is_given(written: Mapping[str, object], key: str) -> bool:
 def _resolve(config: ConfigDocument, content: bytes, *, source: Path) -> Settings:
     source = source.absolute()
     base = source.parent
+    files = _Files(base, environment())
     repositories = {
-        name: _resolve_repository(name, entry, config, base)
+        name: _resolve_repository(name, entry, config, files)
         for name, entry in config.repositories.items()
     }
     return Settings(
@@ -266,24 +310,19 @@ def _resolve(config: ConfigDocument, content: bytes, *, source: Path) -> Setting
 
 
 def _resolve_repository(
-    name: str, entry: RepositoryDocument, config: ConfigDocument, base: Path
+    name: str, entry: RepositoryDocument, config: ConfigDocument, files: "_Files"
 ) -> RepositorySettings:
     defaults = config.defaults
     shared = _with_defaults(entry, defaults)
     forge = entry.forge or guess_forge(host_of(entry.upstream))
-    credentials = None
-    if shared.credentials:
-        credentials = CredentialSettings(
-            username=shared.credentials.username or _USERNAMES.get(forge, _USERNAME_ELSEWHERE),
-            password_file=base / shared.credentials.password_file,
-        )
     inherited = defaults.model_fields_set - entry.model_fields_set
     return RepositorySettings(
         name=name,
         upstream=entry.upstream,
         forge=forge,
-        credentials=credentials,
-        webhook_secret_file=shared.webhook_secret_file and base / shared.webhook_secret_file,
+        credentials=_credentials(shared, forge, files),
+        route=_route(shared, files),
+        webhook_secret_file=shared.webhook_secret_file and files.place(shared.webhook_secret_file),
         refs=shared.refs,
         poll_interval_seconds=shared.poll_interval_seconds,
         hold_seconds=shared.hold_seconds,
@@ -295,6 +334,52 @@ def _resolve_repository(
         bundle_interval_seconds=shared.bundle_interval_seconds,
         bundle_bytes_min=shared.bundle_bytes_min,
         inherited=frozenset(key for key, name in keys_of(SharedKeys).items() if name in inherited),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Files:
+    """Where the files are that a configuration names."""
+
+    base: Path
+    environment: Environment
+
+    def place(self, path: Path) -> Path:
+        return self.environment.place(self.base, path)
+
+
+def _credentials(
+    shared: SharedKeys, forge: Forge | None, files: _Files
+) -> CredentialSettings | None:
+    written = shared.credentials
+    if written is None:
+        return None
+    username = written.username or _USERNAMES.get(forge, _USERNAME_ELSEWHERE)
+    if written.github_app is not None:
+        app = written.github_app
+        return GithubAppSettings(
+            app_id=app.app_id,
+            private_key_file=files.place(app.private_key_file),
+            installation_id=app.installation_id,
+            api=app.api,
+        )
+    if written.netrc_file is not None:
+        return NetrcSettings(netrc_file=files.place(written.netrc_file), username=username)
+    if written.password_file is not None:
+        return PasswordSettings(username=username, password_file=files.place(written.password_file))
+    return None  # _contradictions has refused it
+
+
+def _route(shared: SharedKeys, files: _Files) -> RouteSettings:
+    written = shared.proxy_credentials
+    return RouteSettings(
+        ca_file=shared.ca_file and files.place(shared.ca_file),
+        proxy=shared.proxy,
+        proxy_credentials=None
+        if written is None
+        else PasswordSettings(
+            username=written.username, password_file=files.place(written.password_file)
+        ),
     )
 
 

@@ -18,6 +18,12 @@ from pydantic import (
 )
 from pydantic_core import CoreSchema, core_schema
 
+from mirror.config.credentials import (
+    PROXY,
+    CredentialsDocument,
+    GithubAppDocument,
+    ProxyCredentialsDocument,
+)
 from mirror.config.names import (
     LISTEN_ADDRESS,
     NETWORK,
@@ -28,7 +34,6 @@ from mirror.config.names import (
     RELAY_NAME,
     REPOSITORY_NAME,
     UPSTREAM,
-    USERNAME,
     ListenAddress,
     Network,
 )
@@ -164,20 +169,6 @@ class ServerSettings(Section):
     told of it. One serves thousands of polls a second: add more when it keeps a processor busy."""
 
 
-class CredentialsDocument(Section):
-    """How the mirror signs in to an upstream: HTTP Basic, sent with the first request."""
-
-    username: Annotated[
-        str | None,
-        USERNAME,
-        DefaultWords("`x-access-token` for GitHub, `oauth2` for GitLab, otherwise `git`"),
-    ] = None
-    """The user name. Forges that take tokens accept nearly any."""
-
-    password_file: Annotated[Path, PATH] = Field(examples=["secrets/github-token"])
-    """The file that holds the password or token, and nothing else."""
-
-
 def _check_refs(refs: tuple[str, ...]) -> tuple[str, ...]:
     if not 0 < len(refs) <= REFS_MAX:
         raise ValueError(f"must list from 1 to {REFS_MAX} patterns, not {len(refs)}")
@@ -234,6 +225,20 @@ class SharedKeys(Section):
     credentials: Annotated[CredentialsDocument | None, _OrNone(), DefaultWords("none")] = None
     """How the mirror signs in to the upstream. Under `defaults` they are sent to the host of every
     repository that has none of its own; a repository undoes that with `credentials: none`."""
+
+    ca_file: Annotated[Path | None, PATH_OR_NONE, DefaultWords("none")] = None
+    """A file with certificates (PEM) of authorities that are trusted for this upstream, beside
+    those of the system. It is read again when it changes. `none` undoes a default."""
+
+    proxy: Annotated[str | None, PROXY, DefaultWords("none")] = None
+    """The HTTP proxy that leads to the upstream, to its programming interface, and to where it
+    keeps LFS objects. The environment (`HTTPS_PROXY`) is not heeded. What hosts of others the
+    upstream may send the mirror to is then for the proxy to bound. `none` undoes a default."""
+
+    proxy_credentials: Annotated[
+        ProxyCredentialsDocument | None, _OrNone(), DefaultWords("none")
+    ] = None
+    """How the mirror signs in to the `proxy`."""
 
     lfs: Annotated[bool, switch()] = True
     """Whether Git LFS objects are served: downloaded from the upstream when a reader first asks for
@@ -404,13 +409,22 @@ SectionPath = tuple[str, ...]
 ANY_NAME: Final = "<name>"
 """Stands for the name of a repository, a relay or a reader in the path of a section."""
 
+_BELOW_SHARED_KEYS: Final[Mapping[SectionPath, type[BaseModel]]] = {
+    ("credentials",): CredentialsDocument,
+    ("credentials", "github_app"): GithubAppDocument,
+    ("proxy_credentials",): ProxyCredentialsDocument,
+}
+
 SECTIONS: Final[Mapping[SectionPath, type[BaseModel]]] = {
     (): ConfigDocument,
     ("server",): ServerSettings,
     ("defaults",): SharedKeys,
     ("repositories", ANY_NAME): RepositoryDocument,
-    ("repositories", ANY_NAME, "credentials"): CredentialsDocument,
-    ("defaults", "credentials"): CredentialsDocument,
+    **{
+        (*place, *below): section
+        for place in (("repositories", ANY_NAME), ("defaults",))
+        for below, section in _BELOW_SHARED_KEYS.items()
+    },
     ("server", "tls"): TlsDocument,
     ("readers",): ReadersDocument,
     ("readers", "oidc", ANY_NAME): OidcDocument,

@@ -7,11 +7,15 @@ from pydantic.fields import FieldInfo
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import core_schema
 
+from mirror.config.credentials import (
+    CredentialsDocument,
+    GithubAppDocument,
+    ProxyCredentialsDocument,
+)
 from mirror.config.models import (
     ANY_NAME,
     SECTIONS,
     ConfigDocument,
-    CredentialsDocument,
     RepositoryDocument,
     SectionPath,
     SharedKeys,
@@ -38,8 +42,8 @@ start from.
   also `never`.
 * **Sizes** are written `512KiB`, `64MiB`, `20GiB`, or as a bare number of bytes.
 * **Relative paths** are relative to the directory of the file. `~` is not expanded.
-* **Secrets** stand in files of their own, never in this one; the files are named with
-  `password_file`, `webhook_secret_file` and `secret_file`.
+* **Secrets** stand in files of their own, never in this one. Their names may begin with
+  `$CREDENTIALS_DIRECTORY/`, where systemd puts what a unit has with `LoadCredential=`.
 * **Defaults:** every key of `defaults` may be repeated under a repository and then replaces the
   default there as a whole.
 * Anchors, aliases and merge keys (`<<: *anchor`) work. Unknown keys and keys that stand twice are
@@ -54,6 +58,8 @@ _HEADINGS: Final[dict[SectionPath, str]] = {
     ("defaults",): "`defaults`",
     ("repositories", ANY_NAME): f"`repositories.{ANY_NAME}`",
     ("repositories", ANY_NAME, "credentials"): "`credentials`",
+    ("repositories", ANY_NAME, "credentials", "github_app"): "`credentials.github_app`",
+    ("repositories", ANY_NAME, "proxy_credentials"): "`proxy_credentials`",
     ("server", "tls"): "`server.tls`",
     ("readers",): "`readers`",
     ("readers", "oidc", ANY_NAME): f"`readers.oidc.{ANY_NAME}`",
@@ -63,7 +69,10 @@ _HEADINGS: Final[dict[SectionPath, str]] = {
     ("log",): "`log`",
 }
 
-_PER_REPOSITORY: Final = (SharedKeys, RepositoryDocument, CredentialsDocument)
+_PER_REPOSITORY: Final = (
+    *(SharedKeys, RepositoryDocument),
+    *(CredentialsDocument, GithubAppDocument, ProxyCredentialsDocument),
+)
 
 
 class _Generator(GenerateJsonSchema):

@@ -26,11 +26,60 @@ _DEFAULTS: Final = SharedKeys()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CredentialSettings:
-    """How to sign in to an upstream. The password itself stays in its file."""
+class PasswordSettings:
+    """A user name, and the file of the password or token."""
 
     username: str
     password_file: Path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GithubAppSettings:
+    """A GitHub App.
+
+    Attributes:
+        installation_id: `None`: to be found for the repository's owner.
+        api: `None`: to be derived from the upstream.
+    """
+
+    app_id: str
+    private_key_file: Path
+    installation_id: int | None = None
+    api: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NetrcSettings:
+    """A netrc file.
+
+    Attributes:
+        username: Where an entry has none.
+    """
+
+    netrc_file: Path
+    username: str
+
+
+CredentialSettings = PasswordSettings | GithubAppSettings | NetrcSettings
+"""How to sign in to an upstream. The secret itself stays in its file."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RouteSettings:
+    """How an upstream is reached.
+
+    Attributes:
+        ca_file: Authorities that are trusted beside the system's.
+        proxy: `http://host:port`; `None` for a direct way.
+        proxy_credentials: For the proxy.
+    """
+
+    ca_file: Path | None = None
+    proxy: str | None = None
+    proxy_credentials: PasswordSettings | None = None
+
+
+DIRECT: Final = RouteSettings()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +97,7 @@ class RepositorySettings:
     upstream: str
     forge: Forge | None = None
     credentials: CredentialSettings | None = None
+    route: RouteSettings = DIRECT
     webhook_secret_file: Path | None = None
     refs: tuple[str, ...] = _DEFAULTS.refs
     poll_interval_seconds: float | None = _DEFAULTS.poll_interval_seconds
@@ -60,6 +110,10 @@ class RepositorySettings:
     bundle_interval_seconds: float | None = _DEFAULTS.bundle_interval_seconds
     bundle_bytes_min: int = _DEFAULTS.bundle_bytes_min
     inherited: frozenset[str] = frozenset()
+
+    def place_of(self, key: str) -> str:
+        """Return the section that a key of this repository stands in, for messages."""
+        return "defaults" if key in self.inherited else f"repositories.{self.name}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import aiohttp
+from yarl import URL
 
 from mirror.config import AccessKind, RepositorySettings, Settings
 from mirror.doctor.finding import Finding, Verdict
@@ -17,6 +18,7 @@ from mirror.doctor.host import examine_host
 from mirror.doctor.line import Place, examine_line, judge_clock
 from mirror.doctor.service import (
     STATE_ERRORS,
+    examine_credentials,
     examine_reach,
     examine_relay,
     examine_state,
@@ -25,12 +27,16 @@ from mirror.doctor.service import (
     service_pid,
     without_service,
 )
+from mirror.errors import UpstreamError
 from mirror.places import DataDirectory
 from mirror.refresh.relay.relays import probe_receivers
 from mirror.serving import AGENT
-from mirror.upstream.connect import open_session, remote_for
+from mirror.upstream.connect import open_keyring, open_session, remote_for
 from mirror.upstream.credentials import BasicCredentials
+from mirror.upstream.keyring import Keyring
+from mirror.upstream.line import Line
 from mirror.upstream.remote import Remote, RemoteLimits
+from mirror.upstream.route import Route
 
 AT_ONCE_MAX: Final = 4
 """Hosts and upstreams looked at together. The mirror's times are taken one after the other."""
@@ -62,7 +68,8 @@ async def examine(
     )
     async with AsyncExitStack() as stack:
         session = await stack.enter_async_context(open_session())
-        findings += await _upstreams(session, settings, repositories)
+        keyring = await stack.enter_async_context(open_keyring(session, agent=AGENT))
+        findings += await _upstreams(session, keyring, settings, repositories)
         findings += await _receivers(settings)
         status = await _status(settings, url)
         if isinstance(status, Finding):
@@ -83,40 +90,49 @@ async def examine(
 
 
 async def _upstreams(
-    session: aiohttp.ClientSession, settings: Settings, repositories: list[RepositorySettings]
+    session: aiohttp.ClientSession,
+    keyring: Keyring,
+    settings: Settings,
+    repositories: list[RepositorySettings],
 ) -> list[Finding]:
-    places = dict.fromkeys(Place.of(one.upstream) for one in repositories)
+    ways = dict.fromkeys((Place.of(one.upstream), keyring.route(one)) for one in repositories)
     at_once = asyncio.Semaphore(AT_ONCE_MAX)
-    tls = ssl.create_default_context()
+    system = ssl.create_default_context()
 
-    async def look_at_host(place: Place) -> list[Finding]:
+    async def look_at_host(way: tuple[Place, Route]) -> list[Finding]:
+        place, route = way
         async with at_once:
-            found = await examine_line(place, tls=tls)
-            if all(one.verdict is not Verdict.PROBLEM for one in found):
-                found.append(await _clock(session, place))
+            try:
+                tls = await route.tls() or system
+                # Of a proxy, for that looks up the upstream's name and connects to it.
+                first = place if route.proxy is None else Place.of(route.proxy)
+                found = await examine_line(first, tls=tls)
+                if all(one.verdict is not Verdict.PROBLEM for one in found):
+                    found.append(await _clock(Line(session, route), place))
+            except UpstreamError as error:
+                return [Finding(str(place), "route", Verdict.PROBLEM, str(error))]
             return found
 
     async def look_at_repository(repository: RepositorySettings) -> list[Finding]:
         async with at_once:
-            remote = remote_for(session, repository, settings.limits, agent=AGENT)
+            remote = remote_for(session, keyring, repository, settings.limits, agent=AGENT)
             return await examine_upstream(repository.name, remote)
 
-    hosts = await asyncio.gather(*map(look_at_host, places))
+    hosts = await asyncio.gather(*map(look_at_host, ways))
     upstreams = await asyncio.gather(*map(look_at_repository, repositories))
     return [one for found in (*hosts, *upstreams) for one in found]
 
 
-async def _clock(session: aiohttp.ClientSession, place: Place) -> Finding:
+async def _clock(line: Line, place: Place) -> Finding:
     """Ask for anything at all: the answer has a date."""
-    url = f"{'https' if place.is_tls else 'http'}://{place}/"
+    url = URL(f"{'https' if place.is_tls else 'http'}://{place}/")
     asked_at = time.time()
     try:
-        async with (
-            asyncio.timeout(ANSWER_SECONDS_MAX),
-            session.head(url, allow_redirects=False) as answer,
-        ):
+        async with line.requested(
+            "HEAD", url, headers={}, silence_seconds_max=ANSWER_SECONDS_MAX
+        ) as answer:
             date = answer.headers.get("Date")
-    except (aiohttp.ClientError, OSError, TimeoutError) as error:
+    except UpstreamError as error:
         return Finding(str(place), "clock", Verdict.NOTE, f"no answer: {error}")
     return judge_clock(str(place), date, asked_at=asked_at, answered_at=time.time())
 
@@ -143,7 +159,11 @@ async def _mirror(
             advice = "the service runs with another configuration: restart it"
             findings.append(Finding(one.name, "freshness", Verdict.PROBLEM, "not served", advice))
             continue
-        findings += [examine_state(one.name, state), examine_webhook(one, state, now=time.time())]
+        findings += [
+            examine_state(one.name, state),
+            *examine_credentials(one.name, state),
+            examine_webhook(one, state, now=time.time()),
+        ]
         if state["snapshot"] is None:
             continue
         if AccessKind.ANONYMOUS not in one.access and credentials is None:
@@ -151,7 +171,7 @@ async def _mirror(
             findings.append(Finding(one.name, "the mirror", Verdict.NOTE, "not open", advice))
             continue
         remote = Remote(
-            session, f"{url}/{one.name}", credentials=credentials, limits=limits, agent=AGENT
+            Line(session), f"{url}/{one.name}", credentials=credentials, limits=limits, agent=AGENT
         )
         findings += await examine_mirror(one.name, remote)
     return findings

@@ -10,12 +10,15 @@ from typing import Any, Final
 import aiohttp
 
 from mirror.config import RepositorySettings
-from mirror.doctor.finding import Finding, Verdict
+from mirror.doctor.finding import Finding, Verdict, judged
 
 MISSED_SECONDS: Final = 120.0
 """A webhook comes within seconds of its push; one that is so late did not bring the change."""
 
 STATE_ERRORS: Final = (aiohttp.ClientError, TimeoutError, ValueError, OSError)
+
+EXPIRY_DAYS_WARNING: Final = 14.0
+EXPIRY_DAYS_PROBLEM: Final = 3.0
 
 _STATE_TIMEOUT: Final = aiohttp.ClientTimeout(total=10)
 
@@ -59,6 +62,28 @@ def examine_state(name: str, state: Mapping[str, Any]) -> Finding:
         return Finding(name, "freshness", Verdict.OK, figure, "", {"age_seconds": age})
     verdict = Verdict.WARNING if word in ("stale", "cloning") else Verdict.PROBLEM
     return Finding(name, "freshness", verdict, figure, error, {"age_seconds": age})
+
+
+def examine_credentials(name: str, state: Mapping[str, Any]) -> list[Finding]:
+    """Judge what a repository signs in to its upstream with, where it does."""
+    found = state["credentials"]
+    if found is None:
+        return []
+    check, words, days = "credentials", str(found["name"]), found["days_left"]
+    verdict, remark, advice = Verdict.OK, "taken", ""
+    if found["failing_since"] is not None:
+        verdict, remark = Verdict.PROBLEM, f"failing since {found['failing_since']}"
+        advice = state["last_error"] or "look at the log"
+    elif days is not None:
+        verdict = judged(-days, warning=-EXPIRY_DAYS_WARNING, problem=-EXPIRY_DAYS_PROBLEM)
+        remark = f"valid for {days:.0f} days" if days > 0 else "they have ended"
+        advice = "" if verdict is Verdict.OK else "make new ones at the forge, and put them there"
+    elif found["accepted_at"] is None:
+        verdict, remark = Verdict.NOTE, "not used yet"
+    elif found["renewed_at"] is not None:
+        remark = f"its token was renewed at {found['renewed_at']}"
+    data = {"kind": found["kind"], "days_left": days}
+    return [Finding(name, check, verdict, f"{words}: {remark}", advice, data)]
 
 
 def examine_webhook(

@@ -13,6 +13,7 @@ from mirror.config import OnStale, RepositorySettings
 from mirror.refresh.freshness import Freshness, Policy
 from mirror.repository.bare import BareRepository
 from mirror.repository.snapshot import RefSnapshot
+from mirror.upstream.credentials import Standing
 from mirror.wire.bundles import BundleList
 
 
@@ -108,6 +109,7 @@ class Mirror:
         watch: Called with each step of a refresh, for who shows it to people.
         replicas: Its copies, where other processes serve it.
         bundles: What is offered to clients that ask for bundles; `None` for nothing.
+        credentials: How those for the upstream stand, where there are any and they are used here.
     """
 
     settings: RepositorySettings
@@ -124,6 +126,7 @@ class Mirror:
     watch: "Callable[[Mirror], None] | None" = None
     replicas: Replicas | None = None
     bundles: BundleList | None = None
+    credentials: Standing | None = None
 
     @property
     def name(self) -> str:

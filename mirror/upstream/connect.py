@@ -1,12 +1,15 @@
 """From the configuration of a repository to the client of its upstream."""
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Final
 
 import aiohttp
 
-from mirror.config import CredentialSettings, LimitSettings, RepositorySettings
-from mirror.upstream.credentials import BasicCredentials
+from mirror.config import LimitSettings, RepositorySettings
+from mirror.upstream.keyring import Keyring
 from mirror.upstream.lfs import LfsRemote
+from mirror.upstream.line import Line
 from mirror.upstream.remote import Remote, RemoteLimits
 from mirror.upstream.storage import Storage
 
@@ -37,8 +40,19 @@ def open_session(
     )
 
 
+@asynccontextmanager
+async def open_keyring(session: aiohttp.ClientSession, *, agent: bytes) -> AsyncIterator[Keyring]:
+    """Provide routes and credentials; `session` reaches the forges' programming interfaces."""
+    keyring = Keyring(session, agent=agent)
+    try:
+        yield keyring
+    finally:
+        await keyring.close()
+
+
 def remote_for(
     session: aiohttp.ClientSession,
+    keyring: Keyring,
     settings: RepositorySettings,
     limits: LimitSettings,
     *,
@@ -46,9 +60,9 @@ def remote_for(
 ) -> Remote:
     """Make the client for one repository's upstream."""
     return Remote(
-        session,
+        Line(session, keyring.route(settings)),
         settings.upstream,
-        credentials=_credentials(settings.credentials),
+        credentials=keyring.credentials(settings),
         limits=RemoteLimits(
             silence_seconds_max=limits.upstream_timeout_seconds,
             pack_bytes_max=limits.pack_bytes_max,
@@ -59,6 +73,7 @@ def remote_for(
 
 def lfs_remote_for(
     session: aiohttp.ClientSession,
+    keyring: Keyring,
     storage: Storage,
     settings: RepositorySettings,
     limits: LimitSettings,
@@ -67,14 +82,10 @@ def lfs_remote_for(
 ) -> LfsRemote:
     """Make the client for the LFS objects of one repository's upstream."""
     return LfsRemote(
-        session,
+        Line(session, keyring.route(settings)),
         storage,
         settings.upstream,
-        credentials=_credentials(settings.credentials),
+        credentials=keyring.credentials(settings),
         silence_seconds_max=limits.upstream_timeout_seconds,
         agent=agent,
     )
-
-
-def _credentials(settings: CredentialSettings | None) -> BasicCredentials | None:
-    return None if settings is None else BasicCredentials(settings.username, settings.password_file)

@@ -12,11 +12,14 @@ import aiohttp
 from yarl import URL
 
 from mirror.errors import ProtocolError, UpstreamRefused, UpstreamUnavailable
+from mirror.upstream.credentials import Credentials, concealed
 
 RETRY_AFTER_SECONDS_MAX: Final = 3600.0
 """Longer than forges ask for: a slip of a proxy must not silence us for days."""
 
 ERROR_BODY_BYTES_MAX: Final = 500
+
+_SIGNED: Final = "Authorization"
 
 CONNECT_SECONDS_MAX: Final = 15.0
 
@@ -25,21 +28,20 @@ class BrokenOff(UpstreamUnavailable):
     """The connection ended too early; a kept-alive one may have been dead before."""
 
 
+PROXY_REFUSES: Final = (
+    "the proxy wants other credentials (407): look at `proxy` and `proxy_credentials`"
+)
+
 _HINTS: Final = {
-    (401, True): "the credentials are wrong or expired; put new ones into the password file",
-    (401, False): "it wants credentials; set `credentials`",
-    (403, True): "these credentials may not read the repository",
-    (403, False): "not everybody may read the repository; set `credentials`",
-    (404, True): "there is no such repository, or these credentials may not see it",
-    (404, False): "there is no such repository, or it can't be seen without `credentials`",
-    (410, True): "the repository is gone",
-    (410, False): "the repository is gone",
+    401: "it wants credentials; set `credentials`",
+    403: "not everybody may read the repository; set `credentials`",
+    404: "there is no such repository, or it can't be seen without `credentials`",
 }
-"""What to do about a status, with credentials and without."""
+"""What to do about a status without credentials; with them it is for their `Standing` to say."""
 
 
 async def raise_for_status(
-    response: aiohttp.ClientResponse, base: URL, *, has_credentials: bool
+    response: aiohttp.ClientResponse, base: URL, *, credentials: Credentials | None
 ) -> None:
     """Say what an error status means, and what to do about it.
 
@@ -55,9 +57,12 @@ async def raise_for_status(
         raise UpstreamUnavailable(
             f"{where}: it asks us to slow down", retry_after_seconds=retry_after
         )
-    hint = _HINTS.get((status, has_credentials))
-    if hint is not None:
-        raise UpstreamRefused(f"{where}: {hint}")
+    if status == 410:
+        raise UpstreamRefused(f"{where}: the repository is gone")
+    if credentials is not None and status in credentials.standing.mend:
+        raise credentials.standing.failed(f"{where}: {credentials.standing.mend[status]}")
+    if status in _HINTS:
+        raise UpstreamRefused(f"{where}: {_HINTS[status]}")
     page = await _beginning(response) or response.reason
     if status >= 500:
         raise UpstreamUnavailable(f"{where}: {page}")
@@ -87,6 +92,17 @@ def line_errors(url: URL, *, silence_seconds_max: float) -> Iterator[None]:
     except aiohttp.ClientConnectorCertificateError as error:
         raise UpstreamRefused(
             f"the certificate of {url.host} is not accepted: {error.certificate_error}"
+        ) from error
+    except aiohttp.ClientHttpProxyError as error:  # its own text has the whole URL
+        if error.status == 407:
+            raise UpstreamRefused(f"on the way to {url.host} {PROXY_REFUSES}") from None
+        words = " ".join(error.message.split())
+        raise UpstreamUnavailable(
+            f"on the way to {url.host} the proxy answered {error.status}: {words}"
+        ) from None
+    except aiohttp.ClientProxyConnectionError as error:
+        raise UpstreamUnavailable(
+            f"the proxy {error.host}:{error.port} can't be reached: {reason_of(error.os_error)}"
         ) from error
     except (aiohttp.ConnectionTimeoutError, aiohttp.ClientConnectorError) as error:
         raise UpstreamUnavailable(f"{url.host} can't be reached: {reason_of(error)}") from error
@@ -138,4 +154,5 @@ async def _beginning(response: aiohttp.ClientResponse) -> str:
         raw = await response.content.read(ERROR_BODY_BYTES_MAX)
     except (TimeoutError, aiohttp.ClientError):
         return ""
-    return " ".join(raw.decode("utf-8", "replace").split())
+    page = concealed(raw.decode("utf-8", "replace"), response.request_info.headers.get(_SIGNED))
+    return " ".join(page.split())

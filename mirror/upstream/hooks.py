@@ -11,11 +11,13 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 import aiohttp
+from yarl import URL
 
 from mirror.config import is_in_the_clear
 from mirror.errors import UpstreamError, UpstreamRefused, UpstreamUnavailable
 from mirror.upstream.credentials import Secret
 from mirror.upstream.forges.hook_api import HookApi
+from mirror.upstream.line import Line
 
 SECONDS_MAX: Final = 30.0
 """For one request. Both forges answer within a second or two."""
@@ -50,7 +52,7 @@ class Installed:
 class HookInstaller:
     """Talks to one forge's interface with one token."""
 
-    session: aiohttp.ClientSession
+    line: Line
     api: HookApi
     token: Secret
 
@@ -115,13 +117,15 @@ class HookInstaller:
     ) -> "_Answer":
         token = _text(self.token, what="the token")
         try:
-            async with self.session.request(
+            options, place = await self.line.route.options(), URL(url, encoded=True)
+            async with self.line.session.request(
                 method,
-                url,
+                place,
                 json=body,
-                headers=self.api.headers(token),
+                headers={**self.api.headers(token), **self.line.route.headers_for(place)},
                 allow_redirects=False,
                 timeout=aiohttp.ClientTimeout(total=SECONDS_MAX),
+                **options,
             ) as response:
                 content = await _read(response)
         except (aiohttp.ClientError, TimeoutError) as error:

@@ -15,9 +15,9 @@ import aiohttp
 from yarl import URL
 
 from mirror.errors import UpstreamRefused, UpstreamUnavailable
-from mirror.upstream.credentials import BasicCredentials
+from mirror.upstream.credentials import Credentials
 from mirror.upstream.failures import raise_for_status, retry_after_seconds, upstream_errors
-from mirror.upstream.line import requested
+from mirror.upstream.line import Line, signed
 from mirror.upstream.storage import Storage
 from mirror.wire.lfs import (
     ANSWER_BYTES_MAX,
@@ -44,15 +44,15 @@ class LfsRemote:
 
     def __init__(
         self,
-        session: aiohttp.ClientSession,
+        line: Line,
         storage: Storage,
         url: str,
         *,
-        credentials: BasicCredentials | None,
+        credentials: Credentials | None,
         silence_seconds_max: float,
         agent: bytes,
     ) -> None:
-        self._session = session
+        self._line = line
         self._storage = storage
         self._upstream = URL(url)
         self._batch = endpoint(url) / "objects" / "batch"
@@ -70,11 +70,10 @@ class LfsRemote:
         """
         url, body = self._batch, encode_batch_request(pointers)
         headers = {"Accept": CONTENT_TYPE, "Content-Type": CONTENT_TYPE, "User-Agent": self._agent}
-        if self._credentials is not None:
-            headers["Authorization"] = self._credentials.authorization()
         for _ in range(REDIRECTS_MAX + 1):
-            async with requested(
-                self._session,
+            async with signed(
+                self._line,
+                self._credentials,
                 "POST",
                 url,
                 headers=headers,
@@ -110,8 +109,7 @@ class LfsRemote:
                 f"{url.with_query(None)} answered {response.status}: the upstream has no LFS for"
                 " this repository, or these credentials may not see it"
             )
-        has_credentials = self._credentials is not None
-        await raise_for_status(response, url.with_query(None), has_credentials=has_credentials)
+        await raise_for_status(response, url.with_query(None), credentials=self._credentials)
 
     # --- the bytes -----------------------------------------------------------------------------
 
@@ -128,16 +126,17 @@ class LfsRemote:
         plain = {"Accept-Encoding": "identity", "User-Agent": self._agent}
         if offset:
             plain["Range"] = f"bytes={offset}-{pointer.size - 1}"
-        headers = {**self._signed(action, url), **plain}
+        headers = {**action.header, **plain}
+        credentials = self._credentials_for(action, url)
         for _ in range(REDIRECTS_MAX + 1):
-            session = await self._storage.session_for(self._upstream, url)
-            async with requested(
-                session, "GET", url, headers=headers, silence_seconds_max=self._silence
+            line = await self._storage.line_to(url, line=self._line, upstream=self._upstream)
+            async with signed(
+                line, credentials, "GET", url, headers=headers, silence_seconds_max=self._silence
             ) as response:
                 if response.status in _REDIRECTS:
                     target = self._followed(str(_target(response)), url)
                     if _origin(target) != _origin(url):
-                        headers = plain
+                        headers, credentials = plain, None
                     url = target
                     continue
                 skipped = _begins_at(response, offset)
@@ -166,14 +165,11 @@ class LfsRemote:
             raise UpstreamRefused(f"a download leads from https to plain http, at {host}")
         return url
 
-    def _signed(self, action: Action, url: URL) -> dict[str, str]:
-        """Return what to send for an action: what it says, and our credentials at home alone."""
-        headers = dict(action.header)
-        is_signed = action.is_authenticated or "authorization" in map(str.lower, headers)
+    def _credentials_for(self, action: Action, url: URL) -> Credentials | None:
+        """Return our credentials at home alone, where an action has none of its own."""
+        is_signed = action.is_authenticated or "authorization" in map(str.lower, action.header)
         is_own = _origin(url) == _origin(self._upstream)
-        if self._credentials is not None and is_own and not is_signed:
-            headers["Authorization"] = self._credentials.authorization()
-        return headers
+        return self._credentials if is_own and not is_signed else None
 
 
 def endpoint(url: str) -> URL:

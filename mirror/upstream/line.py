@@ -1,18 +1,79 @@
-"""One HTTP request to an upstream, within its time limits."""
+"""HTTP requests to upstreams, within their time limits: the one place that sends them.
+
+A `Line` is a session and the route that the configuration names for an upstream; whoever speaks to
+an upstream speaks through one. `signed` adds the mirror's own credentials.
+"""
 
 import io
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
 
 import aiohttp
 from yarl import URL
 
-from mirror.upstream.failures import CONNECT_SECONDS_MAX, line_errors
+from mirror.errors import UpstreamRefused
+from mirror.upstream.credentials import Credentials
+from mirror.upstream.failures import CONNECT_SECONDS_MAX, PROXY_REFUSES, line_errors
+from mirror.upstream.route import DIRECT, Route
+
+Body = bytes | AsyncIterator[bytes] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """What leads to an upstream.
+
+    Attributes:
+        session: Holds the connections.
+        route: Whom to trust, and which proxy to take.
+    """
+
+    session: aiohttp.ClientSession
+    route: Route = DIRECT
+
+    @asynccontextmanager
+    async def requested(
+        self,
+        method: str,
+        url: URL,
+        *,
+        headers: Mapping[str, str],
+        body: Body = None,
+        silence_seconds_max: float,
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        """Send a request and provide the answer, whatever its status.
+
+        Redirects are not followed. `body` is taken as fast as the upstream takes it.
+
+        Raises:
+            UpstreamError: There is no answer, or its body ends too early.
+        """
+        timeout = aiohttp.ClientTimeout(
+            total=None,
+            sock_connect=min(silence_seconds_max, CONNECT_SECONDS_MAX),
+            sock_read=silence_seconds_max,
+        )
+        options = await self.route.options()
+        with line_errors(url, silence_seconds_max=silence_seconds_max):
+            async with self.session.request(
+                method,
+                url,
+                headers={**headers, **self.route.headers_for(url)},
+                data=io.BytesIO(body) if isinstance(body, bytes) else body,  # sent in pieces
+                allow_redirects=False,
+                timeout=timeout,
+                **options,
+            ) as response:
+                if response.status == 407 and self.route.proxy is not None:
+                    raise UpstreamRefused(f"on the way to {url.host} {PROXY_REFUSES}")
+                yield response
 
 
 @asynccontextmanager
-async def requested(
-    session: aiohttp.ClientSession,
+async def signed(
+    line: Line,
+    credentials: Credentials | None,
     method: str,
     url: URL,
     *,
@@ -20,23 +81,34 @@ async def requested(
     body: bytes | None = None,
     silence_seconds_max: float,
 ) -> AsyncIterator[aiohttp.ClientResponse]:
-    """Send a request and provide the answer, whatever its status; redirects are not followed.
+    """Send a request with the mirror's credentials, as `Line.requested` does.
+
+    Where they are refused and newer ones can be had, it is sent once more with those.
 
     Raises:
-        UpstreamError: There is no answer, or its body ends too early.
+        UpstreamError: There is no answer, its body ends too early, or credentials can't be had.
     """
-    timeout = aiohttp.ClientTimeout(
-        total=None,
-        sock_connect=min(silence_seconds_max, CONNECT_SECONDS_MAX),
-        sock_read=silence_seconds_max,
-    )
-    with line_errors(url, silence_seconds_max=silence_seconds_max):
-        async with session.request(
+
+    def requested(more: Mapping[str, str]) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
+        return line.requested(
             method,
             url,
-            headers=headers,
-            data=io.BytesIO(body) if body is not None else None,  # sent in pieces
-            allow_redirects=False,
-            timeout=timeout,
-        ) as response:
+            headers={**headers, **more},
+            body=body,
+            silence_seconds_max=silence_seconds_max,
+        )
+
+    if credentials is None:
+        async with requested({}) as response:
             yield response
+        return
+    authorization = await credentials.authorization()
+    async with requested({"Authorization": authorization}) as response:
+        renewed = await credentials.renewed(authorization) if response.status == 401 else None
+        if renewed is None:
+            credentials.standing.answered(response.status)
+            yield response
+            return
+    async with requested({"Authorization": renewed}) as response:
+        credentials.standing.answered(response.status)
+        yield response

@@ -12,7 +12,7 @@ import aiohttp
 from yarl import URL
 
 from mirror.errors import UpstreamRefused
-from mirror.upstream.failures import CONNECT_SECONDS_MAX, line_errors
+from mirror.upstream.line import Line
 
 SERVICE: Final = "git-receive-pack"
 
@@ -23,8 +23,8 @@ SILENCE_SECONDS_MAX: Final = 300.0
 class PushLine:
     """Passes on pushes to one upstream repository."""
 
-    def __init__(self, session: aiohttp.ClientSession, upstream: str) -> None:
-        self._session = session
+    def __init__(self, line: Line, upstream: str) -> None:
+        self._line = line
         self._base = URL(upstream)
 
     def info_refs(
@@ -55,22 +55,17 @@ class PushLine:
         headers: Mapping[str, str],
         body: AsyncIterator[bytes] | None = None,
     ) -> AsyncIterator[aiohttp.ClientResponse]:
-        timeout = aiohttp.ClientTimeout(
-            total=None, sock_connect=CONNECT_SECONDS_MAX, sock_read=SILENCE_SECONDS_MAX
-        )
-        with line_errors(url, silence_seconds_max=SILENCE_SECONDS_MAX):
-            async with self._session.request(
-                method,
-                url,
-                # What comes back is looked at, and counted as it is.
-                headers={**headers, "Accept-Encoding": "identity"},
-                data=body,
-                allow_redirects=False,
-                timeout=timeout,
-            ) as answer:
-                if 300 <= answer.status < 400:
-                    raise UpstreamRefused(
-                        f"{self._base} has moved; push there directly, or put the new place into"
-                        " the mirror's configuration as `upstream`"
-                    )
-                yield answer
+        async with self._line.requested(
+            method,
+            url,
+            # What comes back is looked at, and counted as it is.
+            headers={**headers, "Accept-Encoding": "identity"},
+            body=body,
+            silence_seconds_max=SILENCE_SECONDS_MAX,
+        ) as answer:
+            if 300 <= answer.status < 400:
+                raise UpstreamRefused(
+                    f"{self._base} has moved; push there directly, or put the new place into"
+                    " the mirror's configuration as `upstream`"
+                )
+            yield answer

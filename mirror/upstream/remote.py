@@ -34,14 +34,14 @@ from mirror.errors import (
     UpstreamRefused,
     UpstreamUnavailable,
 )
-from mirror.upstream.credentials import BasicCredentials
+from mirror.upstream.credentials import Credentials
 from mirror.upstream.failures import (
     BrokenOff,
     check_content_type,
     raise_for_status,
     upstream_errors,
 )
-from mirror.upstream.line import requested
+from mirror.upstream.line import Line, signed
 from mirror.wire.client import (
     FetchAnswerDecoder,
     Listing,
@@ -102,17 +102,17 @@ class Remote:
 
     def __init__(
         self,
-        session: aiohttp.ClientSession,
+        line: Line,
         url: str,
         *,
-        credentials: BasicCredentials | None,
+        credentials: Credentials | None,
         limits: RemoteLimits,
         agent: bytes,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._clock = clock
         self._warmed_at: float | None = None
-        self._session = session
+        self._line = line
         self._configured = self._base = URL(url)
         self._credentials = credentials
         self._limits = limits
@@ -264,9 +264,7 @@ class Remote:
                 if response.status in (301, 302, 303, 307, 308):
                     self._follow(response)
                     continue
-                await raise_for_status(
-                    response, self._base, has_credentials=self._credentials is not None
-                )
+                await raise_for_status(response, self._base, credentials=self._credentials)
                 check_content_type(response, _ADVERTISEMENT)
                 body = await self._whole_body(response)
             features = await self._parse_first_answer(body)
@@ -330,9 +328,7 @@ class Remote:
             headers["Content-Encoding"] = "gzip"
         url = self._base / _SERVICE
         async with self._request("POST", url, headers=headers, body=body) as response:
-            await raise_for_status(
-                response, self._base, has_credentials=self._credentials is not None
-            )
+            await raise_for_status(response, self._base, credentials=self._credentials)
             check_content_type(response, _RESULT)
             yield response
 
@@ -341,10 +337,9 @@ class Remote:
         self, method: str, url: URL, *, headers: Mapping[str, str], body: bytes | None = None
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         headers = {**headers, "User-Agent": f"git/{self._agent.decode('ascii')}"}
-        if self._credentials is not None:
-            headers["Authorization"] = self._credentials.authorization()
-        async with requested(
-            self._session,
+        async with signed(
+            self._line,
+            self._credentials,
             method,
             url,
             headers=headers,

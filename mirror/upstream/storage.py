@@ -21,6 +21,7 @@ from yarl import URL
 
 from mirror.errors import UpstreamRefused, UpstreamUnavailable
 from mirror.upstream.failures import reason_of
+from mirror.upstream.line import Line
 
 CONNECTIONS_MAX: Final = 100
 """Of each kind of storage; there are few kinds."""
@@ -60,29 +61,36 @@ def reach_of(address: Address) -> Reach:
 class Storage:
     """Sessions for hosts that only answers name, one for each set of kinds that may be reached."""
 
-    def __init__(self, session: aiohttp.ClientSession, stack: AsyncExitStack) -> None:
-        """Begin with none.
-
-        Args:
-            session: For the upstreams' own hosts.
-            stack: Takes the end of the other sessions.
-        """
-        self._own = session
+    def __init__(self, stack: AsyncExitStack) -> None:
+        """Begin with none; `stack` takes the end of the sessions."""
         self._stack = stack
         self._others: dict[frozenset[Reach], aiohttp.ClientSession] = {}
 
-    async def session_for(self, upstream: URL, target: URL) -> aiohttp.ClientSession:
+    async def line_to(self, target: URL, *, line: Line, upstream: URL) -> Line:
         """Return what may speak to `target`, as an answer of `upstream` named it.
+
+        The way is the upstream's own: storage of a private forge may have a certificate of the same
+        private authority. Where a proxy leads there it looks up the names, and it is for the proxy
+        to say what may be reached; an address is checked here all the same.
+
+        Args:
+            target: Where to go.
+            line: To the upstream.
+            upstream: The repository's URL.
 
         Raises:
             UpstreamError: Nothing may, or the upstream's own kind can't be found out.
         """
         if target.host == upstream.host:
-            return self._own
-        allowed = frozenset({Reach.PUBLIC}) | await _reaches_of(upstream)
+            return line
+        is_proxied = line.route.proxy is not None
+        own = _literal_reaches(upstream) if is_proxied else await _reaches_of(upstream)
+        allowed = frozenset({Reach.PUBLIC}) | own
         literal = _literal(target.host or "")
         if literal is not None and reach_of(literal) not in allowed:
             raise UpstreamRefused(_sentence(target.host, reach_of(literal)))
+        if is_proxied:
+            return line
         if allowed not in self._others:
             connector = aiohttp.TCPConnector(
                 limit=CONNECTIONS_MAX, resolver=_Guarded(allowed), use_dns_cache=False
@@ -92,7 +100,7 @@ class Storage:
                     connector=connector, cookie_jar=aiohttp.DummyCookieJar(), trust_env=False
                 )
             )
-        return self._others[allowed]
+        return Line(self._others[allowed], line.route)
 
 
 class _Guarded(AbstractResolver):
@@ -121,6 +129,11 @@ class _Guarded(AbstractResolver):
         """Nothing is open; aiohttp calls this."""
 
 
+def _literal_reaches(upstream: URL) -> frozenset[Reach]:
+    literal = _literal(upstream.host or "")
+    return frozenset() if literal is None else frozenset({reach_of(literal)})
+
+
 async def _reaches_of(upstream: URL) -> frozenset[Reach]:
     """Return the kinds of the upstream's own addresses.
 
@@ -140,6 +153,8 @@ def _reach(text: str) -> Reach:
 
 
 def _literal(host: str) -> Address | None:
+    if host == "localhost" or host.endswith(".localhost"):  # RFC 6761, whoever looks it up
+        return ipaddress.IPv4Address("127.0.0.1")
     try:
         return ipaddress.ip_address(host)
     except ValueError:

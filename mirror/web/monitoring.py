@@ -11,8 +11,11 @@ from mirror import __version__
 from mirror.metrics import CONTENT_TYPE, Metrics, RepositoryState
 from mirror.refresh.registry import Hosted, Registry
 from mirror.repository.packing.engine import PackEngine
+from mirror.upstream.credentials import Standing
 from mirror.web.guard import Guard
 from mirror.web.protocol import OPERATION, Operation
+
+DAY_SECONDS: Final = 86_400.0
 
 STATUS_VERSION: Final = 1
 """Of the JSON's shape: raised when a field changes its meaning."""
@@ -121,6 +124,7 @@ def _was_looked_after(hosted: Hosted) -> bool:
 def repository_state(hosted: Hosted) -> RepositoryState:
     """Return a repository's figures for the metrics."""
     mirror, bundles = hosted.mirror, hosted.mirror.bundles
+    standing = mirror.credentials
     return RepositoryState(
         name=mirror.name,
         age_seconds=mirror.freshness.age_seconds(time.monotonic()),
@@ -129,6 +133,8 @@ def repository_state(hosted: Hosted) -> RepositoryState:
         failures=mirror.freshness.failures,
         bundle_age_seconds=time.time() - bundles.built_at if bundles is not None else None,
         bundle_bytes=bundles.size if bundles is not None else 0,
+        credentials_failing=None if standing is None else standing.failing_since is not None,
+        credentials_expire_at=None if standing is None else standing.expires_at,
     )
 
 
@@ -152,6 +158,7 @@ def describe(hosted: Hosted) -> dict[str, Any]:
         "last_failure_at": _iso(last.failed_at),
         "last_webhook_at": _iso(last.announced_at),
         "last_error": last.error,
+        "credentials": _describe_credentials(mirror.credentials),
         "bundles": None
         if (bundles := mirror.bundles) is None
         else {
@@ -172,6 +179,23 @@ def describe(hosted: Hosted) -> dict[str, Any]:
 
 def _with_dates(relay: dict[str, Any]) -> dict[str, Any]:
     return {key: _iso(value) if key.endswith("_at") else value for key, value in relay.items()}
+
+
+def _describe_credentials(standing: Standing | None) -> dict[str, Any] | None:
+    if standing is None:
+        return None
+    expires_at, days_left = standing.expires_at, None
+    if expires_at is not None:
+        days_left = round((expires_at - time.time()) / DAY_SECONDS, 1)
+    return {
+        "kind": standing.kind.value,
+        "name": standing.words,
+        "accepted_at": _iso(standing.accepted_at),
+        "failing_since": _iso(standing.failing_since),
+        "renewed_at": _iso(standing.renewed_at),
+        "expires_at": _iso(expires_at),
+        "days_left": days_left,
+    }
 
 
 def _state(hosted: Hosted) -> str:

@@ -38,6 +38,8 @@ from mirror.refresh.patterns import patterns_of
 from mirror.refresh.refresher import Trigger
 from mirror.refresh.registry import Hosted
 from mirror.upstream.forges import RefChange
+from mirror.upstream.keyring import Keyring
+from mirror.upstream.line import Line
 from mirror.upstream.push import SERVICE, SILENCE_SECONDS_MAX, PushLine
 from mirror.web.protocol import (
     NO_CACHE,
@@ -81,6 +83,7 @@ class Pushes:
     def __init__(
         self,
         session: aiohttp.ClientSession,
+        keyring: Keyring,
         announcer: Announcer,
         metrics: Metrics,
         limits: LimitSettings,
@@ -91,12 +94,14 @@ class Pushes:
 
         Args:
             session: Reaches the upstreams.
+            keyring: How they are reached.
             announcer: Is told what was pushed.
             metrics: Of this process.
             limits: The configured ones.
             processes: How many share them.
         """
         self._session = session
+        self._keyring = keyring
         self._announcer = announcer
         self._metrics = metrics
         self._bytes_max = limits.push_bytes_max
@@ -169,7 +174,8 @@ class Pushes:
             raise SignInWanted(
                 "that is a token of this mirror: push with credentials of the upstream"
             )
-        return PushLine(self._session, settings.upstream)
+        line = Line(self._session, self._keyring.route(settings))
+        return PushLine(line, settings.upstream)
 
     @asynccontextmanager
     async def _place(self) -> AsyncIterator[None]:

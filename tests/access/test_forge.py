@@ -13,6 +13,7 @@ from mirror.access.presented import read_authorization
 from mirror.demo.forge import HttpBackend
 from mirror.errors import Overloaded, UpstreamUnavailable
 from mirror.upstream.connect import open_session
+from mirror.upstream.line import Line
 from tests.git_client import Upstream
 
 GOOD = aiohttp.encode_basic_auth("reader", "good")
@@ -40,7 +41,9 @@ async def forge(upstream_root: Path) -> AsyncIterator[HttpBackend]:
 @pytest.fixture
 async def access(clock: Clock) -> AsyncIterator[ForgeAccess]:
     async with open_session() as session:
-        found = ForgeAccess(session, valid_seconds=300, outage_seconds=3600, clock=clock)
+        found = ForgeAccess(
+            lambda _: Line(session), valid_seconds=300, outage_seconds=3600, clock=clock
+        )
         yield found
         await found.close()
 

@@ -6,7 +6,7 @@ import pytest
 
 from mirror.config import (
     WEBHOOK_SECRETS_MAX,
-    CredentialSettings,
+    PasswordSettings,
     RepositorySettings,
     Settings,
     check_files,
@@ -162,7 +162,7 @@ def test_a_password_file_is_checked_like_any_secret(tmp_path: Path) -> None:
             "app": RepositorySettings(
                 name="app",
                 upstream="https://github.com/acme/app",
-                credentials=CredentialSettings(username="x", password_file=tmp_path / "none"),
+                credentials=PasswordSettings(username="x", password_file=tmp_path / "none"),
             )
         },
     )

@@ -3,13 +3,13 @@ from pathlib import Path
 import pytest
 
 from mirror.config import (
-    CredentialSettings,
     EngineChoice,
     Forge,
     LimitSettings,
     LogFormat,
     LogLevel,
     OnStale,
+    PasswordSettings,
     guess_forge,
     load,
 )
@@ -33,7 +33,7 @@ def test_the_documented_example_is_read_whole() -> None:
     assert found.name == "acme/gitops-repo"
     assert found.upstream == "https://github.com/acme/gitops-repo.git"
     assert found.forge is Forge.GITHUB
-    assert found.credentials == CredentialSettings(
+    assert found.credentials == PasswordSettings(
         username="x-access-token", password_file=Path("/etc/git-mirror/secrets/github-token")
     )
     assert found.webhook_secret_file == Path("/etc/git-mirror/secrets/webhook")
@@ -148,12 +148,12 @@ def test_a_default_applies_unless_the_repository_repeats_the_key() -> None:
     assert (a.poll_interval_seconds, a.hold_seconds, a.max_age_seconds) == (60.0, 0.0, 10.0)
     assert (a.lfs, b.lfs) == (False, True)
     assert (a.on_stale, a.refs) == (OnStale.REFUSE, ("refs/heads/main",))
-    assert a.credentials is not None
+    assert isinstance(a.credentials, PasswordSettings)
     assert a.credentials.username == "bot"
     assert a.webhook_secret_file == Path("/etc/git-mirror/webhook")
     assert (b.poll_interval_seconds, b.hold_seconds, b.max_age_seconds) == (None, 1.0, None)
     assert (b.on_stale, b.refs) == (OnStale.SERVE, ("refs/*",))
-    assert b.credentials is not None
+    assert isinstance(b.credentials, PasswordSettings)
     assert b.credentials.username == "x-access-token"
     assert b.credentials.password_file == Path("/etc/git-mirror/other-token")
     assert b.webhook_secret_file == Path("/etc/git-mirror/other-webhook")
@@ -268,7 +268,7 @@ def test_a_forge_that_is_written_is_not_guessed() -> None:
 )
 def test_the_user_name_follows_the_forge_when_left_out(host: str, username: str) -> None:
     found = repository("credentials: {password_file: token}", upstream=f"https://{host}/x")
-    assert found.credentials is not None
+    assert isinstance(found.credentials, PasswordSettings)
     assert found.credentials.username == username
 
 

@@ -231,7 +231,8 @@ def test_credentials_that_are_a_secret_themselves_are_refused_without_being_repe
             "defaults: {credentials: {username: x}}",
             (
                 "defaults.credentials.password_file: the key is missing;"
-                " write `password_file: secrets/github-token`"
+                " write `password_file: secrets/github-token`, or sign in with `github_app:` or"
+                " `netrc_file:`"
             ),
         ),
     ],
@@ -306,9 +307,9 @@ def test_rules_between_keys_are_looked_at_in_a_repository_with_other_mistakes() 
     )
     assert [mistake.split(": ")[1] for mistake in mistakes] == [
         "defaults.max_age",
+        "repositories.acme/app.credentials.password_file",
         "repositories.acme/app.upstream",
         "repositories.acme/app.forge",
         "repositories.acme/app.hold",
-        "repositories.acme/app.credentials.password_file",
         "repositories.acme/app.credentials.user",
     ]

@@ -14,8 +14,10 @@ from mirror.demo.forge import ForgeRequest, HttpBackend
 from mirror.doctor.examine import examine
 from mirror.doctor.finding import Finding, Verdict
 from mirror.doctor.service import examine_webhook
+from tests.certificates import Authority
 from tests.git_client import Upstream
 from tests.mirror_service import NAME, MirrorService, mirroring
+from tests.ways import forward_proxy, tls_front
 
 
 @pytest.fixture
@@ -89,6 +91,37 @@ async def test_an_empty_upstream_has_nothing_to_fetch(
     assert found["fetch from the mirror"].verdict is Verdict.NOTE
     assert found["webhook"].verdict is Verdict.WARNING
     assert "none since the service started" in found["webhook"].figure
+
+
+async def test_an_upstream_is_looked_at_by_its_own_route(
+    forge: HttpBackend, upstream: Upstream, tmp_path: Path
+) -> None:
+    """With the authorities that are trusted for it; and of a proxy, the way to that."""
+    authority = Authority.make(tmp_path)
+    (tmp_path / "secret").write_text("pr0xy-p4ss")
+    file = tmp_path / "mirror.yaml"
+    account = "proxy_credentials: {username: mirror, password_file: secret}"
+    async with (
+        tls_front(forge.port, authority.server_context(tmp_path)) as port,
+        forward_proxy() as proxy,
+    ):
+        url = f"upstream: https://localhost:{port}/{upstream.name}.git"
+
+        async def looked_at(keys: str) -> dict[tuple[str, str], Verdict]:
+            file.write_text(f"data_dir: data\nrepositories: {{a: {{{url}, {keys}}}}}")
+            found = await examine(load(file), [], url=proxy.url)
+            return {(one.subject, one.check): one.verdict for one in found}
+
+        direct = await looked_at("ca_file: ca.pem")
+        assert direct[f"localhost:{port}", "TLS"] is Verdict.OK
+        assert direct["a", "fetch from the upstream"] is Verdict.OK
+        by_proxy = await looked_at(f"ca_file: ca.pem, proxy: '{proxy.url}', {account}")
+        assert by_proxy[f"127.0.0.1:{proxy.port}", "TCP"] is Verdict.OK
+        assert by_proxy[f"localhost:{port}", "clock"] is Verdict.OK
+        assert by_proxy["a", "fetch from the upstream"] is Verdict.OK
+        assert (f"localhost:{port}", "TCP") not in by_proxy
+        (tmp_path / "ca.pem").unlink()
+        assert (await looked_at("ca_file: ca.pem"))[f"localhost:{port}", "route"] is Verdict.PROBLEM
 
 
 async def test_a_service_that_does_not_run_is_a_problem(

@@ -20,7 +20,7 @@ from multidict import CIMultiDict
 from mirror.errors import ProtocolError, Unauthenticated, UpstreamRefused
 from mirror.repository.commit_graph_file import CommitGraphFile
 from mirror.repository.packing.pack_store import _checked
-from mirror.upstream.credentials import SECRET_BYTES_MAX, BasicCredentials
+from mirror.upstream.credentials import SECRET_BYTES_MAX, BasicCredentials, basic
 from mirror.upstream.forges import RECEIVERS, Ignored, repository_key
 from mirror.web.content_encoding import BodyDecoder, UnsupportedEncoding
 from mirror.web.protocol import accepts_gzip, protocol_version
@@ -260,7 +260,7 @@ def credential_file(data: bytes) -> None:
         path = Path(file.name)
         path.write_bytes(data)
         with suppress(UpstreamRefused):
-            line = BasicCredentials("git", path).authorization()
+            line = basic("git", BasicCredentials("git", path).secret())
             assert line.isprintable()
             assert len(line) < 2 * SECRET_BYTES_MAX
 

@@ -21,6 +21,7 @@ from mirror.refresh.refresher import OnPublished, Refresher, RefreshPlaces, Trig
 from mirror.refresh.update import Updated, Updater
 from mirror.repository.packing.engine import PackEngine
 from mirror.upstream.forges import RefChange
+from mirror.upstream.line import Line
 from mirror.upstream.remote import Remote, RemoteLimits
 from mirror.wire.names import ObjectId, RefName
 from tests.git_client import Upstream, environment
@@ -69,7 +70,7 @@ class Bench:
         return self.mirror.path
 
     def remote_to(self, url: str) -> Remote:
-        return Remote(self._session, url, credentials=None, limits=LIMITS, agent=AGENT)
+        return Remote(Line(self._session), url, credentials=None, limits=LIMITS, agent=AGENT)
 
     def close(self) -> None:
         if self.mirror.repository is not None:

@@ -11,6 +11,7 @@ import pytest
 from mirror.errors import UpstreamError
 from mirror.upstream.connect import open_session
 from mirror.upstream.credentials import BasicCredentials
+from mirror.upstream.line import Line
 from mirror.upstream.remote import Remote, RemoteLimits
 
 AGENT = b"git-mirror/test"
@@ -45,7 +46,7 @@ def make_remote(session: aiohttp.ClientSession) -> MakeRemote:
         pack_bytes_max: int = 1 << 20,
     ) -> Remote:
         limits = RemoteLimits(silence_seconds_max, pack_bytes_max)
-        return Remote(session, url, credentials=credentials, limits=limits, agent=AGENT)
+        return Remote(Line(session), url, credentials=credentials, limits=limits, agent=AGENT)
 
     return make
 

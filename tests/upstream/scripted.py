@@ -61,7 +61,7 @@ class Scripted:
 
 
 @asynccontextmanager
-async def scripted(answer: Answer) -> AsyncIterator[Scripted]:
+async def scripted(answer: Answer, *, port: int = 0) -> AsyncIterator[Scripted]:
     """Serve `answer` on the loopback interface."""
     server = Scripted(answer)
     app = web.Application(client_max_size=64 << 20)
@@ -69,7 +69,7 @@ async def scripted(answer: Answer) -> AsyncIterator[Scripted]:
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=5)
     await runner.setup()
     try:
-        site = web.TCPSite(runner, "127.0.0.1", 0)
+        site = web.TCPSite(runner, "127.0.0.1", port)
         await site.start()
         server.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
         yield server

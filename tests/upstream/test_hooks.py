@@ -2,16 +2,21 @@ import asyncio
 import base64
 import json
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import aiohttp
 import pytest
 
+from mirror.config import PasswordSettings, RouteSettings
 from mirror.errors import UpstreamError, UpstreamRefused, UpstreamUnavailable
 from mirror.upstream import hooks
 from mirror.upstream.credentials import Secret
 from mirror.upstream.forges.hook_api import HOOK_APIS, HookApi, api_base
 from mirror.upstream.hooks import HookInstaller, Installed
+from mirror.upstream.line import Line
+from mirror.upstream.route import Route
 from tests.upstream.hook_server import TOKEN, HookServer, hook_server, refusal
+from tests.ways import forward_proxy
 
 URL = "https://mirror.example.com/webhooks/github"
 SECRET = "s3cret of the hook"
@@ -47,7 +52,7 @@ class Install:
         is_dry_run: bool = False,
     ) -> Installed:
         installer = HookInstaller(
-            self._session, api(self._server, forge), Secret(token.encode("latin-1"))
+            Line(self._session), api(self._server, forge), Secret(token.encode("latin-1"))
         )
         return await installer.install(
             url=url, secret=Secret(secret.encode("latin-1")), is_dry_run=is_dry_run
@@ -283,7 +288,7 @@ async def test_a_forge_that_is_not_there_is_named(
     async with hook_server() as gone:
         there = api(gone, "github")
     with pytest.raises(UpstreamUnavailable, match="can't be reached"):
-        await HookInstaller(session, there, Secret(b"t")).install(
+        await HookInstaller(Line(session), there, Secret(b"t")).install(
             url=URL, secret=Secret(b"s"), is_dry_run=True
         )
 
@@ -300,7 +305,7 @@ async def test_a_forge_that_hangs_up_is_told_as_such(
         port = listening.sockets[0].getsockname()[1]
         there = HOOK_APIS["github"].of(f"http://127.0.0.1:{port}/acme/a")
         with pytest.raises(UpstreamUnavailable, match="can't be reached"):
-            await HookInstaller(session, there, Secret(b"t")).install(
+            await HookInstaller(Line(session), there, Secret(b"t")).install(
                 url=URL, secret=Secret(b"s"), is_dry_run=True
             )
 
@@ -310,7 +315,7 @@ async def test_over_plain_http_to_another_machine_nothing_is_sent(
 ) -> None:
     there = HOOK_APIS["gitlab"].of("http://gitlab.invalid/platform/clusters/gitops")
     with pytest.raises(UpstreamRefused, match="plain http"):
-        await HookInstaller(session, there, Secret(b"t")).install(
+        await HookInstaller(Line(session), there, Secret(b"t")).install(
             url=URL, secret=Secret(b"s"), is_dry_run=True
         )
 
@@ -381,3 +386,18 @@ def test_a_named_interface_outdoes_the_derived_one(
     forge: str, upstream: str, base: str, hooks_url: str
 ) -> None:
     assert HOOK_APIS[forge].of(upstream, base).hooks_url == hooks_url
+
+
+async def test_the_interface_is_reached_by_the_upstreams_own_route(
+    session: aiohttp.ClientSession, server: HookServer, tmp_path: Path
+) -> None:
+    password_file = tmp_path / "password"
+    password_file.write_text("pr0xy-p4ss")
+    account = PasswordSettings(username="mirror", password_file=password_file)
+    async with forward_proxy() as proxy:
+        route = Route(RouteSettings(proxy=proxy.url, proxy_credentials=account))
+        installer = HookInstaller(
+            Line(session, route), api(server, "github"), Secret(TOKEN.encode())
+        )
+        assert (await installer.install(url=URL, secret=Secret(b"s"), is_dry_run=False)).is_new
+        assert len(proxy.seen) == len(server.requests) == 2

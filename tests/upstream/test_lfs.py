@@ -13,6 +13,7 @@ from yarl import URL
 from mirror.errors import UpstreamError, UpstreamRefused, UpstreamUnavailable
 from mirror.upstream.credentials import BasicCredentials
 from mirror.upstream.lfs import LfsRemote, endpoint
+from mirror.upstream.line import Line
 from mirror.upstream.storage import Reach, Storage, reach_of
 from mirror.wire.lfs import Action, Pointer, Refusal
 from tests.upstream.conftest import AGENT, BASIC, SECRET
@@ -27,14 +28,19 @@ MakeRemote = Callable[..., LfsRemote]
 @pytest.fixture
 async def storage(session: aiohttp.ClientSession) -> AsyncIterator[Storage]:
     async with AsyncExitStack() as stack:
-        yield Storage(session, stack)
+        yield Storage(stack)
 
 
 @pytest.fixture
 def make_remote(session: aiohttp.ClientSession, storage: Storage) -> MakeRemote:
     def make(url: str, credentials: BasicCredentials | None = None) -> LfsRemote:
         return LfsRemote(
-            session, storage, url, credentials=credentials, silence_seconds_max=20, agent=AGENT
+            Line(session),
+            storage,
+            url,
+            credentials=credentials,
+            silence_seconds_max=20,
+            agent=AGENT,
         )
 
     return make
@@ -89,7 +95,7 @@ async def test_a_batch_is_asked_for_with_our_credentials_in_the_words_of_git_lfs
     [
         (404, UpstreamRefused, "the upstream has no LFS for this repository"),
         (501, UpstreamRefused, "the upstream has no LFS for this repository"),
-        (403, UpstreamRefused, "these credentials may not read"),
+        (403, UpstreamRefused, "may not read the repository"),
         (503, UpstreamUnavailable, "answered 503"),
     ],
 )

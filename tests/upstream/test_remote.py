@@ -9,11 +9,12 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from mirror.config import CredentialSettings, LimitSettings, RepositorySettings
+from mirror.config import LimitSettings, PasswordSettings, RepositorySettings
 from mirror.demo.forge import Faults, HttpBackend
 from mirror.errors import UpstreamRefused
-from mirror.upstream.connect import open_session, remote_for
+from mirror.upstream.connect import open_keyring, open_session, remote_for
 from mirror.upstream.credentials import BasicCredentials
+from mirror.upstream.line import Line
 from mirror.upstream.remote import WARMED_EVERY_SECONDS, Remote, RemoteLimits
 from mirror.wire.client import Listing
 from mirror.wire.pktline import FLUSH_PKT, encode
@@ -153,18 +154,21 @@ async def test_the_configuration_of_a_repository_makes_its_client(
     async with (
         HttpBackend(upstream_root, basic_auth=("x-access-token", SECRET)) as forge,
         open_session() as session,
+        open_keyring(session, agent=AGENT) as keyring,
     ):
         settings = RepositorySettings(
             name="acme/gitops-repo",
             upstream=forge.repository_url(upstream.name),
-            credentials=CredentialSettings(username="x-access-token", password_file=password_file),
+            credentials=PasswordSettings(username="x-access-token", password_file=password_file),
         )
-        remote = remote_for(session, settings, LimitSettings(), agent=AGENT)
+        remote = remote_for(session, keyring, settings, LimitSettings(), agent=AGENT)
         assert by_name(await remote.list_refs(ALL)) == upstream.refs()
         assert SECRET not in repr(remote)
         anonymous = RepositorySettings(name="acme/gitops-repo", upstream=settings.upstream)
         with pytest.raises(UpstreamRefused, match="401"):
-            await remote_for(session, anonymous, LimitSettings(), agent=AGENT).list_refs(ALL)
+            await remote_for(session, keyring, anonymous, LimitSettings(), agent=AGENT).list_refs(
+                ALL
+            )
 
 
 async def test_a_v1_upstream_is_understood(upstream: Upstream, make_remote: MakeRemote) -> None:
@@ -278,7 +282,7 @@ async def test_a_second_connection_is_asked_for_now_and_then(
 ) -> None:
     now = 0.0
     remote = Remote(
-        session,
+        Line(session),
         forge.repository_url(upstream.name),
         credentials=None,
         limits=RemoteLimits(20.0, 1 << 20),

@@ -33,8 +33,8 @@ from tests.upstream.scripted import (
     ("status", "with_credentials", "without"),
     [
         (401, "wrong or expired", "wants credentials; set `credentials`"),
-        (403, "these credentials may not read", "set `credentials`"),
-        (404, "these credentials may not see it", "can't be seen without `credentials`"),
+        (403, "may not read the repository", "set `credentials`"),
+        (404, "may not see it", "can't be seen without `credentials`"),
         (410, "is gone", "is gone"),
         (418, "418: short and stout", "418: short and stout"),
     ],

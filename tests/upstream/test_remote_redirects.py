@@ -149,8 +149,9 @@ async def test_a_downgrade_from_tls_is_refused(make_remote: MakeRemote) -> None:
         remote = make_remote(server.repository_url)
         server.answer = redirecting(f"{server.repository_url}/info/refs")
         remote._configured = remote._configured.with_scheme("https")
-        original = remote._session.request
-        remote._session.request = (  # type: ignore[method-assign]  # speak plain HTTP to the server
+        session = remote._line.session
+        original = session.request
+        session.request = (  # type: ignore[method-assign]  # speak plain HTTP to the server
             lambda method, url, **rest: original(method, url.with_scheme("http"), **rest)
         )
         with pytest.raises(UpstreamRefused, match="another place"):

@@ -76,6 +76,7 @@ async def test_the_status_says_how_each_repository_is(
         "last_failure_at": None,
         "last_webhook_at": None,
         "last_error": None,
+        "credentials": None,
         "bundles": None,
         "progress": None,
     }
