@@ -1,16 +1,17 @@
-"""What Prometheus is told. One `record_...` method per event; label values come from small sets.
+"""What happens, counted: one `record_...` method per event; label values come from small sets."""
 
-Repository names are labels only where there is one series per repository, never per reader.
-"""
-
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
 from itertools import product
 from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.core import GaugeMetricFamily, Metric
-from prometheus_client.registry import Collector
+
+from mirror.metrics.looked_up import (
+    RelayCollector,
+    RelayState,
+    RepositoryCollector,
+    RepositoryState,
+)
 
 WEBHOOK_OUTCOMES: Final = (
     "accepted",
@@ -43,37 +44,6 @@ _REQUEST_SECONDS: Final = (
     0.0005, 0.001, 0.002, 0.003, 0.005, 0.009, 0.015, 0.03, 0.06, 0.1, 0.25, 0.5, 1, 2.5, 5, 15, 60,
 )  # fmt: skip
 _REFRESH_SECONDS: Final = (0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.5, 1, 2, 5, 15, 60, 300, 1800)
-
-
-@dataclass(frozen=True, slots=True)
-class RepositoryState:
-    """One repository's figures at the time of a scrape.
-
-    Attributes:
-        bundle_age_seconds: Since its bundles last had all that the mirror had; `None` for none.
-        bundle_bytes: Of the bundles that it offers.
-        credentials_failing: Whether those for the upstream are; `None` where there are none.
-        credentials_expire_at: Seconds since the epoch; `None` where the forge does not tell.
-    """
-
-    name: str
-    age_seconds: float | None
-    is_stale: bool
-    refs: int
-    failures: int
-    bundle_age_seconds: float | None = None
-    bundle_bytes: int = 0
-    credentials_failing: bool | None = None
-    credentials_expire_at: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class RelayState:
-    """One receiver's figures at the time of a scrape."""
-
-    name: str
-    pending: int
-    oldest_seconds: float
 
 
 class Metrics:
@@ -270,11 +240,11 @@ class Metrics:
 
     def watch_repositories(self, states: Callable[[], Iterable[RepositoryState]]) -> None:
         """Show the age of every repository, asked for at each scrape."""
-        self.registry.register(_RepositoryCollector(states))
+        self.registry.register(RepositoryCollector(states))
 
     def watch_relays(self, states: Callable[[], Iterable[RelayState]]) -> None:
         """Show the queue of every receiver, asked for at each scrape."""
-        self.registry.register(_RelayCollector(states))
+        self.registry.register(RelayCollector(states))
         for state in states():
             self._relay_lag.labels(state.name)
             for kind in RELAY_FAILURES:
@@ -403,87 +373,3 @@ class Metrics:
     def exposition(self) -> bytes:
         """Return all of it in Prometheus' text format."""
         return generate_latest(self.registry)
-
-
-class _RepositoryCollector(Collector):
-    """Figures that are looked up at a scrape instead of being kept up to date."""
-
-    def __init__(self, states: Callable[[], Iterable[RepositoryState]]) -> None:
-        self._states = states
-
-    def collect(self) -> Iterator[Metric]:
-        age = GaugeMetricFamily(
-            "git_mirror_repository_age_seconds",
-            "Seconds since the upstream last confirmed a repository's refs.",
-            labels=["repository"],
-        )
-        stale = GaugeMetricFamily(
-            "git_mirror_repository_stale",
-            "1 while a repository's refs may be out of date.",
-            labels=["repository"],
-        )
-        refs = GaugeMetricFamily(
-            "git_mirror_repository_refs", "Refs served.", labels=["repository"]
-        )
-        failures = GaugeMetricFamily(
-            "git_mirror_repository_refresh_failures",
-            "Refreshes that failed in a row.",
-            labels=["repository"],
-        )
-        bundle_age = GaugeMetricFamily(
-            "git_mirror_repository_bundle_age_seconds",
-            "Seconds since a repository's bundles last had all that the mirror had.",
-            labels=["repository"],
-        )
-        bundle_bytes = GaugeMetricFamily(
-            "git_mirror_repository_bundle_bytes",
-            "Bytes of the bundles that a repository offers.",
-            labels=["repository"],
-        )
-        failing = GaugeMetricFamily(
-            "git_mirror_repository_credentials_failing",
-            "1 while the upstream refuses a repository's credentials, or they can't be had.",
-            labels=["repository"],
-        )
-        expiry = GaugeMetricFamily(
-            "git_mirror_repository_credentials_expiry_timestamp_seconds",
-            "When a repository's credentials end, where the forge tells.",
-            labels=["repository"],
-        )
-        for state in self._states():
-            if state.bundle_age_seconds is not None:
-                bundle_age.add_metric([state.name], state.bundle_age_seconds)
-                bundle_bytes.add_metric([state.name], state.bundle_bytes)
-            if state.age_seconds is not None:
-                age.add_metric([state.name], state.age_seconds)
-            stale.add_metric([state.name], float(state.is_stale))
-            refs.add_metric([state.name], state.refs)
-            failures.add_metric([state.name], state.failures)
-            if state.credentials_failing is not None:
-                failing.add_metric([state.name], float(state.credentials_failing))
-            if state.credentials_expire_at is not None:
-                expiry.add_metric([state.name], state.credentials_expire_at)
-        yield from (age, stale, refs, failures, bundle_age, bundle_bytes, failing, expiry)
-
-
-class _RelayCollector(Collector):
-    """As `_RepositoryCollector`, of receivers."""
-
-    def __init__(self, states: Callable[[], Iterable[RelayState]]) -> None:
-        self._states = states
-
-    def collect(self) -> Iterator[Metric]:
-        pending = GaugeMetricFamily(
-            "git_mirror_relay_pending",
-            "Refs whose changes a receiver is still to be told.",
-            labels=["relay"],
-        )
-        oldest = GaugeMetricFamily(
-            "git_mirror_relay_oldest_seconds",
-            "How long the change that waits longest has been served; 0 when none waits.",
-            labels=["relay"],
-        )
-        for state in self._states():
-            pending.add_metric([state.name], state.pending)
-            oldest.add_metric([state.name], state.oldest_seconds)
-        yield from (pending, oldest)

@@ -1,0 +1,17 @@
+"""What Prometheus is told.
+
+counted    what happens: one method per event
+looked_up  how repositories and receivers are: looked at when somebody asks
+"""
+
+from mirror.metrics.counted import BUNDLE_OUTCOMES, CONTENT_TYPE, WEBHOOK_OUTCOMES, Metrics
+from mirror.metrics.looked_up import RelayState, RepositoryState
+
+__all__ = [
+    "BUNDLE_OUTCOMES",
+    "CONTENT_TYPE",
+    "WEBHOOK_OUTCOMES",
+    "Metrics",
+    "RelayState",
+    "RepositoryState",
+]

@@ -1,0 +1,127 @@
+"""Figures that are looked up at a scrape, instead of being kept up to date.
+
+Repository names are labels only here, where there is one series per repository; never per reader.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+
+@dataclass(frozen=True, slots=True)
+class RepositoryState:
+    """One repository's figures at the time of a scrape.
+
+    Attributes:
+        bundle_age_seconds: Since its bundles last had all that the mirror had; `None` for none.
+        bundle_bytes: Of the bundles that it offers.
+        credentials_failing: Whether those for the upstream are; `None` where there are none.
+        credentials_expire_at: Seconds since the epoch; `None` where the forge does not tell.
+    """
+
+    name: str
+    age_seconds: float | None
+    is_stale: bool
+    refs: int
+    failures: int
+    bundle_age_seconds: float | None = None
+    bundle_bytes: int = 0
+    credentials_failing: bool | None = None
+    credentials_expire_at: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RelayState:
+    """One receiver's figures at the time of a scrape."""
+
+    name: str
+    pending: int
+    oldest_seconds: float
+
+
+class RepositoryCollector(Collector):
+    """Figures that are looked up at a scrape instead of being kept up to date."""
+
+    def __init__(self, states: Callable[[], Iterable[RepositoryState]]) -> None:
+        self._states = states
+
+    def collect(self) -> Iterator[Metric]:
+        """Look now; prometheus_client calls this."""
+        age = GaugeMetricFamily(
+            "git_mirror_repository_age_seconds",
+            "Seconds since the upstream last confirmed a repository's refs.",
+            labels=["repository"],
+        )
+        stale = GaugeMetricFamily(
+            "git_mirror_repository_stale",
+            "1 while a repository's refs may be out of date.",
+            labels=["repository"],
+        )
+        refs = GaugeMetricFamily(
+            "git_mirror_repository_refs", "Refs served.", labels=["repository"]
+        )
+        failures = GaugeMetricFamily(
+            "git_mirror_repository_refresh_failures",
+            "Refreshes that failed in a row.",
+            labels=["repository"],
+        )
+        bundle_age = GaugeMetricFamily(
+            "git_mirror_repository_bundle_age_seconds",
+            "Seconds since a repository's bundles last had all that the mirror had.",
+            labels=["repository"],
+        )
+        bundle_bytes = GaugeMetricFamily(
+            "git_mirror_repository_bundle_bytes",
+            "Bytes of the bundles that a repository offers.",
+            labels=["repository"],
+        )
+        failing = GaugeMetricFamily(
+            "git_mirror_repository_credentials_failing",
+            "1 while the upstream refuses a repository's credentials, or they can't be had.",
+            labels=["repository"],
+        )
+        expiry = GaugeMetricFamily(
+            "git_mirror_repository_credentials_expiry_timestamp_seconds",
+            "When a repository's credentials end, where the forge tells.",
+            labels=["repository"],
+        )
+        for state in self._states():
+            if state.bundle_age_seconds is not None:
+                bundle_age.add_metric([state.name], state.bundle_age_seconds)
+                bundle_bytes.add_metric([state.name], state.bundle_bytes)
+            if state.age_seconds is not None:
+                age.add_metric([state.name], state.age_seconds)
+            stale.add_metric([state.name], float(state.is_stale))
+            refs.add_metric([state.name], state.refs)
+            failures.add_metric([state.name], state.failures)
+            if state.credentials_failing is not None:
+                failing.add_metric([state.name], float(state.credentials_failing))
+            if state.credentials_expire_at is not None:
+                expiry.add_metric([state.name], state.credentials_expire_at)
+        yield from (age, stale, refs, failures, bundle_age, bundle_bytes, failing, expiry)
+
+
+class RelayCollector(Collector):
+    """As `RepositoryCollector`, of receivers."""
+
+    def __init__(self, states: Callable[[], Iterable[RelayState]]) -> None:
+        self._states = states
+
+    def collect(self) -> Iterator[Metric]:
+        """Look now; prometheus_client calls this."""
+        pending = GaugeMetricFamily(
+            "git_mirror_relay_pending",
+            "Refs whose changes a receiver is still to be told.",
+            labels=["relay"],
+        )
+        oldest = GaugeMetricFamily(
+            "git_mirror_relay_oldest_seconds",
+            "How long the change that waits longest has been served; 0 when none waits.",
+            labels=["relay"],
+        )
+        for state in self._states():
+            pending.add_metric([state.name], state.pending)
+            oldest.add_metric([state.name], state.oldest_seconds)
+        yield from (pending, oldest)
