@@ -92,7 +92,7 @@ async def test_what_tells_readers_apart_beside_their_bytes_tells_answers_apart(
 ) -> None:
     await ask_twice(mirror, POLLS["v0"])
     assert len(repeated) == 1
-    monkeypatch.setattr(fast_lane, "identity_of", lambda _: "somebody else")
+    monkeypatch.setattr(fast_lane, "identity_of", lambda *_: "somebody else")
     await ask_twice(mirror, POLLS["v0"])
     assert len(repeated) == 2, "the first of the two was not known for that reader"
 
