@@ -101,8 +101,9 @@ def configuration(
         "  poll_interval: never",
         "  webhook_secret_file: webhook-secret",
         textwrap.indent(textwrap.dedent(defaults).strip(), "  "),
-        "repositories:",
     ]
+    names = list(names)
+    lines += ["repositories:"] if names else []
     for name in names:
         lines += [
             f"  {name}:",

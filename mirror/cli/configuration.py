@@ -32,7 +32,10 @@ def check(config_path: Path | None, *, online: bool) -> None:
         click.echo(problem, err=True)
     if problems:
         sys.exit(1)
-    click.echo(f"{settings.source}: ok, {count(len(settings.repositories), 'repository')}")
+    kinds = [count(len(settings.repositories), "repository")]
+    if settings.upstreams:
+        kinds.append(f"{count(len(settings.upstreams), 'place')} upstream")
+    click.echo(f"{settings.source}: ok, {', '.join(kinds)}")
 
 
 @main.group("config")

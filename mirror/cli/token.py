@@ -49,7 +49,9 @@ def create(
             read_repositories_pattern(pattern)
     except ValueError as error:
         fail(str(error))
-    if patterns and not any(is_named(one, patterns) for one in settings.repositories):
+    # Below `upstreams` any name may come.
+    is_known = any(is_named(one, patterns) for one in settings.repositories)
+    if patterns and not settings.upstreams and not is_known:
         fail(f"{', '.join(patterns)} names no repository in {settings.source}")
     try:
         secret = create_token(

@@ -95,7 +95,7 @@ def install(
 
 def _with_webhooks(settings: Settings, repository: str) -> tuple[RepositorySettings, str, Path]:
     name = repository.strip("/").removesuffix(".git")
-    one = settings.repositories.get(name)
+    one = settings.find(name)
     if one is None:
         known = ", ".join(list(settings.repositories)[:10])
         fail(f"no repository {name!r} in {settings.source}; it has {known}")

@@ -6,6 +6,7 @@
     section      what every section has in common
     readers      who may read, and TLS
     relays       the receivers of events
+    upstreams    places that a whole path stands for, and which names are below them
     models       every section and key as users write it
     credentials  how to sign in to an upstream
     netrc        a netrc file, as curl and git read it
@@ -61,7 +62,9 @@ from mirror.config.settings import (
     RepositorySettings,
     RouteSettings,
     Settings,
+    would_be,
 )
+from mirror.config.upstreams import Place
 
 __all__ = [
     "CONFIG_PATH_DEFAULT",
@@ -86,6 +89,7 @@ __all__ = [
     "OidcSettings",
     "OnStale",
     "PasswordSettings",
+    "Place",
     "PushPolicy",
     "ReaderSettings",
     "RelayKind",
@@ -113,4 +117,5 @@ __all__ = [
     "parse_size",
     "read_repositories_pattern",
     "reference_markdown",
+    "would_be",
 ]

@@ -26,7 +26,9 @@ def check_files(settings: Settings) -> list[str]:
     relays = settings.relays.values()
     problems = [f"data_dir: {problem}" for problem in _data_dir_problems(settings.data_dir)]
     named = dict.fromkeys(
-        entry for each in settings.repositories.values() for entry in _secret_files(each)
+        entry
+        for each in (*settings.repositories.values(), *settings.upstreams)
+        for entry in _secret_files(each)
     )
     named |= {(f"relays.{one.name}.secret_file", one.secret_file, 1): None for one in relays}
     named |= {

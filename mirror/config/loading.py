@@ -7,7 +7,7 @@ Must never repeat in a message what may be a secret: a whole value of unknown sh
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Final
@@ -26,12 +26,14 @@ from mirror.config.document import (
 from mirror.config.environment import Environment, environment
 from mirror.config.models import (
     ANY_NAME,
+    ANY_PLACE,
     SECTIONS,
     ConfigDocument,
     Forge,
     PushPolicy,
     RepositoryDocument,
     SharedKeys,
+    UpstreamDocument,
     keys_of,
 )
 from mirror.config.names import host_of, is_in_the_clear, read_upstream
@@ -52,6 +54,7 @@ from mirror.config.settings import (
     RouteSettings,
     Settings,
 )
+from mirror.config.upstreams import Place
 from mirror.errors import ConfigError
 
 _PASSWORD_KEYS: Final = frozenset(
@@ -189,11 +192,11 @@ def _explain_unknown_key(path: KeyPath) -> str:
     if plain in _WEBHOOK_KEYS:
         return "a secret has no place in this file; name its file, with `webhook_secret_file`"
     known = keys_of(_section_at(path[:-1]))
-    if meant := nearest(plain, known):
-        return f"unknown key {shown(key)}; did you mean `{meant}`?"
     for place, section in SECTIONS.items():
         if key in keys_of(section):
             return f"unknown key {shown(key)} here; it belongs {_place(place)}"
+    if meant := nearest(plain, known):
+        return f"unknown key {shown(key)}; did you mean `{meant}`?"
     return f"unknown key {shown(key)}; the keys here are {enumerate_words(known, last='and')}"
 
 
@@ -206,6 +209,8 @@ def _section_at(path: KeyPath) -> type[BaseModel]:
         path = (path[0], ANY_NAME, *path[2:])
     if path[:1] == ("readers",) and len(path) > 2:
         path = (*path[:2], ANY_NAME, *path[3:])
+    if path[:1] == ("upstreams",) and len(path) > 1:
+        path = ("upstreams", ANY_PLACE, *path[2:])
     return SECTIONS[tuple(str(part) for part in path)]
 
 
@@ -216,12 +221,12 @@ def _section_at(path: KeyPath) -> type[BaseModel]:
 def _contradictions(document: Document) -> Iterator[Mistake]:
     defaults = _mapping(document.value.get("defaults"))
     yield from _wrong_forms(document, ("defaults",), defaults)
-    for name, entry in _mapping(document.value.get("repositories")).items():
-        written = {**defaults, **_mapping(entry)}
-        where: KeyPath = ("repositories", name)
-        yield from _wrong_forms(document, where, _mapping(entry))
+    yield from _lacks(document)
+    for where, key, entry in _entries(document):
+        written = {**defaults, **entry}
+        yield from _wrong_forms(document, where, entry)
         try:
-            upstream = read_upstream(str(written.get("upstream")))
+            upstream = read_upstream(str(written.get(key)))
         except ValueError:
             continue
         if _is_given(written, "proxy_credentials") and not _is_given(written, "proxy"):
@@ -232,15 +237,15 @@ def _contradictions(document: Document) -> Iterator[Mistake]:
             )
         if _is_given(written, "credentials") and is_in_the_clear(upstream):
             yield Mistake(
-                document.line_of((*where, "upstream")),
-                (*where, "upstream"),
+                document.line_of((*where, key)),
+                (*where, key),
                 "over plain http everybody on the way could read the password of `credentials`;"
                 " use https, or write `credentials: none`",
             )
         if written.get("push") == PushPolicy.PROXY and is_in_the_clear(upstream):
             yield Mistake(
-                document.line_of((*where, "upstream")),
-                (*where, "upstream"),
+                document.line_of((*where, key)),
+                (*where, key),
                 "over plain http everybody on the way could read the passwords of those who push"
                 " (`push: proxy`); use https, or write `push: refuse`",
             )
@@ -274,6 +279,37 @@ def _wrong_forms(
             yield Mistake(document.line_of((*path, key)), (*path, key), text)
 
 
+def _lacks(document: Document) -> Iterator[Mistake]:
+    """Say what is missing of the sections as a whole, or stands there twice."""
+    repositories, places = document.value.get("repositories"), document.value.get("upstreams")
+    if not repositories and not places:
+        where = ("repositories",)
+        if "repositories" not in document.value:
+            text = "the key is missing; write `repositories:` and its value"
+            yield Mistake(document.line_of(where), where, text)
+        elif isinstance(repositories, dict):
+            text = "must name at least one repository to mirror"
+            yield Mistake(document.line_of(where), where, text)
+    seen: set[str] = set()
+    for position, entry in enumerate(places if isinstance(places, list) else ()):
+        at = str(_mapping(entry).get("at")).strip("/")
+        if at in seen:
+            path = ("upstreams", position, "at")
+            yield Mistake(
+                document.line_of(path), path, f"another place is at {shown('/' + at)} too"
+            )
+        seen.add(at)
+
+
+def _entries(document: Document) -> Iterator[tuple[KeyPath, str, Mapping[str, object]]]:
+    """Yield where repositories and places stand, the key of their URL, and what is written."""
+    for name, entry in _mapping(document.value.get("repositories")).items():
+        yield ("repositories", name), "upstream", _mapping(entry)
+    places = document.value.get("upstreams")
+    for position, entry in enumerate(places if isinstance(places, list) else ()):
+        yield ("upstreams", position), "from", _mapping(entry)
+
+
 def _mapping(value: object) -> Mapping[str, object]:
     return value if isinstance(value, dict) else {}
 
@@ -298,6 +334,7 @@ def _resolve(config: ConfigDocument, content: bytes, *, source: Path) -> Setting
         data_dir=base / config.data_dir,
         repositories=MappingProxyType(repositories),
         relays=resolve_relays(config.relays, public_url=config.server.public_url, base=base),
+        upstreams=tuple(_resolve_place(one, config, files) for one in config.upstreams),
         server=config.server,
         unix_socket=config.server.unix_socket and base / config.server.unix_socket,
         tls=resolve_tls(config.server.tls, base=base),
@@ -381,6 +418,21 @@ def _route(shared: SharedKeys, files: _Files) -> RouteSettings:
             username=written.username, password_file=files.place(written.password_file)
         ),
     )
+
+
+def _resolve_place(
+    entry: UpstreamDocument, config: ConfigDocument, files: _Files
+) -> RepositorySettings:
+    """Return what applies to each repository below a place."""
+    shared = {name: getattr(entry, name) for name in SharedKeys.model_fields}
+    repository = RepositoryDocument.model_construct(
+        # These two have other defaults here.
+        _fields_set={*entry.model_fields_set, "poll_interval_seconds", "max_age_seconds"},
+        upstream=entry.source,
+        forge=entry.forge,
+        **shared,
+    )
+    return replace(_resolve_repository("", repository, config, files), place=Place.of(entry))
 
 
 def _with_defaults(entry: RepositoryDocument, defaults: SharedKeys) -> SharedKeys:

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Final
 from pydantic import (
     AfterValidator,
     BaseModel,
+    ConfigDict,
     Field,
     GetCoreSchemaHandler,
     GetJsonSchemaHandler,
@@ -55,6 +56,7 @@ from mirror.config.readers import (
 )
 from mirror.config.relays import RELAYS_MAX, RelayDocument
 from mirror.config.section import DefaultWords, Section
+from mirror.config.upstreams import PLACES_MAX, PlaceKeys
 
 REFS_MAX: Final = 256
 """Patterns per repository: each costs a look at every ref of the upstream."""
@@ -275,6 +277,32 @@ class RepositoryDocument(SharedKeys):
     host tells nothing and there is a `webhook_secret_file`."""
 
 
+class UpstreamDocument(SharedKeys, PlaceKeys):
+    """A place upstream that a whole path stands for.
+
+    A repository below it is mirrored when it is first asked for, and removed when it is not used
+    any more; see [pull-through](operations.md#pull-through). One of the same path that is
+    configured wins; of several places around a name, the nearest decides. Every key of `defaults`
+    may stand here too, and applies to each of the repositories, but that `poll_interval` and
+    `max_age` are not taken from `defaults`.
+    """
+
+    poll_interval_seconds: Annotated[float | None, duration_or_never("100ms", "7d")] = Field(
+        default=None, alias="poll_interval"
+    )
+    """As under `defaults`. The upstream is best asked when somebody reads: see `max_age`."""
+
+    max_age_seconds: Annotated[float | None, duration_or_never("0s", "365d")] = Field(
+        default=30.0, alias="max_age"
+    )
+    """As under `defaults`. With a webhook for all the repositories, it may be longer."""
+
+    forge: Annotated[
+        Forge | None, choice(Forge), DefaultWords("guessed from the host of `from`")
+    ] = None
+    """Whose webhooks and habits the upstreams have."""
+
+
 class LimitSettings(Section):
     """Bounds on work and sizes. The defaults suit a small virtual machine."""
 
@@ -335,6 +363,21 @@ class LimitSettings(Section):
     """The longest a refresh may take in all, the first clone included; and the download of a Git
     LFS object."""
 
+    pull_through_repositories_max: Annotated[int, count(1, 100_000)] = 1000
+    """How many repositories below `upstreams` are mirrored at most. For a new one the one that was
+    read least recently goes."""
+
+    pull_through_bytes_max: Annotated[int, size("1MiB", "1024TiB")] = 20 * 1024**3
+    """The disk space for them; those read least recently go first, and none within a minute of
+    being read. It is looked at after each first clone and every half minute. A first clone that is
+    larger by itself is refused."""
+
+    pull_through_per_minute: Annotated[int, count(1, 100_000)] = 60
+    """How many first clones may begin in a minute. Names that turn out not to be there count."""
+
+    pull_through_per_client_per_minute: Annotated[int, count(1, 100_000)] = 20
+    """The same for one client: an IPv4 address, or the /64 of an IPv6 address."""
+
 
 class LogSettings(Section):
     """What is logged, and how."""
@@ -347,12 +390,10 @@ class LogSettings(Section):
     """The least important lines that are logged."""
 
 
-def _check_repositories(
-    repositories: dict[str, RepositoryDocument],
-) -> dict[str, RepositoryDocument]:
-    if not repositories:
-        raise ValueError("must name at least one repository to mirror")
-    return repositories
+def _check_upstreams(upstreams: tuple[UpstreamDocument, ...]) -> tuple[UpstreamDocument, ...]:
+    if len(upstreams) > PLACES_MAX:
+        raise ValueError(f"must list at most {PLACES_MAX} places, not {len(upstreams)}")
+    return upstreams
 
 
 def _check_relays(relays: dict[str, RelayDocument]) -> dict[str, RelayDocument]:
@@ -363,6 +404,18 @@ def _check_relays(relays: dict[str, RelayDocument]) -> dict[str, RelayDocument]:
 
 class ConfigDocument(Section):
     """The configuration of git-mirror."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "anyOf": [
+                {
+                    "required": ["repositories"],
+                    "properties": {"repositories": {"minProperties": 1}},
+                },
+                {"required": ["upstreams"], "properties": {"upstreams": {"minItems": 1}}},
+            ]
+        }
+    )
 
     server: ServerSettings = ServerSettings()
     """Where readers and webhooks come in."""
@@ -380,9 +433,9 @@ class ConfigDocument(Section):
 
     repositories: Annotated[
         dict[Annotated[str, REPOSITORY_NAME], RepositoryDocument],
-        AfterValidator(_check_repositories),
-        Field(json_schema_extra={"minProperties": 1, "additionalProperties": False}),
-    ]
+        Field(json_schema_extra={"additionalProperties": False}),
+        DefaultWords("required, unless there are `upstreams`"),
+    ] = {}  # noqa: RUF012 - pydantic copies it
     """The repositories by name. A name is the path that a repository is served at, such as
     `acme/gitops-repo` or `group/subgroup/project`, without `.git`."""
 
@@ -396,6 +449,17 @@ class ConfigDocument(Section):
         DefaultWords("none"),
     ] = {}  # noqa: RUF012 - pydantic copies it
     """Who is told of each change once it can be fetched here, by a name of your choice."""
+    upstreams: Annotated[
+        tuple[UpstreamDocument, ...],
+        AfterValidator(_check_upstreams),
+        Field(
+            json_schema_extra={"maxItems": PLACES_MAX},
+            examples=["{at: /github.com/acme, from: https://github.com/acme/}"],
+        ),
+        DefaultWords("none"),
+    ] = ()
+    """Places upstream that whole paths stand for: a repository below one is mirrored on its first
+    request."""
 
     limits: LimitSettings = LimitSettings()
     """Bounds on work and sizes."""
@@ -408,6 +472,9 @@ SectionPath = tuple[str, ...]
 
 ANY_NAME: Final = "<name>"
 """Stands for the name of a repository, a relay or a reader in the path of a section."""
+
+ANY_PLACE: Final = "<place>"
+"""Stands for the position of a place."""
 
 _BELOW_SHARED_KEYS: Final[Mapping[SectionPath, type[BaseModel]]] = {
     ("credentials",): CredentialsDocument,
@@ -422,7 +489,7 @@ SECTIONS: Final[Mapping[SectionPath, type[BaseModel]]] = {
     ("repositories", ANY_NAME): RepositoryDocument,
     **{
         (*place, *below): section
-        for place in (("repositories", ANY_NAME), ("defaults",))
+        for place in (("repositories", ANY_NAME), ("defaults",), ("upstreams", ANY_PLACE))
         for below, section in _BELOW_SHARED_KEYS.items()
     },
     ("server", "tls"): TlsDocument,
@@ -430,6 +497,7 @@ SECTIONS: Final[Mapping[SectionPath, type[BaseModel]]] = {
     ("readers", "oidc", ANY_NAME): OidcDocument,
     ("readers", "certificates", ANY_NAME): CertificateDocument,
     ("relays", ANY_NAME): RelayDocument,
+    ("upstreams", ANY_PLACE): UpstreamDocument,
     ("limits",): LimitSettings,
     ("log",): LogSettings,
 }

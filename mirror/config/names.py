@@ -214,9 +214,14 @@ def is_in_the_clear(upstream: str) -> bool:
     return urlsplit(upstream).scheme != "https" and not is_own_machine(host_of(upstream))
 
 
+def is_own_machine_name(host: str) -> bool:
+    """Say whether a name stands for this machine, whatever is looked up (RFC 6761, 6.3)."""
+    return host == "localhost" or host.endswith(".localhost")
+
+
 def is_own_machine(host: str) -> bool:
     """Say whether a host, or an address to listen on, is reached from this machine only."""
-    if host == "localhost" or host.endswith(".localhost"):
+    if is_own_machine_name(host):
         return True
     try:
         return ipaddress.ip_address(host).is_loopback

@@ -249,16 +249,19 @@ def reader_contradictions(document: Document) -> Iterator[Mistake]:
     defaults = _mapping(document.value.get("defaults"))
     repositories = _mapping(document.value.get("repositories"))
     is_open = _is_open(server)
-    for name, entry in repositories.items():
-        written = {**defaults, **_mapping(entry)}
-        where: KeyPath = ("repositories", name)
+    for where, key, entry in _entries(document):
+        written = {**defaults, **entry}
         access = written.get("access")
         if access is None and is_open:
             yield Mistake(document.line_of(where), where, _WHO)
-        if isinstance(access, list) and AccessKind.UPSTREAM in access and _is_clear(written):
+        if (
+            isinstance(access, list)
+            and AccessKind.UPSTREAM in access
+            and _is_clear(written.get(key))
+        ):
             yield Mistake(
-                document.line_of((*where, "upstream")),
-                (*where, "upstream"),
+                document.line_of((*where, key)),
+                (*where, key),
                 "over plain http everybody on the way could read the credentials of readers"
                 " (`access: [upstream]`); use https",
             )
@@ -270,10 +273,21 @@ def reader_contradictions(document: Document) -> Iterator[Mistake]:
         yield Mistake(document.line_of(place), place, text)
     for kind in ("oidc", "certificates"):
         for name, entry in _mapping(readers.get(kind)).items():
-            if _names_nothing(_mapping(entry).get("repositories", ["*"]), repositories):
+            # What is below `upstreams` can't be told: there, any name may come.
+            patterns = _mapping(entry).get("repositories", ["*"])
+            if not document.value.get("upstreams") and _names_nothing(patterns, repositories):
                 place = ("readers", kind, name, "repositories")
                 text = "names none of the `repositories`, so there is nothing to see"
                 yield Mistake(document.line_of(place), place, text)
+
+
+def _entries(document: Document) -> Iterator[tuple[KeyPath, str, Mapping[str, Any]]]:
+    """Yield where repositories and places stand, the key of their URL, and what is written."""
+    for name, entry in _mapping(document.value.get("repositories")).items():
+        yield ("repositories", name), "upstream", _mapping(entry)
+    places = document.value.get("upstreams")
+    for position, entry in enumerate(places if isinstance(places, list) else ()):
+        yield ("upstreams", position), "from", _mapping(entry)
 
 
 def _names_nothing(patterns: object, repositories: Iterable[str]) -> bool:
@@ -299,9 +313,9 @@ def _is_open(server: Mapping[str, object]) -> bool:
         return False
 
 
-def _is_clear(written: Mapping[str, object]) -> bool:
+def _is_clear(upstream: object) -> bool:
     try:
-        return is_in_the_clear(read_upstream(str(written.get("upstream"))))
+        return is_in_the_clear(read_upstream(str(upstream)))
     except ValueError:
         return False
 

@@ -14,11 +14,13 @@ from mirror.config.credentials import (
 )
 from mirror.config.models import (
     ANY_NAME,
+    ANY_PLACE,
     SECTIONS,
     ConfigDocument,
     RepositoryDocument,
     SectionPath,
     SharedKeys,
+    UpstreamDocument,
     keys_of,
 )
 from mirror.config.notation import Notation
@@ -65,6 +67,7 @@ _HEADINGS: Final[dict[SectionPath, str]] = {
     ("readers", "oidc", ANY_NAME): f"`readers.oidc.{ANY_NAME}`",
     ("readers", "certificates", ANY_NAME): f"`readers.certificates.{ANY_NAME}`",
     ("relays", ANY_NAME): f"`relays.{ANY_NAME}`",
+    ("upstreams", ANY_PLACE): "`upstreams`",
     ("limits",): "`limits`",
     ("log",): "`log`",
 }
@@ -94,7 +97,7 @@ def json_schema() -> dict[str, Any]:
         for key, name in keys_of(section).items():
             field = section.model_fields[name]
             properties[key]["description"] = _one_line(field.description)
-            inherited = section is RepositoryDocument and name in SharedKeys.model_fields
+            inherited = _is_inherited(section, name)
             default = _default(field)
             if default is not None and not inherited:
                 properties[key]["default"] = default
@@ -111,7 +114,9 @@ def _default(field: FieldInfo) -> str | int | list[str] | None:
         return None
     if isinstance(field.default, tuple):
         return list(field.default)
-    notation = next(entry for entry in field.metadata if isinstance(entry, Notation))
+    notation = next((entry for entry in field.metadata if isinstance(entry, Notation)), None)
+    if notation is None:
+        return None
     written: str | int = notation.write(field.default)
     return written
 
@@ -127,7 +132,7 @@ def _section(place: SectionPath) -> str:
         f"| `{key}` | {_one_line(field.description)} | {_words(field)} | {_default_words(field)} |"
         f" {'yes' if section in _PER_REPOSITORY else 'no'} |"
         for key, name in keys_of(section).items()
-        if not (section is RepositoryDocument and name in SharedKeys.model_fields)
+        if not _is_inherited(section, name)
         for field in [section.model_fields[name]]
     ]
     lines = [
@@ -143,10 +148,18 @@ def _section(place: SectionPath) -> str:
     return "\n".join(lines)
 
 
+def _is_inherited(section: type[BaseModel], name: str) -> bool:
+    """Tell whether a key of a section is one of `defaults`, with the default it has there."""
+    if section not in {RepositoryDocument, UpstreamDocument}:
+        return False
+    shared = SharedKeys.model_fields.get(name)
+    return shared is not None and shared.default == section.model_fields[name].default
+
+
 def _words(field: FieldInfo) -> str:
     if isinstance(field.default, tuple):
-        entry = next(one for one in _entry_metadata(field) if isinstance(one, Notation))
-        return f"a list; each entry {entry.words}"
+        entry = next((one for one in _entry_metadata(field) if isinstance(one, Notation)), None)
+        return f"a list; each entry {entry.words if entry else 'a mapping'}"
     notation = next((entry for entry in field.metadata if isinstance(entry, Notation)), None)
     if notation is not None:
         return notation.words
@@ -155,7 +168,7 @@ def _words(field: FieldInfo) -> str:
 
 def _entry_metadata(field: FieldInfo) -> tuple[Any, ...]:
     """Return what stands beside the type of a list's entries."""
-    metadata: tuple[Any, ...] = get_args(field.annotation)[0].__metadata__
+    metadata: tuple[Any, ...] = getattr(get_args(field.annotation)[0], "__metadata__", ())
     return metadata
 
 

@@ -4,8 +4,8 @@ Sections that need no resolving are the models themselves (`ServerSettings`, `Li
 `LogSettings`).
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
@@ -21,6 +21,7 @@ from mirror.config.models import (
 )
 from mirror.config.readers import AccessKind, ReaderSettings, TlsSettings
 from mirror.config.relays import RelaySettings
+from mirror.config.upstreams import Place, find_place
 
 _DEFAULTS: Final = SharedKeys()
 
@@ -90,6 +91,7 @@ class RepositorySettings:
         poll_interval_seconds: `None` for never.
         max_age_seconds: `None` for never.
         bundle_interval_seconds: `None` for no bundles.
+        place: The place of `upstreams:` that it is below; `None` for one that is configured.
         inherited: The keys that were taken from `defaults:`, for messages that name them.
     """
 
@@ -109,11 +111,16 @@ class RepositorySettings:
     lfs: bool = _DEFAULTS.lfs
     bundle_interval_seconds: float | None = _DEFAULTS.bundle_interval_seconds
     bundle_bytes_min: int = _DEFAULTS.bundle_bytes_min
+    place: Place | None = None
     inherited: frozenset[str] = frozenset()
 
     def place_of(self, key: str) -> str:
         """Return the section that a key of this repository stands in, for messages."""
-        return "defaults" if key in self.inherited else f"repositories.{self.name}"
+        if key in self.inherited:
+            return "defaults"
+        if self.place is not None:
+            return f"upstreams./{self.place.at}"
+        return f"repositories.{self.name}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,6 +128,8 @@ class Settings:
     """The whole configuration. Every path in it is absolute.
 
     Attributes:
+        upstreams: For each place of `upstreams:`, what applies to a repository below it, which is
+            to be given its `name` and `upstream`.
         content: The file as it was read, for worker processes: it may have changed since.
     """
 
@@ -129,6 +138,7 @@ class Settings:
     repositories: Mapping[str, RepositorySettings]
     readers: ReaderSettings = field(default_factory=ReaderSettings)
     relays: Mapping[str, RelaySettings] = field(default_factory=dict)
+    upstreams: Sequence[RepositorySettings] = ()
     server: ServerSettings = field(default_factory=ServerSettings)
     unix_socket: Path | None = None
     tls: TlsSettings | None = None
@@ -136,3 +146,22 @@ class Settings:
     limits: LimitSettings = field(default_factory=LimitSettings)
     log: LogSettings = field(default_factory=LogSettings)
     content: bytes = field(default=b"", repr=False, compare=False)
+
+    def find(self, name: str) -> RepositorySettings | None:
+        """Return the settings of a repository, configured or below a place; `None` for neither."""
+        return self.repositories.get(name) or would_be(name, self.upstreams)
+
+
+def would_be(name: str, upstreams: Sequence[RepositorySettings]) -> RepositorySettings | None:
+    """Return the settings of a repository that is not configured, if it is below a place.
+
+    Args:
+        name: What a reader asks for, without `.git`; anything at all.
+        upstreams: See `Settings.upstreams`.
+    """
+    by_place = {one.place: one for one in upstreams if one.place is not None}
+    place = find_place(name, by_place)
+    if place is None:
+        return None
+    upstream = place.upstream_of(place.rest_of(name) or "")
+    return replace(by_place[place], name=name, upstream=upstream)

@@ -61,10 +61,11 @@ async def examine(
     chosen = list(names) or list(settings.repositories)[:REPOSITORIES_MAX]
     repositories = [settings.repositories[name] for name in chosen]
     pid = service_pid(DataDirectory(settings.data_dir).control)
+    count = len(settings.repositories)
+    if settings.upstreams:
+        count += settings.limits.pull_through_repositories_max
     findings = await asyncio.to_thread(
-        lambda: list(
-            examine_host(settings.data_dir, repositories=len(settings.repositories), pid=pid)
-        )
+        lambda: list(examine_host(settings.data_dir, repositories=count, pid=pid))
     )
     async with AsyncExitStack() as stack:
         session = await stack.enter_async_context(open_session())

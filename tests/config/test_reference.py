@@ -37,8 +37,10 @@ def test_the_example_file_loads() -> None:
 def test_the_example_file_loads_with_every_comment_that_shows_a_default() -> None:
     text = EXAMPLE.read_text()
     uncommented = text.replace("\n# limits:", "\nlimits:").replace("\n# log:", "\nlog:")
+    uncommented = uncommented.replace("\n# upstreams:", "\nupstreams:")
     uncommented = uncommented.replace("\n#   ", "\n  ").split("\nserver:", 1)[1]
     settings = loaded("server:" + uncommented)
+    assert settings.find("github.com/acme/app") is not None
     assert settings.limits == load(EXAMPLE).limits
     assert settings.log == load(EXAMPLE).log
 
