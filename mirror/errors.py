@@ -21,7 +21,8 @@ Raise where the mistake is found; translate at one boundary (`mirror.web.app`); 
     ├── UpstreamError            the upstream did not answer as it should
     │   ├── UpstreamUnavailable  passing: worth another try
     │   └── UpstreamRefused      lasting until somebody mends the configuration or the upstream
-    │       └── OtherObjectFormat  its ids are of another hash
+    │       ├── OtherObjectFormat  its ids are of another hash
+    │       └── NotUpstream      the upstream says that there is no such repository
     ├── LocalError               this machine: disk, child process, configuration
     │   ├── PackError            a pack could not be made or indexed
     │   └── ConfigError          the configuration file, with every mistake in it
@@ -176,6 +177,10 @@ class OtherObjectFormat(UpstreamRefused):
     """The upstream's object ids are of another hash than SHA-1."""
 
     label = "other_object_format"
+
+
+class NotUpstream(UpstreamRefused):
+    """The upstream says that there is no such repository, or none that we may see."""
 
 
 class LocalError(MirrorError):

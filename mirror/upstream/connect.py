@@ -2,11 +2,15 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 import aiohttp
+from aiohttp.abc import AbstractResolver
 
-from mirror.config import LimitSettings, RepositorySettings
+from mirror.config import LimitSettings, RepositorySettings, Settings
+from mirror.upstream.addresses import GuardedResolver
 from mirror.upstream.keyring import Keyring
 from mirror.upstream.lfs import LfsRemote
 from mirror.upstream.line import Line
@@ -22,14 +26,22 @@ CONNECTIONS_PER_HOST_MAX: Final = 16
 
 
 def open_session(
-    *, connections_per_host_max: int = CONNECTIONS_PER_HOST_MAX, verifies: bool = True
+    *,
+    connections_per_host_max: int = CONNECTIONS_PER_HOST_MAX,
+    resolver: AbstractResolver | None = None,
+    verifies: bool = True,
 ) -> aiohttp.ClientSession:
     """Open a session for all upstreams: no cookies, no environment.
 
     Refreshes share one; downloads of LFS objects have another, so that no refresh waits for them.
-    Without `verifies`, for this machine's own service only, certificates are not looked at.
+
+    Args:
+        connections_per_host_max: At once.
+        resolver: Looks up the names of hosts; by default the system does.
+        verifies: Otherwise, for this machine's own service only, certificates are not looked at.
     """
     connector = aiohttp.TCPConnector(
+        resolver=resolver,
         limit=max(CONNECTIONS_MAX, connections_per_host_max),
         limit_per_host=connections_per_host_max,
         keepalive_timeout=KEEPALIVE_SECONDS,
@@ -50,6 +62,41 @@ async def open_keyring(session: aiohttp.ClientSession, *, agent: bytes) -> Async
         await keyring.close()
 
 
+@dataclass(frozen=True, slots=True)
+class Sessions:
+    """Ways to the upstreams.
+
+    Attributes:
+        configured: To those that the configuration names one by one.
+        below_places: To those below `upstreams`, which go to no address that they must not go to.
+    """
+
+    configured: aiohttp.ClientSession
+    below_places: aiohttp.ClientSession
+
+    def of(self, settings: RepositorySettings) -> aiohttp.ClientSession:
+        """Return the way to one repository's upstream."""
+        return self.configured if settings.place is None else self.below_places
+
+
+@asynccontextmanager
+async def open_sessions(
+    settings: Settings, *, connections_per_host_max: int = CONNECTIONS_PER_HOST_MAX
+) -> AsyncIterator[Sessions]:
+    """Open the ways to all upstreams; see `open_session`."""
+    open_one = partial(open_session, connections_per_host_max=connections_per_host_max)
+    guarded = guarded_resolver(settings)
+    async with open_one() as configured, open_one(resolver=guarded) as below_places:
+        yield Sessions(configured, below_places)
+
+
+def guarded_resolver(settings: Settings) -> GuardedResolver:
+    """Make what looks up the hosts of `upstreams`."""
+    places = [one.place for one in settings.upstreams if one.place is not None]
+    proxies = [one.route.proxy for one in settings.upstreams if one.route.proxy is not None]
+    return GuardedResolver(places, aiohttp.ThreadedResolver(), proxies=proxies)
+
+
 def remote_for(
     session: aiohttp.ClientSession,
     keyring: Keyring,
@@ -59,15 +106,20 @@ def remote_for(
     agent: bytes,
 ) -> Remote:
     """Make the client for one repository's upstream."""
+    place = settings.place
+    pack_bytes_max = limits.pack_bytes_max
+    if place is not None:
+        pack_bytes_max = min(pack_bytes_max, limits.pull_through_bytes_max)
     return Remote(
         Line(session, keyring.route(settings)),
         settings.upstream,
         credentials=keyring.credentials(settings),
         limits=RemoteLimits(
             silence_seconds_max=limits.upstream_timeout_seconds,
-            pack_bytes_max=limits.pack_bytes_max,
+            pack_bytes_max=pack_bytes_max,
         ),
         agent=agent,
+        may_move_to=place.admits_upstream if place is not None else None,
     )
 
 

@@ -11,7 +11,7 @@ from typing import Final
 import aiohttp
 from yarl import URL
 
-from mirror.errors import ProtocolError, UpstreamRefused, UpstreamUnavailable
+from mirror.errors import NotUpstream, ProtocolError, UpstreamRefused, UpstreamUnavailable
 from mirror.upstream.credentials import Credentials, concealed
 
 RETRY_AFTER_SECONDS_MAX: Final = 3600.0
@@ -58,11 +58,14 @@ async def raise_for_status(
             f"{where}: it asks us to slow down", retry_after_seconds=retry_after
         )
     if status == 410:
-        raise UpstreamRefused(f"{where}: the repository is gone")
+        raise NotUpstream(f"{where}: the repository is gone")
     if credentials is not None and status in credentials.standing.mend:
-        raise credentials.standing.failed(f"{where}: {credentials.standing.mend[status]}")
+        failed = credentials.standing.failed(f"{where}: {credentials.standing.mend[status]}")
+        raise NotUpstream(str(failed)) if status == 404 else failed
     if status in _HINTS:
-        raise UpstreamRefused(f"{where}: {_HINTS[status]}")
+        # Without credentials, forges ask for them where there is nothing, so as not to say so.
+        kind = UpstreamRefused if status == 403 else NotUpstream
+        raise kind(f"{where}: {_HINTS[status]}")
     page = await _beginning(response) or response.reason
     if status >= 500:
         raise UpstreamUnavailable(f"{where}: {page}")

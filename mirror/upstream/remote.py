@@ -108,8 +108,10 @@ class Remote:
         credentials: Credentials | None,
         limits: RemoteLimits,
         agent: bytes,
+        may_move_to: Callable[[str], bool] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._may_move_to = may_move_to
         self._clock = clock
         self._warmed_at: float | None = None
         self._line = line
@@ -313,8 +315,13 @@ class Remote:
                 f"the upstream redirects to {place}, which is no repository:"
                 " is the URL right, and does it want credentials?"
             )
-        self._base = place.with_path(place.raw_path.removesuffix(suffix), encoded=True)
-        self.moved_to = str(self._base)
+        base = place.with_path(place.raw_path.removesuffix(suffix), encoded=True)
+        if self._may_move_to is not None and not self._may_move_to(str(base)):
+            raise UpstreamRefused(
+                f"the upstream redirects to {base}, which is no repository that `upstreams` admits"
+            )
+        self._base = base
+        self.moved_to = str(base)
 
     @asynccontextmanager
     async def _post(

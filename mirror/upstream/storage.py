@@ -7,7 +7,6 @@ machine on this machine. The address is checked as it is connected to, not befor
 that changes its meaning meanwhile gains nothing. No credentials of ours ever go there.
 """
 
-import asyncio
 import enum
 import ipaddress
 import socket
@@ -61,8 +60,14 @@ def reach_of(address: Address) -> Reach:
 class Storage:
     """Sessions for hosts that only answers name, one for each set of kinds that may be reached."""
 
-    def __init__(self, stack: AsyncExitStack) -> None:
-        """Begin with none; `stack` takes the end of the sessions."""
+    def __init__(self, stack: AsyncExitStack, *, resolver: AbstractResolver | None = None) -> None:
+        """Begin with none.
+
+        Args:
+            stack: Takes the end of the sessions.
+            resolver: Looks up the upstreams' own hosts; by default the system does.
+        """
+        self._resolver = resolver or ThreadedResolver()
         self._stack = stack
         self._others: dict[frozenset[Reach], aiohttp.ClientSession] = {}
 
@@ -84,7 +89,7 @@ class Storage:
         if target.host == upstream.host:
             return line
         is_proxied = line.route.proxy is not None
-        own = _literal_reaches(upstream) if is_proxied else await _reaches_of(upstream)
+        own = _literal_reaches(upstream) if is_proxied else await self._reaches_of(upstream)
         allowed = frozenset({Reach.PUBLIC}) | own
         literal = _literal(target.host or "")
         if literal is not None and reach_of(literal) not in allowed:
@@ -101,6 +106,22 @@ class Storage:
                 )
             )
         return Line(self._others[allowed], line.route)
+
+    async def _reaches_of(self, upstream: URL) -> frozenset[Reach]:
+        """Return the kinds of the upstream's own addresses.
+
+        Raises:
+            UpstreamError: It has none, or none that it may have.
+        """
+        host = upstream.host or ""
+        literal = _literal(host)
+        if literal is not None:
+            return frozenset({reach_of(literal)})
+        try:
+            found = await self._resolver.resolve(host, 0, socket.AF_UNSPEC)
+        except OSError as error:
+            raise UpstreamUnavailable(f"{host} can't be looked up: {reason_of(error)}") from error
+        return frozenset(_reach(one["host"]) for one in found)
 
 
 class _Guarded(AbstractResolver):
@@ -132,20 +153,6 @@ class _Guarded(AbstractResolver):
 def _literal_reaches(upstream: URL) -> frozenset[Reach]:
     literal = _literal(upstream.host or "")
     return frozenset() if literal is None else frozenset({reach_of(literal)})
-
-
-async def _reaches_of(upstream: URL) -> frozenset[Reach]:
-    """Return the kinds of the upstream's own addresses.
-
-    Raises:
-        UpstreamUnavailable: It has none.
-    """
-    host = upstream.host or ""
-    try:
-        found = await asyncio.get_running_loop().getaddrinfo(host, None, type=socket.SOCK_STREAM)
-    except OSError as error:
-        raise UpstreamUnavailable(f"{host} can't be looked up: {reason_of(error)}") from error
-    return frozenset(_reach(str(address[0])) for *_, address in found)
 
 
 def _reach(text: str) -> Reach:

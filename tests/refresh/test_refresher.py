@@ -9,7 +9,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from mirror.demo.forge import Faults, ForgeRequest, HttpBackend
-from mirror.errors import LocalError, PackError, UpstreamRefused, UpstreamUnavailable
+from mirror.errors import LocalError, NotUpstream, PackError, UpstreamUnavailable
 from mirror.refresh.freshness import Freshness
 from mirror.refresh.mirror import Mirror
 from mirror.refresh.refresher import RefreshPlaces, Trigger
@@ -128,7 +128,7 @@ async def test_a_failure_reaches_all_who_waited(running: Running) -> None:
     running.forge.faults = Faults(status=404)
     outcomes = [asyncio.shield(running.refresher.request(Trigger.WANT)) for _ in range(3)]
     found = await asyncio.gather(*outcomes, return_exceptions=True)
-    assert [type(error) for error in found] == [UpstreamRefused] * 3
+    assert [type(error) for error in found] == [NotUpstream] * 3
     assert running.refreshes("want", "upstream_refused") == 1
     assert "404" in str(running.mirror.last.error)
     running.forge.faults = Faults()
