@@ -5,10 +5,9 @@ Knows nothing of who serves them. There is one of these per data directory.
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 
-import aiohttp
 import structlog
 
 from mirror.config import RepositorySettings, Settings
@@ -23,7 +22,13 @@ from mirror.refresh.update import Updater
 from mirror.repository.bare import BareRepository
 from mirror.repository.packing.engine import PackEngine
 from mirror.serving import lfs_store
-from mirror.upstream.connect import lfs_remote_for, open_session, remote_for
+from mirror.upstream.connect import (
+    Sessions,
+    guarded_resolver,
+    lfs_remote_for,
+    open_sessions,
+    remote_for,
+)
 from mirror.upstream.keyring import Keyring
 from mirror.upstream.storage import Storage
 
@@ -40,11 +45,21 @@ class Mirroring:
         refreshers: By the name of their repository.
     """
 
-    def __init__(self, refreshers: list[Refresher], keyring: Keyring) -> None:
+    def __init__(
+        self,
+        open_one: Callable[[RepositorySettings], Awaitable[Mirror]],
+        refresher_of: Callable[[Mirror], Refresher],
+        upstreams: Sequence[RepositorySettings],
+        keyring: Keyring,
+    ) -> None:
         self._keyring = keyring
-        self.refreshers = {one.mirror.name: one for one in refreshers}
-        self.registry = Registry(Hosted.of(one.mirror, one) for one in refreshers)
-        self._tasks: list[asyncio.Task[None]] = []
+        self.refreshers: dict[str, Refresher] = {}
+        self.registry = Registry([], upstreams)
+        self._open_one = open_one
+        self._refresher_of = refresher_of
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._broken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._watching: list[asyncio.Task[None]] = []
 
     @classmethod
     async def open(
@@ -52,7 +67,7 @@ class Mirroring:
         stack: AsyncExitStack,
         settings: Settings,
         engine: PackEngine,
-        session: aiohttp.ClientSession,
+        sessions: Sessions,
         keyring: Keyring,
         metrics: Metrics,
         *,
@@ -67,7 +82,7 @@ class Mirroring:
             stack: Ends in the opposite order: the refreshers first, then the mirrors.
             settings: The configuration.
             engine: Indexes and merges packs.
-            session: Reaches the upstreams.
+            sessions: Reach the upstreams.
             keyring: How, and with which credentials.
             metrics: Of this process.
             agent: What upstreams and the mirror's readers know us by.
@@ -78,43 +93,96 @@ class Mirroring:
         places = DataDirectory(settings.data_dir)
         updater = Updater(engine, staging=places.staging, agent=agent)
         shared = RefreshPlaces.of(settings.limits.refreshes_max)
-        refreshers = []
-        for repository in settings.repositories.values():
-            mirror = await asyncio.to_thread(open_mirror, repository, places, updater)
+
+        async def open_one(repository: RepositorySettings) -> Mirror:
+            try:
+                mirror = await asyncio.to_thread(open_mirror, repository, places, updater)
+            except OSError as error:
+                raise LocalError(f"{repository.name} can't be opened: {error}") from error
             mirror.watch = watch
             credentials = keyring.credentials(repository)
             mirror.credentials = None if credentials is None else credentials.standing
-            stack.callback(close_mirror, mirror)
-            refreshers.append(
-                Refresher(
-                    mirror,
-                    remote_for(session, keyring, repository, settings.limits, agent=agent),
-                    updater,
-                    engine,
-                    places=shared,
-                    metrics=metrics,
-                    refresh_seconds_max=settings.limits.refresh_timeout_seconds,
-                    on_published=on_published,
-                    on_served=on_served,
-                )
+            return mirror
+
+        def refresher_of(mirror: Mirror) -> Refresher:
+            session = sessions.of(mirror.settings)
+            return Refresher(
+                mirror,
+                remote_for(session, keyring, mirror.settings, settings.limits, agent=agent),
+                updater,
+                engine,
+                places=shared,
+                metrics=metrics,
+                refresh_seconds_max=settings.limits.refresh_timeout_seconds,
+                on_published=on_published,
+                on_served=on_served,
             )
-        mirroring = cls(refreshers, keyring)
+
+        mirroring = cls(open_one, refresher_of, settings.upstreams, keyring)
         stack.push_async_callback(mirroring._end)
+        for repository in settings.repositories.values():
+            await mirroring.add(repository)
         return mirroring
 
+    async def add(self, settings: RepositorySettings) -> Hosted:
+        """Take in a repository, with its mirror if there is one on disk; nothing is refreshed yet.
+
+        Raises:
+            LocalError: The one on disk can neither be used nor set aside.
+        """
+        mirror = await self._open_one(settings)
+        refresher = self.refreshers[mirror.name] = self._refresher_of(mirror)
+        hosted = Hosted.of(mirror, refresher)
+        self.registry.add(hosted)
+        return hosted
+
     def start(self) -> list[asyncio.Task[None]]:
-        """Begin to refresh; returns the tasks, none of which should ever end."""
-        self._tasks = [
-            asyncio.create_task(one.run(), name=f"refresh {name}")
-            for name, one in self.refreshers.items()
+        """Begin to refresh; returns tasks, none of which should ever end."""
+        for one in self.registry:
+            is_pending = one.mirror.freshness.is_pending
+            self.begin(one.mirror.name, at_once=is_pending)
+        self._watching = [
+            asyncio.create_task(self._until_broken(), name="refreshers"),
+            asyncio.create_task(self._keyring.watch(), name="look at credentials"),
         ]
-        self._tasks.append(asyncio.create_task(self._keyring.watch(), name="look at credentials"))
-        return self._tasks
+        return self._watching
+
+    def begin(self, name: str, *, at_once: bool = True) -> None:
+        """Begin to refresh one repository."""
+        work = self.refreshers[name].run(at_once=at_once)
+        task = self._tasks[name] = asyncio.create_task(work, name=f"refresh {name}")
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: "asyncio.Task[None]") -> None:
+        if not task.cancelled() and not self._broken.done():
+            error = task.exception() or RuntimeError(f"{task.get_name()} ended")
+            self._broken.set_exception(error)
+
+    async def _until_broken(self) -> None:
+        await self._broken
+
+    async def remove(self, name: str) -> None:
+        """Let go of a repository: from now on it is not here. What is on disk stays."""
+        hosted = self.registry.get(name)
+        if hosted is None:
+            return
+        self.registry.remove(name)
+        del self.refreshers[name]
+        task = self._tasks.pop(name, None)
+        if task is not None:
+            task.cancel()
+            await asyncio.wait((task,))
+        hosted.mirror.forsake()
 
     async def _end(self) -> None:
-        for task in self._tasks:
+        tasks = [*self._tasks.values(), *self._watching]
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
+        if self._broken.done() and not self._broken.cancelled():
+            self._broken.exception()  # seen: nobody has to be waiting
+        for one in self.registry:
+            close_mirror(one.mirror)
 
 
 def open_mirror(settings: RepositorySettings, places: DataDirectory, updater: Updater) -> Mirror:
@@ -172,17 +240,38 @@ async def open_large_files(
     await asyncio.to_thread(store.prepare)
     metrics.set_lfs_stored_bytes(store.stored_bytes)
     connections_max = limits.lfs_downloads_max + BATCHES_MAX
-    session = await stack.enter_async_context(
-        open_session(connections_per_host_max=connections_max)
+    sessions = await stack.enter_async_context(
+        open_sessions(settings, connections_per_host_max=connections_max)
     )
-    storage = Storage(stack)
-    repositories = {
-        name: LfsRepository(
-            lfs_remote_for(session, keyring, storage, one, limits, agent=agent),
-            store.scope(name, one.upstream),
+    guarded = guarded_resolver(settings)
+    configured = Storage(stack)
+    below_places = Storage(stack, resolver=guarded)
+
+    def repository_of(one: RepositorySettings) -> LfsRepository:
+        storage = configured if one.place is None else below_places
+        return LfsRepository(
+            lfs_remote_for(sessions.of(one), keyring, storage, one, limits, agent=agent),
+            store.scope(one.name, one.upstream),
         )
-        for name, one in settings.repositories.items()
-    }
-    files = LargeFiles(store, repositories, limits, metrics)
+
+    files = LargeFiles(store, _LfsRepositories(settings, repository_of), limits, metrics)
     stack.push_async_callback(files.close)
     return files
+
+
+class _LfsRepositories(dict[str, LfsRepository]):
+    """LFS repositories by name, each made when it is first asked for."""
+
+    def __init__(
+        self, settings: Settings, repository_of: Callable[[RepositorySettings], LfsRepository]
+    ) -> None:
+        super().__init__()
+        self._settings = settings
+        self._repository_of = repository_of
+
+    def __missing__(self, name: str) -> LfsRepository:
+        settings = self._settings.find(name)
+        if settings is None:
+            raise KeyError(name)
+        found = self[name] = self._repository_of(settings)
+        return found

@@ -10,6 +10,7 @@ packs/          packs that were made for readers, to be used again; may be remov
 lfs/            Git LFS objects, and which repository has them; as packs/
 bundles/        bundles offered to clients, by repository; may be removed while nothing runs
 relays.db       what each receiver of events has acknowledged, with its -wal and -shm
+trash/          mirrors that were removed, until their files are; cleared at the start
 set-aside/      mirrors that could not be used; kept for a look, never served
 """
 
@@ -72,13 +73,23 @@ class DataDirectory:
         return self.root / "relays.db"
 
     @property
+    def repositories(self) -> Path:
+        """The bare mirrors, by name."""
+        return self.root / "repositories"
+
+    @property
+    def trash(self) -> Path:
+        """Mirrors that were removed."""
+        return self.root / "trash"
+
+    @property
     def set_aside(self) -> Path:
         """Mirrors that could not be used."""
         return self.root / "set-aside"
 
     def repository(self, name: str) -> Path:
         """The mirror of one repository."""
-        return self.root / "repositories" / f"{name}.git"
+        return self.repositories / f"{name}.git"
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -88,7 +99,7 @@ class DataDirectory:
             LocalError: They can't be made, or another process has the lock.
         """
         try:
-            for place in (self.root, self.root / "repositories", self.packs, self.set_aside):
+            for place in (self.root, self.repositories, self.packs, self.set_aside):
                 place.mkdir(parents=True, exist_ok=True, mode=0o750)
             lock = (self.root / "lock").open("ab")
         except OSError as error:
@@ -101,8 +112,9 @@ class DataDirectory:
                     f"{self.root} is in use by another git-mirror; stop that one first"
                 ) from None
             try:
-                shutil.rmtree(self.staging, ignore_errors=True)
-                self.staging.mkdir(exist_ok=True, mode=0o750)
+                for place in (self.staging, self.trash):
+                    shutil.rmtree(place, ignore_errors=True)
+                    place.mkdir(exist_ok=True, mode=0o750)
                 yield
             finally:
                 # Not by closing alone: a child that a thread is starting at this very moment has

@@ -16,12 +16,13 @@ from mirror.errors import MirrorError
 from mirror.metrics import Metrics
 from mirror.mirroring import Mirroring, Watch, close_mirror, open_large_files, open_mirror
 from mirror.places import DataDirectory
+from mirror.pulling import PullThrough
 from mirror.refresh.announcements import Announcements
 from mirror.refresh.bundling import Bundler
 from mirror.refresh.foresight import Foresight
 from mirror.refresh.lfs import LargeFiles
 from mirror.refresh.mirror import Mirror
-from mirror.refresh.registry import Registry
+from mirror.refresh.registry import Registry, unknown
 from mirror.refresh.relay.relays import Relays, probe_receivers
 from mirror.refresh.update import Updated, Updater
 from mirror.repository.snapshot import RefSnapshot
@@ -35,7 +36,7 @@ from mirror.serving import (
     open_runner,
     open_tls,
 )
-from mirror.upstream.connect import open_keyring, open_session, remote_for
+from mirror.upstream.connect import open_keyring, open_session, open_sessions, remote_for
 from mirror.web.control import build_control_app
 from mirror.web.fetch import Fetches
 from mirror.web.listening import bound_unix_socket, listen, listen_on_unix_socket
@@ -57,6 +58,7 @@ class Service:
         self.workers = 0
         self.supervisor: Supervisor | None = None  # where there are several workers
         self.bundler: Bundler | None = None  # once started
+        self.pulling: PullThrough | None = None  # where there are `upstreams`
         self._watch = watch
         self._places = DataDirectory(settings.data_dir)
         self._stack = AsyncExitStack()
@@ -86,8 +88,8 @@ class Service:
         stack, settings = self._stack, self.settings
         stack.enter_context(self._places.held())
         engine = await stack.enter_async_context(open_engine(settings.engine))
-        session = await stack.enter_async_context(open_session())
-        keyring = await stack.enter_async_context(open_keyring(session, agent=AGENT))
+        sessions = await stack.enter_async_context(open_sessions(settings))
+        keyring = await stack.enter_async_context(open_keyring(sessions.configured, agent=AGENT))
         metrics = build_metrics(engine)
         # Here, too, where workers serve: what is wrong with a certificate ends the start.
         self._tls = await open_tls(stack, settings, metrics)
@@ -109,7 +111,7 @@ class Service:
             stack,
             settings,
             engine,
-            session,
+            sessions,
             keyring,
             metrics,
             agent=AGENT,
@@ -120,9 +122,21 @@ class Service:
         self.registry = mirroring.registry
         self.bundler = bundler
         stack.push_async_callback(bundler.close)
+        lfs = await open_large_files(stack, settings, keyring, metrics, agent=AGENT)
+        pulling = PullThrough(
+            settings,
+            mirroring,
+            foresight,
+            bundler,
+            metrics,
+            on_removed=[lfs.forget, relays.forget],
+        )
+        stack.push_async_callback(pulling.close)
+        await pulling.reopen()
+        if settings.upstreams:
+            self.registry.opener = self.pulling = pulling
         await bundler.open(one.mirror for one in self.registry)
         await relays.open(stack, [one.mirror for one in self.registry], self._places)
-        lfs = await open_large_files(stack, settings, keyring, metrics, agent=AGENT)
         figures = OwnFigures(self.registry, metrics, engine, relays=relays.describe)
         if self.workers == 1:
             fetches = Fetches(packs, foresight, metrics)
@@ -132,6 +146,9 @@ class Service:
         self._tasks = [*self._tasks, bundler.start()]
         self.url = f"{'http' if settings.tls is None else 'https'}://{address}"
         self._tasks += relays.start(self._stack)
+        if self.pulling is not None:
+            self._tasks.append(asyncio.create_task(self.pulling.run(), name="pull-through"))
+            stack.push_async_callback(_cancelled, self._tasks[-1])
         await self._listen_for_control(figures)
         logger.info(
             "serving",
@@ -189,6 +206,8 @@ class Service:
             count=self.workers,
             listener=self._unix_socket,
         )
+        if self.pulling is not None:
+            self.pulling.processes = self.supervisor
         self._tasks = mirroring.start()
         self._stack.push_async_callback(self.supervisor.close)
         self._tasks += await self.supervisor.start()
@@ -201,24 +220,32 @@ class Service:
         self._places.control.chmod(0o600)
 
 
+async def _cancelled(task: "asyncio.Task[None]") -> None:
+    task.cancel()
+    await asyncio.wait((task,))
+
+
 async def sync_once(settings: Settings, name: str, *, watch: Watch | None) -> Mirror:
     """Refresh one repository without a running service; returns what came of it.
 
     Raises:
         DataDirectoryInUse: There is a running service.
-        MirrorError: The refresh failed.
+        MirrorError: The refresh failed, or there is no such repository.
     """
     places = DataDirectory(settings.data_dir)
     async with AsyncExitStack() as stack:
         stack.enter_context(places.held())
         engine = await stack.enter_async_context(open_engine(settings.engine))
-        session = await stack.enter_async_context(open_session())
-        keyring = await stack.enter_async_context(open_keyring(session, agent=AGENT))
+        sessions = await stack.enter_async_context(open_sessions(settings))
+        keyring = await stack.enter_async_context(open_keyring(sessions.configured, agent=AGENT))
         updater = Updater(engine, staging=places.staging, agent=AGENT)
-        repository = settings.repositories[name]
+        repository = settings.find(name)
+        if repository is None:
+            raise unknown(name)
         mirror = await asyncio.to_thread(open_mirror, repository, places, updater)
         mirror.watch = watch
         stack.callback(close_mirror, mirror)
+        session = sessions.of(repository)
         remote = remote_for(session, keyring, repository, settings.limits, agent=AGENT)
         updated = await updater.update(mirror, remote)
         mirror.repository, mirror.snapshot = updated.repository, updated.snapshot

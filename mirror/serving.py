@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
-import aiohttp
 import structlog
 from aiohttp import web
 
@@ -37,7 +36,7 @@ from mirror.repository.packing.git_engine import GitEngine
 from mirror.repository.packing.pack_cache import PackCache
 from mirror.repository.packing.pack_store import PackStore
 from mirror.repository.packing.spawner import Spawner
-from mirror.upstream.connect import open_session
+from mirror.upstream.connect import Sessions, open_sessions
 from mirror.upstream.forges import RECEIVERS
 from mirror.upstream.keyring import Keyring
 from mirror.upstream.line import Line
@@ -181,10 +180,12 @@ async def open_app(
         lfs: Where LFS objects come from.
         processes: How many share the limits.
     """
-    session = await stack.enter_async_context(open_session())
-    keyring = Keyring(session, agent=AGENT)  # for its routes: clients' credentials are their own
-    pushes = Pushes(session, keyring, announcer, metrics, settings.limits, processes=processes)
-    guard = open_guard(stack, settings, registry, session, keyring, metrics)
+    sessions = await stack.enter_async_context(open_sessions(settings))
+    keyring = Keyring(
+        sessions.configured, agent=AGENT
+    )  # for its routes: clients' credentials are their own
+    pushes = Pushes(sessions, keyring, announcer, metrics, settings.limits, processes=processes)
+    guard = open_guard(stack, settings, registry, sessions, keyring, metrics)
     smart_http = SmartHttp(
         guard,
         fetches,
@@ -218,22 +219,27 @@ def open_guard(
     stack: AsyncExitStack,
     settings: Settings,
     registry: Registry,
-    session: aiohttp.ClientSession,
+    sessions: Sessions,
     keyring: Keyring,
     metrics: Metrics,
 ) -> Guard:
     """Build what lets readers in; `stack` gets the end of the questions it asks."""
     readers = settings.readers
-    oidc = Oidc(session, readers.oidc)
+    oidc = Oidc(sessions.configured, readers.oidc)
     stack.push_async_callback(oidc.close)
+
+    def line_to(name: str) -> Line:
+        repository = registry.resolve(name)
+        return Line(sessions.of(repository), keyring.route(repository))
+
     forge = ForgeAccess(
-        lambda name: Line(session, keyring.route(registry.find(name).mirror.settings)),
+        line_to,
         valid_seconds=readers.upstream_valid_seconds,
         outage_seconds=readers.upstream_outage_seconds,
     )
     stack.push_async_callback(forge.close)
     doorkeeper = Doorkeeper(
-        (one.access for one in settings.repositories.values()),
+        (one.access for one in (*settings.repositories.values(), *settings.upstreams)),
         Tokens(DataDirectory(settings.data_dir).tokens),
         oidc,
         forge,

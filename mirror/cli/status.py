@@ -40,7 +40,7 @@ def status(config_path: Path | None, url: str | None, *, as_json: bool) -> None:
         Console().print(_status_table(state))
         if relays:
             Console().print(_relays_table(relays))
-    healthy = all(one["state"] == "fresh" for one in state["repositories"].values())
+    healthy = all(map(_is_well, state["repositories"].values()))
     healthy = healthy and all(one["last_error"] is None for one in relays.values())
     sys.exit(0 if healthy else 1)
 
@@ -58,6 +58,12 @@ async def _state(url: str) -> dict[str, Any]:
         return await get_state(url)
     except STATE_ERRORS as error:
         fail(f"no git-mirror answers at {url}: {error}; is the service running?")
+
+
+def _is_well(repository: dict[str, Any]) -> bool:
+    """Tell whether all is well; a first clone that somebody asked for just now is."""
+    is_asked_for = repository.get("pull_through") is not None
+    return repository["state"] in ({"fresh", "cloning"} if is_asked_for else {"fresh"})
 
 
 def _status_table(state: dict[str, Any]) -> Table:

@@ -27,7 +27,7 @@ def sync(config_path: Path | None, repository: str) -> None:
     """
     settings = load(config_path)
     name = repository.strip("/").removesuffix(".git")
-    if name not in settings.repositories:
+    if settings.find(name) is None:
         known = ", ".join(list(settings.repositories)[:10])
         fail(f"no repository {name!r} in {settings.source}; it has {known}")
     configure_logs(settings.log)

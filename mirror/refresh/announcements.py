@@ -58,7 +58,9 @@ class Announcements:
     async def announce(self, announcement: Announcement) -> bool:
         """See `Announcer.announce`."""
         is_news = not self._is_repeated(announcement)
-        refreshers = [self._refreshers[name] for name in announcement.repositories]
+        # One that was removed at this very moment has no readers to hold.
+        found = map(self._refreshers.get, announcement.repositories)
+        refreshers = [one for one in found if one is not None]
         if is_news:
             for refresher in refreshers:
                 refresher.announce(announcement.changes)

@@ -9,6 +9,7 @@ There is one of these per data directory, in the process that refreshes.
 
 import asyncio
 import hashlib
+import shutil
 import time
 from collections.abc import Callable, Iterable
 from contextlib import aclosing, suppress
@@ -91,6 +92,7 @@ class Bundler:
         self._last_token = 0
         self._due = asyncio.Event()
         self._working = asyncio.Lock()
+        self._making: str | None = None
         self._task: asyncio.Task[None] | None = None
 
     async def open(self, mirrors: Iterable[Mirror]) -> None:
@@ -99,22 +101,38 @@ class Bundler:
         Raises:
             LocalError: The place of the bundles can't be used.
         """
-        wanted: set[str] = set()
         for mirror in mirrors:
-            interval = mirror.settings.bundle_interval_seconds
-            if interval is None:
-                continue
-            directory = self._places.bundles(mirror.name)
-            wanted.add(directory.name)
-            shelf = BundleShelf(directory, source=_source(mirror.settings))
-            listed = await asyncio.to_thread(shelf.open)
-            self._last_token = max(self._last_token, shelf.last_token)
-            one = self._bundled[mirror.name] = _Bundled(mirror, shelf, interval)
-            mirror.bundles = listed
-            if mirror.snapshot is not None:
-                age = self._wall_clock() - listed.built_at if listed is not None else interval
-                one.due_at = self._clock() + min(max(0.0, interval - age), interval)
+            await self.add(mirror)
+        wanted = {self._places.bundles(name).name for name in self._bundled}
         await asyncio.to_thread(self._places.keep_bundles, wanted)
+
+    async def add(self, mirror: Mirror) -> None:
+        """Offer what is on disk for a repository, and make more, if it is to have bundles.
+
+        Raises:
+            LocalError: The place of the bundles can't be used.
+        """
+        interval = mirror.settings.bundle_interval_seconds
+        if interval is None:
+            return
+        shelf = BundleShelf(self._places.bundles(mirror.name), source=_source(mirror.settings))
+        listed = await asyncio.to_thread(shelf.open)
+        self._last_token = max(self._last_token, shelf.last_token)
+        one = self._bundled[mirror.name] = _Bundled(mirror, shelf, interval)
+        mirror.bundles = listed
+        if mirror.snapshot is not None:
+            age = self._wall_clock() - listed.built_at if listed is not None else interval
+            one.due_at = self._clock() + min(max(0.0, interval - age), interval)
+
+    def is_working_on(self, name: str) -> bool:
+        """Tell whether something is being made of a repository."""
+        return self._making == name
+
+    async def forget(self, name: str) -> None:
+        """Remove the bundles of a repository that was removed, after what is being made of it."""
+        if self._bundled.pop(name, None) is not None:
+            async with self._working:
+                await run_to_end(shutil.rmtree, self._places.bundles(name), ignore_errors=True)
 
     def start(self) -> "asyncio.Task[None]":
         """Begin; the task should never end."""
@@ -164,7 +182,7 @@ class Bundler:
     async def _sweep(self) -> None:
         """Remove the bundles that were kept for long enough."""
         now = self._wall_clock()
-        for one in self._bundled.values():
+        for one in tuple(self._bundled.values()):
             expires_at = one.shelf.expires_at
             if expires_at is not None and expires_at <= now:
                 async with self._working:
@@ -179,6 +197,9 @@ class Bundler:
         one = self._bundled[name]
         log = logger.bind(repository=name)
         async with self._working:
+            if self._bundled.get(name) is not one:
+                return True  # it was removed meanwhile
+            self._making = name
             try:
                 await self._bring_up_to_date(one)
             except MirrorError as error:
@@ -188,6 +209,7 @@ class Bundler:
                 log.exception("bundles_broke")
                 return False
             finally:
+                self._making = None
                 self._due.set()  # there may be something to remove in a while
         return True
 
@@ -289,7 +311,8 @@ class Bundler:
     def _room(self, shelf: BundleShelf) -> int:
         """Return how long the next bundle of a repository may be; blocking."""
         own = shelf.bytes_on_disk()
-        total = sum(one.shelf.bytes_on_disk() for one in self._bundled.values())
+        shelves = [one.shelf for one in tuple(self._bundled.values())]
+        total = sum(one.bytes_on_disk() for one in shelves)
         return max(0, min(self._bytes_max - total, self._bytes_max // 2 - own))
 
     async def _offer(self, one: _Bundled, listed: BundleList) -> None:

@@ -72,6 +72,7 @@ class Foresight:
         self._metrics = metrics
         self._places = asyncio.Semaphore(AT_ONCE)
         self._watched: dict[str, _Watched] = {}
+        self._ending: set[asyncio.Task[None]] = set()
 
     # --- learning ------------------------------------------------------------------------------
 
@@ -164,9 +165,18 @@ class Foresight:
             work = self._foresee(name, repository, snapshot, requests, answers)
             watched.work = asyncio.create_task(work, name=f"foresight {name}")
 
+    def forget(self, name: str) -> None:
+        """End what is under way for a repository that goes, and forget its readers."""
+        watched = self._watched.pop(name, None)
+        if watched is not None and watched.work is not None and not watched.work.done():
+            watched.work.cancel()
+            self._ending.add(watched.work)
+            watched.work.add_done_callback(self._ending.discard)
+
     async def close(self) -> None:
         """End what is under way."""
         works = [one.work for one in self._watched.values() if one.work is not None]
+        works += self._ending
         for work in works:
             work.cancel()
         await asyncio.gather(*works, return_exceptions=True)

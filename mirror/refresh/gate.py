@@ -1,6 +1,7 @@
 """What a reader is given now: the current refs, perhaps after a wait, perhaps marked stale.
 
-The decision is `freshness`'s; here is the waiting.
+The decision is `freshness`'s; here is the waiting. Whatever is asked here is asked for a reader,
+and noted as such (`Mirror.read_at`).
 """
 
 import asyncio
@@ -68,6 +69,7 @@ class Gate:
             NotYetMirrored: There is nothing yet.
         """
         mirror = self._mirror
+        mirror.read_at = self._clock()
         if mirror.repository is None or mirror.snapshot is None:  # what `is_open` denies
             # What stands in the way may be lasting: then trying again is no advice.
             reason = mirror.last.error or "its first clone is under way; try again soon"
@@ -77,12 +79,19 @@ class Gate:
     def is_fresh(self, snapshot: RefSnapshot) -> bool:
         """Tell whether `admit` would return `snapshot` now, at once and not marked stale."""
         mirror = self._mirror
+        mirror.read_at = now = self._clock()
         return mirror.snapshot is snapshot and mirror.freshness.is_fresh(
-            self._clock(), mirror.settings.max_age_seconds
+            now, mirror.settings.max_age_seconds
         )
+
+    def is_shown(self, snapshot: RefSnapshot) -> bool:
+        """Tell whether `current` would return `snapshot`."""
+        self._mirror.read_at = self._clock()
+        return self._mirror.snapshot is snapshot
 
     def is_open(self) -> bool:
         """Tell whether there is anything to serve yet, so that `current` returns it."""
+        self._mirror.read_at = self._clock()
         return self._mirror.snapshot is not None and self._mirror.repository is not None
 
     async def look_again(self, timeout_seconds: float) -> None:

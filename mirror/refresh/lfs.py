@@ -10,7 +10,7 @@ grows in (`LfsStore.open_part`), whichever process they are served by.
 import asyncio
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, MutableMapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -92,7 +92,7 @@ class LargeFiles:
     def __init__(
         self,
         store: LfsStore,
-        repositories: Mapping[str, LfsRepository],
+        repositories: MutableMapping[str, LfsRepository],
         limits: LimitSettings,
         metrics: Metrics,
     ) -> None:
@@ -109,6 +109,13 @@ class LargeFiles:
         self._actions: OrderedDict[tuple[str, str], tuple[Action, float]] = OrderedDict()
         self._room = asyncio.Condition()
         self._reserved_bytes = 0
+
+    async def forget(self, name: str) -> None:
+        """Forget what a repository that was removed may hand out."""
+        self._repositories.pop(name, None)
+        for key in [key for key in self._actions if key[0] == name]:
+            del self._actions[key]
+        await run_to_end(self._store.forget, name)
 
     async def close(self) -> None:
         """End what is under way."""

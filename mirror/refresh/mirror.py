@@ -110,6 +110,10 @@ class Mirror:
         replicas: Its copies, where other processes serve it.
         bundles: What is offered to clients that ask for bundles; `None` for nothing.
         credentials: How those for the upstream stand, where there are any and they are used here.
+        readers: How many requests of this process it is being read by.
+        read_at: When it was last read in this process; of a monotonic clock.
+        denied: When the upstream first and last said that there is no such repository (of a
+            monotonic clock); `None` once it says otherwise.
     """
 
     settings: RepositorySettings
@@ -127,6 +131,9 @@ class Mirror:
     replicas: Replicas | None = None
     bundles: BundleList | None = None
     credentials: Standing | None = None
+    readers: int = 0
+    read_at: float = float("-inf")
+    denied: tuple[float, float] | None = None
 
     @property
     def name(self) -> str:
@@ -147,3 +154,11 @@ class Mirror:
         self.progress = progress
         if self.watch is not None:
             self.watch(self)
+
+    def forsake(self) -> None:
+        """Let nobody see it any more, whoever still knows of it, and let go of its packs."""
+        repository = self.repository
+        self.repository = self.snapshot = self.shown = self.bundles = None
+        if repository is not None:
+            repository.close()
+        self.changed.give()

@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 
 import structlog
 
-from mirror.errors import LocalError, MirrorError, UpstreamUnavailable
+from mirror.errors import LocalError, MirrorError, NotUpstream, UpstreamUnavailable
 from mirror.metrics import Metrics
 from mirror.refresh.mirror import Mirror
 from mirror.refresh.schedule import Schedule
@@ -203,9 +203,14 @@ class Refresher:
         self.request(Trigger.WEBHOOK)
         self.mirror.changed.give()
 
-    async def run(self) -> None:
-        """Refresh whenever asked to, and on schedule, until cancelled."""
-        self.request(Trigger.START)
+    async def run(self, *, at_once: bool = True) -> None:
+        """Refresh whenever asked to, and on schedule, until cancelled.
+
+        Args:
+            at_once: Begin with a refresh; otherwise with the first that is asked for.
+        """
+        if at_once:
+            self.request(Trigger.START)
         delay: float | None = None
         try:
             async with asyncio.TaskGroup() as tasks:
@@ -297,6 +302,7 @@ class Refresher:
         mirror.snapshot = updated.snapshot  # published: the next reader sees it
         mirror.last.succeeded_at = time.time()
         mirror.last.error = None
+        mirror.denied = None
         is_changed = updated.snapshot is not before
         if is_changed:
             try:
@@ -359,6 +365,8 @@ class Refresher:
         asked = error.retry_after_seconds if isinstance(error, UpstreamUnavailable) else None
         freshness.fail(now, covers=covers, retry_after_seconds=asked)
         delay = self._schedule.after_failure(freshness.failures, self._chance(), asked)
+        if isinstance(error, NotUpstream):
+            mirror.denied = (mirror.denied[0] if mirror.denied else now, now)
         mirror.last.failed_at = time.time()
         mirror.last.error = str(error)
         self._metrics.record_refresh(trigger, error.label, now - began_at)

@@ -144,7 +144,7 @@ class BareRepository:
         Raises:
             LocalError: It is not a repository that can be read.
         """
-        url = _read_upstream_url(path)
+        url = upstream_url_of(path)
         try:
             _clear_leftovers(path)
         except OSError as error:
@@ -160,7 +160,7 @@ class BareRepository:
         Raises:
             LocalError: It is not a repository that can be read.
         """
-        return cls(path, ObjectSource(path / "objects"), _read_upstream_url(path))
+        return cls(path, ObjectSource(path / "objects"), upstream_url_of(path))
 
     def close(self) -> None:
         """Release the mapped packs."""
@@ -289,7 +289,12 @@ def _identity(path: Path) -> _Identity:
     return found.st_ino, found.st_mtime_ns, found.st_size
 
 
-def _read_upstream_url(path: Path) -> str:
+def upstream_url_of(path: Path) -> str:
+    """Return what the repository at `path` mirrors.
+
+    Raises:
+        LocalError: It is not a mirror, or can't be read.
+    """
     try:
         config = ConfigFile.from_path(str(path / "config"))
         return config.get((b"remote", b"origin"), b"url").decode()

@@ -109,6 +109,10 @@ class LfsStore:
         """Return where the grants of a repository are: as long as it has this upstream."""
         return self._grants / f"{name}.git" / hashlib.sha256(upstream.encode()).hexdigest()[:16]
 
+    def forget(self, name: str) -> None:
+        """Forget the grants of a repository, whatever its upstream was; blocking."""
+        shutil.rmtree(self._grants / f"{name}.git", ignore_errors=True)
+
     def granted(self, scope: Path, oid: str) -> Grant | None:
         """Return the grant of an object, if there is one."""
         path = scope / oid[:2] / oid

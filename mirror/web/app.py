@@ -25,6 +25,7 @@ from mirror.errors import (
 from mirror.metrics import Metrics
 from mirror.web.bundle_files import BundleFiles
 from mirror.web.fast_lane import FastLane
+from mirror.web.finding import end_reading
 from mirror.web.forwarded import NO_PROXIES, Proxies
 from mirror.web.guard import CHALLENGES, client_address
 from mirror.web.lfs import OID, LfsHandlers
@@ -147,6 +148,7 @@ def _observed(metrics: Metrics, proxies: Proxies) -> Middleware:
                 request[OUTCOME] = "cancelled"
                 raise
             finally:
+                end_reading(request)
                 seconds = time.perf_counter() - began_at
                 metrics.record_request(request[OPERATION], request[OUTCOME], seconds)
 

@@ -45,7 +45,7 @@ class _Control:
     async def sync(self, request: web.Request) -> web.StreamResponse:
         """POST /sync/{repository}: refresh now; a line of JSON per step, the last has `outcome`."""
         try:
-            hosted = self._registry.find(request.match_info["repository"])
+            hosted = await self._find(request.match_info["repository"])
         except MirrorError as error:
             return web.json_response(_failed(error), status=error.status)
         response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
@@ -59,6 +59,18 @@ class _Control:
         await response.write(_line(_ending(hosted, refreshed)))
         await response.write_eof()
         return response
+
+    async def _find(self, path: str) -> Hosted:
+        """Return a repository; one below a place of `upstreams` is mirrored first.
+
+        Raises:
+            MirrorError: There is none.
+        """
+        settings = self._registry.resolve(path)
+        hosted = self._registry.get(settings.name)
+        if hosted is not None:
+            return hosted
+        return await asyncio.shield(self._registry.open(settings, None))
 
 
 def _ending(hosted: Hosted, refreshed: "asyncio.Future[None]") -> dict[str, Any]:

@@ -229,10 +229,11 @@ class Fetches:
         body: bytes,
     ) -> None:
         """Let an answer be given again, without a handler, for as long as the refs are the same."""
-        mirror, shown = hosted.mirror, ref(admitted.snapshot)
+        gate, shown = hosted.gate, ref(admitted.snapshot)
 
         def is_valid() -> bool:
-            return mirror.snapshot is not None and mirror.snapshot is shown()
+            snapshot = shown()
+            return snapshot is not None and gate.is_shown(snapshot)
 
         def on_repeat() -> None:
             self._count(hosted, planned, "hit")

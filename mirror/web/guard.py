@@ -14,7 +14,13 @@ from cryptography import x509
 
 from mirror.access.doorkeeper import Client, Doorkeeper
 from mirror.access.reader import ANONYMOUS, Grant
-from mirror.config import AccessKind, Network, PushPolicy, is_own_machine
+from mirror.config import (
+    AccessKind,
+    Network,
+    PushPolicy,
+    RepositorySettings,
+    is_own_machine,
+)
 from mirror.errors import (
     MirrorError,
     NotAllowedHere,
@@ -24,6 +30,7 @@ from mirror.errors import (
 )
 from mirror.metrics import Metrics
 from mirror.refresh.registry import Hosted, Registry
+from mirror.web.finding import Finder, Opening
 from mirror.web.forwarded import Proxies, contains
 from mirror.web.repeating import Repeatable
 
@@ -55,18 +62,44 @@ class Guard:
         self.proxies = proxies
         self._metrics = metrics
         self._registry = registry
+        self._finder = Finder(registry)
         self._doorkeeper = doorkeeper
         self._monitoring_from = monitoring_from
 
     async def find(self, request: web.Request) -> Hosted:
         """Return the repository that a request is about, if its client may read it.
 
+        One below `upstreams` is mirrored first, if need be.
+
+        Raises:
+            ClientError: It may not, see `Doorkeeper.admit`; or it can't be mirrored.
+            UpstreamUnavailable: That can't be found out.
+        """
+        return await self.bring(request, await self.admit(request))
+
+    def look(self, request: web.Request, settings: RepositorySettings) -> Hosted | Opening:
+        """Return a repository whose settings `admit` gave, or what there is to wait for."""
+        return self._finder.look(request, settings, self.address(request))
+
+    async def bring(self, request: web.Request, settings: RepositorySettings) -> Hosted:
+        """Return a repository whose settings `admit` gave, after a wait if need be.
+
+        Raises:
+            ClientError: It can't be mirrored, or not so soon.
+        """
+        return await self._finder.find(request, settings, self.address(request))
+
+    async def admit(self, request: web.Request) -> RepositorySettings:
+        """Return the settings of the repository that a request is about, if its client may read it.
+
+        Nothing is mirrored for that, nor does anything tell whether it is.
+
         Raises:
             ClientError: It may not; see `Doorkeeper.admit`.
             UpstreamUnavailable: That can't be found out.
         """
         try:
-            hosted, grant = await self._admit(request)
+            settings, grant = await self._admit(request)
         except MirrorError as error:
             if reason := _REASONS.get(type(error)):
                 is_named = "Authorization" in request.headers
@@ -76,18 +109,17 @@ class Guard:
         request[GRANT] = grant
         if grant is not ANONYMOUS:
             structlog.contextvars.bind_contextvars(reader=grant.reader)
-        return hosted
+        return settings
 
-    async def _admit(self, request: web.Request) -> tuple[Hosted, Grant]:
+    async def _admit(self, request: web.Request) -> tuple[RepositorySettings, Grant]:
         try:
-            hosted = self._registry.find(request.match_info["repository"])
+            settings = self._registry.resolve(request.match_info["repository"])
         except UnknownRepository as unknown:
             await self._doorkeeper.turn_away(self._client(request), unknown)
             raise
-        settings = hosted.mirror.settings
         if AccessKind.ANONYMOUS in settings.access:
-            return hosted, ANONYMOUS
-        return hosted, await self._doorkeeper.admit(
+            return settings, ANONYMOUS
+        return settings, await self._doorkeeper.admit(
             self._client(request),
             settings.name,
             access=settings.access,
@@ -98,18 +130,19 @@ class Guard:
         """Return the repository that a push is about.
 
         Where pushes are passed on, the upstream decides about it, with credentials that say nothing
-        here; a refusal names the upstream, which only readers may know.
+        here; a refusal names the upstream, which only readers may know. A push mirrors nothing.
 
         Raises:
-            ClientError: The client may not read it, and pushes are refused; or there is none.
+            ClientError: The client may not read it, and pushes are refused; or it is not here.
         """
         try:
-            hosted = self._registry.find(request.match_info["repository"])
+            settings = self._registry.resolve(request.match_info["repository"])
         except UnknownRepository:
-            return await self.find(request)
-        if hosted.mirror.settings.push is PushPolicy.PROXY:
-            return hosted
-        return await self.find(request)
+            settings = await self.admit(request)
+        is_here = self._registry.get(settings.name) is not None
+        if settings.push is not PushPolicy.PROXY or not is_here:
+            settings = await self.admit(request)
+        return self._finder.find_for_push(request, settings)
 
     def sees_all(self, request: web.Request) -> bool:
         """Tell whether a client may know which repositories there are."""

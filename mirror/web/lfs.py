@@ -15,7 +15,7 @@ from typing import Final, Never
 import structlog
 from aiohttp import web
 
-from mirror.config import LimitSettings
+from mirror.config import LimitSettings, RepositorySettings
 from mirror.errors import ClientError, MirrorError, Overloaded, ProtocolError, ReadOnly
 from mirror.metrics import Metrics
 from mirror.refresh.lfs import LfsSource
@@ -78,36 +78,31 @@ class LfsHandlers:
 
     async def upload(self, request: web.Request) -> web.Response:
         """PUT of an object: refused."""
-        self._refuse(
-            request,
-            await self._find(request, Operation.LFS_UPLOAD),
-            "takes no LFS uploads; upload to",
-        )
+        settings = await self._admit(request, Operation.LFS_UPLOAD)
+        self._refuse(settings, "takes no LFS uploads; upload to")
 
     async def locks(self, request: web.Request) -> web.Response:
         """Everything below locks: refused."""
-        self._refuse(
-            request,
-            await self._find(request, Operation.LFS_LOCKS),
-            "keeps no LFS locks; lock files at",
-        )
+        settings = await self._admit(request, Operation.LFS_LOCKS)
+        self._refuse(settings, "keeps no LFS locks; lock files at")
 
-    def _refuse(self, request: web.Request, hosted: Hosted, what: str) -> Never:
-        raise ReadOnly(f"this mirror {what} {hosted.mirror.settings.upstream}")
+    def _refuse(self, settings: RepositorySettings, what: str) -> Never:
+        raise ReadOnly(f"this mirror {what} {settings.upstream}")
 
     # --- batches -------------------------------------------------------------------------------
 
     async def batch(self, request: web.Request) -> web.Response:
         """POST /{repository}/info/lfs/objects/batch."""
-        hosted = await self._find(request, Operation.LFS_BATCH)
+        settings = await self._admit(request, Operation.LFS_BATCH)
         body = await read_body(
             request, bytes_max=REQUEST_BYTES_MAX, hint="ask for fewer LFS objects at a time"
         )
         batch = parse_batch_request(body)
         if batch.is_upload:
             request[OPERATION] = Operation.LFS_UPLOAD
-            self._refuse(request, hosted, "takes no LFS uploads; upload to")
-        self._check_is_on(hosted)
+            self._refuse(settings, "takes no LFS uploads; upload to")
+        self._check_is_on(settings)
+        hosted = await self._guard.bring(request, settings)
         hosted.gate.current()
         prefix = _own_url(request, self._guard.proxies).removesuffix("batch")
         refusals = await self._refusals(hosted, batch.pointers)
@@ -149,8 +144,9 @@ class LfsHandlers:
 
     async def download(self, request: web.Request) -> web.StreamResponse:
         """GET and HEAD of an object."""
-        hosted = await self._find(request, Operation.LFS_DOWNLOAD)
-        self._check_is_on(hosted)
+        settings = await self._admit(request, Operation.LFS_DOWNLOAD)
+        self._check_is_on(settings)
+        hosted = await self._guard.bring(request, settings)
         oid = request.match_info["oid"]
         grant = await asyncio.to_thread(self._store.granted, self._scope(hosted), oid)
         if grant is None:
@@ -188,13 +184,12 @@ class LfsHandlers:
 
     # --- for all -------------------------------------------------------------------------------
 
-    async def _find(self, request: web.Request, operation: Operation) -> Hosted:
+    async def _admit(self, request: web.Request, operation: Operation) -> RepositorySettings:
         request[OPERATION] = operation
         request[EXPLAIN] = _explained
-        return await self._guard.find(request)
+        return await self._guard.admit(request)
 
-    def _check_is_on(self, hosted: Hosted) -> None:
-        settings = hosted.mirror.settings
+    def _check_is_on(self, settings: RepositorySettings) -> None:
         if not settings.lfs:
             raise LfsOff(
                 f"Git LFS is off for {settings.name} (`lfs: false`); its objects are at"

@@ -93,7 +93,8 @@ class Monitoring:
     async def readyz(self, request: web.Request) -> web.Response:
         """GET /readyz: every repository has been looked after once.
 
-        One that can't be cloned is an error of its own, not a reason to take the others away.
+        One that can't be cloned is an error of its own, not a reason to take the others away; nor
+        is one that somebody has just asked for.
         """
         request[OPERATION] = Operation.MONITORING
         waiting = [one.mirror.name for one in self._registry if not _was_looked_after(one)]
@@ -118,7 +119,10 @@ class Monitoring:
 
 
 def _was_looked_after(hosted: Hosted) -> bool:
-    return hosted.mirror.snapshot is not None or hosted.mirror.last.failed_at is not None
+    mirror = hosted.mirror
+    if mirror.settings.place is not None:
+        return True
+    return mirror.snapshot is not None or mirror.last.failed_at is not None
 
 
 def repository_state(hosted: Hosted) -> RepositoryState:
@@ -145,6 +149,7 @@ def describe(hosted: Hosted) -> dict[str, Any]:
     state = repository_state(hosted)
     return {
         "upstream": mirror.settings.upstream,
+        "pull_through": None if mirror.settings.place is None else f"/{mirror.settings.place.at}",
         "moved_to": mirror.moved_to,
         "state": _state(hosted),
         "age_seconds": None if state.age_seconds is None else round(state.age_seconds, 3),

@@ -20,7 +20,7 @@ from aiohttp import web
 
 from mirror.access.presented import read_authorization
 from mirror.access.tokens import PREFIX
-from mirror.config import LimitSettings, PushPolicy
+from mirror.config import LimitSettings, PushPolicy, RepositorySettings
 from mirror.errors import (
     MirrorError,
     Overloaded,
@@ -37,6 +37,7 @@ from mirror.refresh.announcements import Announcement, Announcer
 from mirror.refresh.patterns import patterns_of
 from mirror.refresh.refresher import Trigger
 from mirror.refresh.registry import Hosted
+from mirror.upstream.connect import Sessions
 from mirror.upstream.forges import RefChange
 from mirror.upstream.keyring import Keyring
 from mirror.upstream.line import Line
@@ -82,7 +83,7 @@ class Pushes:
 
     def __init__(
         self,
-        session: aiohttp.ClientSession,
+        sessions: Sessions,
         keyring: Keyring,
         announcer: Announcer,
         metrics: Metrics,
@@ -93,14 +94,14 @@ class Pushes:
         """Be ready for pushes; nothing is asked yet.
 
         Args:
-            session: Reaches the upstreams.
+            sessions: Reach the upstreams.
             keyring: How they are reached.
             announcer: Is told what was pushed.
             metrics: Of this process.
             limits: The configured ones.
             processes: How many share them.
         """
-        self._session = session
+        self._sessions = sessions
         self._keyring = keyring
         self._announcer = announcer
         self._metrics = metrics
@@ -168,13 +169,13 @@ class Pushes:
         request[OPERATION] = Operation.RECEIVE_PACK
         settings = hosted.mirror.settings
         if settings.push is PushPolicy.REFUSE:
-            raise ReadOnly(f"this mirror is read-only; push to {settings.upstream}")
+            raise read_only(settings)
         if is_own_token(request.headers.get("Authorization")):
             # It reads here; there it is nobody's, and in other hands.
             raise SignInWanted(
                 "that is a token of this mirror: push with credentials of the upstream"
             )
-        line = Line(self._session, self._keyring.route(settings))
+        line = Line(self._sessions.of(settings), self._keyring.route(settings))
         return PushLine(line, settings.upstream)
 
     @asynccontextmanager
@@ -288,6 +289,11 @@ class Pushes:
         except MirrorError as error:
             trouble = str(error)
         logger.warning("pushed_but_not_here_yet", repository=name, error=trouble)
+
+
+def read_only(settings: RepositorySettings) -> ReadOnly:
+    """Return what is said to who pushes where pushes are refused."""
+    return ReadOnly(f"this mirror is read-only; push to {settings.upstream}")
 
 
 class _Push:

@@ -18,6 +18,8 @@ from mirror.metrics import Metrics
 from mirror.refresh.gate import Admitted
 from mirror.refresh.registry import Hosted
 from mirror.web.fetch import Fetches
+from mirror.web.finding import Opening
+from mirror.web.first_clone import capabilities_once_mirrored
 from mirror.web.guard import Guard
 from mirror.web.protocol import (
     ADVERTISEMENT_TYPE,
@@ -92,7 +94,7 @@ class SmartHttp:
         service = request.query.get("service")
         if service == "git-receive-pack":
             return await self._pushes.info_refs(request, await self._guard.find_for_push(request))
-        hosted = await self._guard.find(request)
+        settings = await self._guard.admit(request)
         if service != "git-upload-pack":
             raise ProtocolError(
                 "expected ?service=git-upload-pack: only the smart HTTP protocol is served here,"
@@ -101,8 +103,13 @@ class SmartHttp:
         version = protocol_version(request)
         if version == 2:
             request[OPERATION] = Operation.CAPABILITIES
-            return self._capabilities(request, hosted)
+            found = self._guard.look(request, settings)
+            if isinstance(found, Opening):
+                without_bundles = self._v2_capabilities[False]
+                return await capabilities_once_mirrored(request, found, without_bundles)
+            return self._capabilities(request, found)
         request[OPERATION] = Operation.ADVERTISE
+        hosted = await self._guard.bring(request, settings)
         admitted = await self._admit(hosted)
         encoded = admitted.snapshot.advertisement(version)
         headers = answer_headers(ADVERTISEMENT_TYPE, admitted)
@@ -135,11 +142,12 @@ class SmartHttp:
 
     async def upload_pack(self, request: web.Request) -> web.StreamResponse:
         """POST /{repository}/git-upload-pack."""
-        hosted = await self._guard.find(request)
+        settings = await self._guard.admit(request)
         if request.content_type != REQUEST_TYPE:
             raise UnsupportedType(
                 f"expected Content-Type {REQUEST_TYPE}, got {request.content_type[:100]!r}"
             )
+        hosted = await self._guard.bring(request, settings)
         hosted.gate.current()
         version = protocol_version(request)
         body = await read_body(

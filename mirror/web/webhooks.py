@@ -8,7 +8,7 @@ when it makes no sense.
 
 import asyncio
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -144,9 +144,12 @@ class Webhooks:
         Raises:
             Unauthenticated: It speaks for none.
         """
-        owners = _secrets(named) or _secrets(
-            one for one in self._registry if one.mirror.settings.forge == forge
-        )
+        owners = _secrets(named)
+        if not owners:
+            owners = _secrets(one for one in self._registry if one.mirror.settings.forge == forge)
+            # Of a repository below `upstreams` that nobody has asked for yet.
+            for secret in self._place_secrets(forge):
+                owners.setdefault(secret.reveal(), _Owners(is_old=False))
         if not owners:
             raise Unauthenticated(
                 f"no repository here has a webhook secret for {forge}; set webhook_secret_file"
@@ -160,6 +163,15 @@ class Webhooks:
                 receiver.verify, request.headers, body, secrets=secrets, now=now
             )
         return owners[secrets[position]]
+
+    def _place_secrets(self, forge: str) -> Iterator[Secret]:
+        files = {
+            one.webhook_secret_file: WebhookSecrets(one.webhook_secret_file)
+            for one in self._registry.upstreams
+            if one.forge == forge and one.webhook_secret_file is not None
+        }
+        for file, secrets in files.items():
+            yield from _read_secrets(secrets, str(file))
 
     async def _act(
         self, forge: str, event: WebhookEvent, hosted: Sequence[Hosted]

@@ -50,6 +50,15 @@ def encode_v2_capabilities(agent: bytes, *, has_bundles: bool = False) -> bytes:
     return SERVICE_LINE + encode_lines(lines) + FLUSH_PKT
 
 
+def encode_waiting_line(number: int) -> bytes:
+    """Encode a v2 capability that no client knows, so that each ignores it.
+
+    Args:
+        number: Makes its key another than those before: a client may not take the same one twice.
+    """
+    return encode(b"x-mirroring-%d=wait\n" % number)
+
+
 @dataclass(frozen=True, slots=True)
 class Advertisement:
     """A v0 or v1 advertisement in pieces.

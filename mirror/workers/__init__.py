@@ -22,6 +22,7 @@ What keeps the freshness contract across processes:
     lfs         LFS objects, asked for there and read from the disk here
     worker      a worker's process
     process     starting and ending it, from the main process
+    managed     one of them, as the main process sees it
     supervisor  all of them
     figures     the metrics of all processes, added up
 """

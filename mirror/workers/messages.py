@@ -112,6 +112,30 @@ class Bundled:
 
 
 @dataclass(frozen=True, slots=True)
+class Added:
+    """Told, before anything else of it: there is a mirror below `upstreams`, or there still is."""
+
+    repository: str
+    kind: Literal["added"] = "added"
+
+
+@dataclass(frozen=True, slots=True)
+class Removed:
+    """Asked: let go of a mirror; answered "busy" where it is kept because somebody reads it."""
+
+    repository: str
+    by_force: bool
+    kind: Literal["removed"] = "removed"
+
+
+@dataclass(frozen=True, slots=True)
+class ReadsWanted:
+    """Asked: when the mirrors below `upstreams` were last read."""
+
+    kind: Literal["reads_wanted"] = "reads_wanted"
+
+
+@dataclass(frozen=True, slots=True)
 class Listen:
     """Asked: accept connections; answered when that is so."""
 
@@ -144,6 +168,18 @@ class RefreshWanted:
     repository: str
     trigger: Trigger
     kind: Literal["refresh_wanted"] = "refresh_wanted"
+
+
+@dataclass(frozen=True, slots=True)
+class MirrorWanted:
+    """Asked: mirror a repository below `upstreams`; answered when every worker serves it.
+
+    The answer has the label of what went wrong, and a sentence about it, where it can't be.
+    """
+
+    repository: str
+    client: str
+    kind: Literal["mirror_wanted"] = "mirror_wanted"
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,10 +244,14 @@ Message: TypeAlias = (
     | Announced
     | Refreshed
     | Bundled
+    | Added
+    | Removed
+    | ReadsWanted
     | Listen
     | CountsWanted
     | Stop
     | RefreshWanted
+    | MirrorWanted
     | Delivered
     | FiguresWanted
     | LfsAsked

@@ -3,15 +3,31 @@
 import asyncio
 from typing import Final, Literal
 
+from mirror.config import RepositorySettings
+from mirror.errors import NotYetMirrored, Overloaded, UnknownRepository
 from mirror.refresh.announcements import Announcement
 from mirror.refresh.refresher import Trigger
+from mirror.refresh.registry import Hosted, Registry
 from mirror.workers.frames import ChannelError
 from mirror.workers.link import Link
-from mirror.workers.messages import Delivered, FiguresWanted, Message, RefreshWanted, Reply
+from mirror.workers.messages import (
+    Delivered,
+    FiguresWanted,
+    Message,
+    MirrorWanted,
+    RefreshWanted,
+    Reply,
+)
 from mirror.workers.state import packed_changes
 
 REPEATED: Final = "repeated"
 """The answer to a delivery that was taken before."""
+
+BUSY: Final = "busy"
+"""The answer of a worker that keeps a mirror, because somebody reads it."""
+
+_REFUSALS: Final = {one.label: one for one in (UnknownRepository, NotYetMirrored, Overloaded)}
+"""What a mirror that is wanted may be refused with, by label."""
 
 ANSWER_SECONDS_MAX: Final = 8.0
 """The main process answers within what it gives a worker to acknowledge; forges give up at 10 s."""
@@ -58,6 +74,42 @@ class RefreshProxy:
         else:
             outcome.set_result(None)
         self._ask_next()
+
+
+class OpenerProxy:
+    """Has repositories below `upstreams` mirrored: one question for all who wait for the same."""
+
+    def __init__(self, link: Link, registry: Registry) -> None:
+        self._link = link
+        self._registry = registry
+        self._opening: dict[str, asyncio.Future[Hosted]] = {}
+
+    def open(self, settings: RepositorySettings, client: str | None) -> "asyncio.Future[Hosted]":
+        """See `Opener.open`."""
+        name = settings.name
+        opening = self._opening.get(name)
+        if opening is None:
+            opening = self._opening[name] = asyncio.get_running_loop().create_future()
+            answer = self._link.ask(MirrorWanted(name, client or ""))
+            answer.add_done_callback(lambda answer: self._answered(name, answer))
+        return opening
+
+    def _answered(self, name: str, answer: "asyncio.Future[Reply]") -> None:
+        opening = self._opening.pop(name)
+        if opening.done():
+            return
+        hosted = self._registry.get(name)
+        if (broken := answer.exception()) is not None:
+            opening.set_exception(NotYetMirrored(f"{name} can't be mirrored now: {broken}"))
+        elif text := answer.result().text:
+            label, _, message = text.partition(" ")
+            opening.set_exception(_REFUSALS.get(label, NotYetMirrored)(message))
+        elif hosted is None:
+            opening.set_exception(NotYetMirrored(f"{name} was removed again; try again"))
+        else:
+            opening.set_result(hosted)
+            return
+        opening.exception()  # seen: nobody has to be waiting
 
 
 class AnnouncerProxy:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from typing import Final
 
 from mirror.config import RepositorySettings
+from mirror.errors import LocalError
 from mirror.places import DataDirectory
 from mirror.refresh.mirror import Mirror
 from mirror.repository.bare import BareRepository
@@ -42,7 +43,10 @@ class Replica:
     def __init__(
         self, settings: Iterable[RepositorySettings], places: DataDirectory, *, agent: bytes
     ) -> None:
-        self.mirrors = {one.name: Mirror(one, places.repository(one.name)) for one in settings}
+        self._places = places
+        self.mirrors: dict[str, Mirror] = {}
+        for one in settings:
+            self.add(one)
         self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.on_followed: OnFollowed | None = None
         self._agent = agent
@@ -50,9 +54,25 @@ class Replica:
         self._tasks: set[asyncio.Task[None]] = set()
         self._loads = asyncio.Semaphore(LOADS_MAX)
 
+    def add(self, settings: RepositorySettings) -> Mirror:
+        """Begin a copy of a mirror, of which nothing is known yet."""
+        mirror = Mirror(settings, self._places.repository(settings.name))
+        self.mirrors[mirror.name] = mirror
+        return mirror
+
+    def is_following(self, name: str) -> bool:
+        """Tell whether something of a mirror is being taken over."""
+        return name in self._queues
+
+    def remove(self, name: str) -> None:
+        """Let go of a mirror."""
+        self.mirrors.pop(name).forsake()
+
     def announce(self, announced: Announced) -> None:
         """Hold readers for an announcement."""
-        mirror = self.mirrors[announced.repository]
+        mirror = self.mirrors.get(announced.repository)
+        if mirror is None:  # it was removed, and nobody is served from it
+            return
         mirror.freshness.announced = max(mirror.freshness.announced, announced.number)
         mirror.changed.give()
 
@@ -62,7 +82,10 @@ class Replica:
         Raises:
             ChannelError: Too much is under way.
         """
-        mirror = self.mirrors[refreshed.repository]
+        mirror = self.mirrors.get(refreshed.repository)
+        if mirror is None:  # as above
+            done()
+            return
         queue = self._queues.get(mirror.name)
         if queue is None and refreshed.snapshot is None:
             _put(mirror, refreshed)
@@ -79,26 +102,41 @@ class Replica:
 
     def bundle(self, bundled: Bundled) -> None:
         """Offer other bundles."""
-        self.mirrors[bundled.repository].bundles = bundled.listed
+        mirror = self.mirrors.get(bundled.repository)
+        if mirror is not None:  # else as above
+            mirror.bundles = bundled.listed
 
     async def _follow(self, mirror: Mirror, queue: deque[tuple[Refreshed, Done]]) -> None:
         """Take over what is told of one repository, until there is nothing more."""
         while queue:
             refreshed, done = queue[0]
             if refreshed.snapshot is not None:
-                async with self._loads:
-                    repository, snapshot = await asyncio.to_thread(
-                        _load, mirror, refreshed.snapshot, self._agent
-                    )
-                # Both at once: a reader's refs and objects are to match.
-                before = mirror.snapshot
-                mirror.repository, mirror.snapshot = repository, snapshot
-                if self.on_followed is not None:
-                    self.on_followed(mirror, before, repository, snapshot)
+                await self._take_over(mirror, refreshed.snapshot)
             _put(mirror, refreshed)
             done()
             queue.popleft()
         del self._queues[mirror.name]
+
+    async def _take_over(self, mirror: Mirror, news: SnapshotNews) -> None:
+        try:
+            async with self._loads:
+                repository, snapshot = await asyncio.to_thread(_load, mirror, news, self._agent)
+        except LocalError:
+            if self._is_kept(mirror):
+                raise
+            return
+        if not self._is_kept(mirror):
+            repository.close()
+            return
+        # Both at once: a reader's refs and objects are to match.
+        before = mirror.snapshot
+        mirror.repository, mirror.snapshot = repository, snapshot
+        if self.on_followed is not None:
+            self.on_followed(mirror, before, repository, snapshot)
+
+    def _is_kept(self, mirror: Mirror) -> bool:
+        """Tell whether a mirror was not removed meanwhile."""
+        return self.mirrors.get(mirror.name) is mirror
 
     def _ended(self, task: "asyncio.Task[None]") -> None:
         self._tasks.discard(task)

@@ -6,11 +6,10 @@ on: until then it might serve what is not so any more.
 """
 
 import asyncio
+import json
 import socket
 import time
-from collections.abc import Coroutine
-from contextlib import suppress
-from dataclasses import dataclass, field
+from collections.abc import Coroutine, Mapping
 from typing import Any, Final
 
 import structlog
@@ -24,27 +23,31 @@ from mirror.refresh.mirror import Mirror
 from mirror.refresh.registry import Registry
 from mirror.repository.snapshot import RefSnapshot
 from mirror.web.monitoring import Figures
-from mirror.workers.figures import Family, added, counts_of, exposition, lasting, load
+from mirror.workers.figures import Family, added, counts_of, exposition, lasting
 from mirror.workers.frames import ChannelError
 from mirror.workers.lfs import lfs_answer
 from mirror.workers.link import Link
+from mirror.workers.managed import COUNTS_SECONDS_MAX, ManagedWorker, text_of
 from mirror.workers.messages import (
+    Added,
     Announced,
     Bundled,
-    CountsWanted,
     Delivered,
     FiguresWanted,
     LfsAsked,
     LfsFetched,
     Listen,
     Message,
+    MirrorWanted,
+    ReadsWanted,
     RefreshWanted,
+    Removed,
     Reply,
     Setup,
     Stop,
 )
 from mirror.workers.process import WorkerProcess
-from mirror.workers.proxies import REPEATED
+from mirror.workers.proxies import BUSY, REPEATED
 from mirror.workers.state import refreshed, unpacked_changes
 
 ANNOUNCE_SECONDS_MAX: Final = 2.0
@@ -57,14 +60,8 @@ PUBLISH_SECONDS_MAX: Final = 30.0
 START_SECONDS_MAX: Final = 120.0
 """To read the refs of all repositories, too."""
 
-COUNTS_SECONDS_MAX: Final = 1.0
-"""A worker that is slower is shown as it was when last asked."""
-
 DRAIN_SECONDS_MAX: Final = 25.0
 """Twice `SHUTDOWN_SECONDS_MAX`, and some; below the TimeoutStopSec of the systemd unit."""
-
-END_SECONDS_MAX: Final = 2.0
-"""A worker without a channel ends by itself within that; who needs it dead sooner kills it."""
 
 RESTART_SECONDS_MIN: Final = 0.1
 RESTART_SECONDS_MAX: Final = 30.0
@@ -73,17 +70,6 @@ RESTART_SECONDS_MAX: Final = 30.0
 LASTING_SECONDS: Final = 60.0
 
 logger = structlog.stdlib.get_logger()
-
-
-@dataclass(slots=True)
-class _Worker:
-    """A worker's process and its channel; `is_serving` from the moment it is told to listen."""
-
-    number: int
-    process: WorkerProcess
-    link: Link
-    is_serving: bool = False
-    counts: list[Family] = field(default_factory=list)
 
 
 class Supervisor:
@@ -124,7 +110,7 @@ class Supervisor:
         self._address = address
         self._count = count
         self._listener = listener
-        self._workers: dict[int, _Worker] = {}
+        self._workers: dict[int, ManagedWorker] = {}
         self._ended_counts: list[Family] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._keepers: list[asyncio.Task[None]] = []
@@ -197,7 +183,7 @@ class Supervisor:
         except OSError as error:
             return f"it can't be started: {error.strerror}"
         link = Link(lambda message_id, message: self._receive(worker, message_id, message))
-        worker = _Worker(number, process, link)
+        worker = ManagedWorker(number, process, link)
         try:
             await link.open(channel)
             self._workers[number] = worker
@@ -207,7 +193,7 @@ class Supervisor:
             if not listening.done():
                 listening.set_result(None)
             await link.lost.wait()
-            await _ends_by_itself(process)
+            await worker.ends_by_itself()
         except MirrorError as error:
             return str(error)
         except TimeoutError:
@@ -220,7 +206,7 @@ class Supervisor:
             self._ended_counts = added([self._ended_counts, lasting(worker.counts)])
         return f"exit code {process.exit_code}"
 
-    async def _bring_up(self, worker: _Worker) -> None:
+    async def _bring_up(self, worker: ManagedWorker) -> None:
         """Tell a new worker all there is, and let it listen.
 
         Raises:
@@ -229,11 +215,15 @@ class Supervisor:
         settings = self._settings
         worker.link.tell(Setup(settings.content, str(settings.source), worker.number, self._count))
         # In one go: what happens from here on is told to it as to the others.
-        known = [worker.link.ask(refreshed(one.mirror, None)) for one in self._registry]
+        mirrors = [one.mirror for one in self._registry if one.mirror.name in self._told]
+        for one in mirrors:
+            if one.settings.place is not None:
+                worker.link.tell(Added(one.name))
+        known = [worker.link.ask(refreshed(one, None)) for one in mirrors]
         known += [
-            worker.link.ask(Bundled(one.mirror.name, one.mirror.bundles))
-            for one in self._registry
-            if one.mirror.bundles is not None
+            worker.link.ask(Bundled(one.name, one.bundles))
+            for one in mirrors
+            if one.bundles is not None
         ]
         for answer in known:
             await answer
@@ -249,6 +239,8 @@ class Supervisor:
 
     async def refreshed(self, mirror: Mirror) -> None:
         """See `Replicas.refreshed`."""
+        if mirror.name not in self._told:
+            return  # it is being removed
         message = refreshed(mirror, self._told[mirror.name])
         self._told[mirror.name] = mirror.snapshot
         # Without news there is nothing to make: so the polls find a worker that hangs.
@@ -257,18 +249,56 @@ class Supervisor:
 
     async def bundled(self, mirror: Mirror) -> None:
         """See `Replicas.bundled`."""
-        await self._ask_all(Bundled(mirror.name, mirror.bundles), ANNOUNCE_SECONDS_MAX)
+        if mirror.name in self._told:  # it is not being removed
+            await self._ask_all(Bundled(mirror.name, mirror.bundles), ANNOUNCE_SECONDS_MAX)
+
+    def added(self, mirror: Mirror) -> None:
+        """See `Processes.added`."""
+        mirror.replicas = self
+        self._told[mirror.name] = None
+        for worker in self._workers.values():
+            worker.link.tell(Added(mirror.name))
+
+    async def removed(self, mirror: Mirror, *, by_force: bool) -> bool:
+        """See `Processes.removed`."""
+        del self._told[mirror.name]  # from now on, no new worker is told of it
+        asked = []
+        for worker in self._workers.values():
+            # Those that do not serve yet have no readers, and let go before they do.
+            message = Removed(mirror.name, by_force or not worker.is_serving)
+            asked.append((worker, worker.link.ask(message)))
+        serving = [each for each in asked if each[0].is_serving]
+        await asyncio.gather(
+            *(one.acknowledged(answer, ANNOUNCE_SECONDS_MAX) for one, answer in serving)
+        )
+        if BUSY not in [text_of(answer) for _, answer in asked]:
+            return True
+        self.added(mirror)
+        await self.refreshed(mirror)
+        await self.bundled(mirror)
+        return False
+
+    async def reads(self) -> Mapping[str, float]:
+        """See `Processes.reads`."""
+        asked = [one.link.ask(ReadsWanted()) for one in self._workers.values() if one.is_serving]
+        if asked:
+            await asyncio.wait(asked, timeout=COUNTS_SECONDS_MAX)
+        latest: dict[str, float] = {}
+        for answer in asked:
+            for name, at in json.loads(text_of(answer) or "{}").items():
+                latest[name] = max(at, latest.get(name, at))
+        return latest
 
     async def _ask_all(self, message: Message, seconds_max: float) -> None:
         # Those that do not serve yet are told, too, but not waited for: they follow before they do.
         asked = [(one, one.link.ask(message)) for one in self._workers.values()]
         await asyncio.gather(
-            *(_acknowledged(one, answer, seconds_max) for one, answer in asked if one.is_serving)
+            *(one.acknowledged(answer, seconds_max) for one, answer in asked if one.is_serving)
         )
 
     # --- from the workers ----------------------------------------------------------------------
 
-    def _receive(self, worker: _Worker, message_id: int, message: Message) -> None:
+    def _receive(self, worker: ManagedWorker, message_id: int, message: Message) -> None:
         """Do what a worker asks for.
 
         Raises:
@@ -276,10 +306,16 @@ class Supervisor:
         """
         match message:
             case RefreshWanted():
-                outcome = self._registry.find(message.repository).refresher.request(message.trigger)
+                hosted = self._registry.get(message.repository)
+                if hosted is None:  # removed at this very moment
+                    worker.link.reply(message_id, Reply(error="the mirror was removed"))
+                    return
+                outcome = hosted.refresher.request(message.trigger)
                 outcome.add_done_callback(
                     lambda outcome: worker.link.reply(message_id, _reply_of(outcome))
                 )
+            case MirrorWanted():
+                self._answer(worker, message_id, self._open(message))
             case Delivered():
                 self._answer(worker, message_id, self._announce(message))
             case FiguresWanted(what="metrics"):
@@ -291,7 +327,9 @@ class Supervisor:
             case _:
                 raise ChannelError(f"{message.kind!r} is not for the main process")
 
-    def _answer(self, worker: _Worker, message_id: int, work: Coroutine[Any, Any, bytes]) -> None:
+    def _answer(
+        self, worker: ManagedWorker, message_id: int, work: Coroutine[Any, Any, bytes]
+    ) -> None:
         """Answer with what `work` returns; a worker has a bounded number of questions."""
 
         async def answer() -> None:
@@ -304,6 +342,14 @@ class Supervisor:
         task = asyncio.create_task(answer())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+    async def _open(self, wanted: MirrorWanted) -> bytes:
+        try:
+            settings = self._registry.resolve(wanted.repository)
+            await asyncio.shield(self._registry.open(settings, wanted.client))
+        except MirrorError as error:
+            return f"{error.label} {error}".encode()
+        return b""
 
     async def _announce(self, delivered: Delivered) -> bytes:
         is_news = await self._announcer.announce(
@@ -321,7 +367,7 @@ class Supervisor:
     async def exposition(self) -> bytes:
         """See `Figures.exposition`: the sum of all processes."""
         serving = [one for one in self._workers.values() if one.is_serving]
-        await asyncio.gather(*map(_count, serving))
+        await asyncio.gather(*(one.count() for one in serving))
         self._metrics.set_workers(len(serving))
         counts = [one.counts for one in self._workers.values()]
         own = counts_of(self._metrics.registry)
@@ -330,39 +376,6 @@ class Supervisor:
     async def status(self) -> bytes:
         """See `Figures.status`."""
         return await self._figures.status()
-
-
-async def _acknowledged(
-    worker: _Worker, answer: "asyncio.Future[Reply]", seconds_max: float
-) -> None:
-    """Wait until a worker has acknowledged, or is dead."""
-    try:
-        async with asyncio.timeout(seconds_max):
-            await answer
-    except TimeoutError:
-        # Without a traceback: it would be that of our own wait.
-        logger.error(  # noqa: TRY400
-            "worker_does_not_answer", worker=worker.number, seconds=seconds_max
-        )
-        await worker.process.end()
-    except ChannelError:
-        await worker.process.end()
-
-
-async def _ends_by_itself(process: WorkerProcess) -> None:
-    """Give a worker without a channel the time to kill its children."""
-    with suppress(TimeoutError):
-        async with asyncio.timeout(END_SECONDS_MAX):
-            await process.ended.wait()
-
-
-async def _count(worker: _Worker) -> None:
-    """Ask a worker for its own metrics."""
-    try:
-        async with asyncio.timeout(COUNTS_SECONDS_MAX):
-            worker.counts = load((await worker.link.ask(CountsWanted())).text)
-    except (TimeoutError, ChannelError):
-        logger.warning("worker_not_counted", worker=worker.number)
 
 
 def _reply_of(outcome: "asyncio.Future[None]") -> Reply:

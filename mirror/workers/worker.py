@@ -7,6 +7,8 @@ what readers want, such as LFS objects. Writes nothing below data_dir but packs 
 """
 
 import asyncio
+import json
+import math
 import signal
 import socket
 from collections.abc import Callable
@@ -21,6 +23,7 @@ from mirror.errors import MirrorError
 from mirror.metrics import Metrics
 from mirror.places import DataDirectory
 from mirror.refresh.foresight import Foresight
+from mirror.refresh.mirror import Mirror
 from mirror.refresh.registry import Hosted, Registry
 from mirror.serving import (
     AGENT,
@@ -38,17 +41,26 @@ from mirror.workers.frames import ChannelError
 from mirror.workers.lfs import LfsProxy
 from mirror.workers.link import Link
 from mirror.workers.messages import (
+    Added,
     Announced,
     Bundled,
     CountsWanted,
     Listen,
     Message,
+    ReadsWanted,
     Refreshed,
+    Removed,
     Reply,
     Setup,
     Stop,
 )
-from mirror.workers.proxies import AnnouncerProxy, FiguresProxy, RefreshProxy
+from mirror.workers.proxies import (
+    BUSY,
+    AnnouncerProxy,
+    FiguresProxy,
+    OpenerProxy,
+    RefreshProxy,
+)
 from mirror.workers.replica import Replica
 
 ConfigureLogs = Callable[[LogSettings, int], None]
@@ -137,9 +149,11 @@ class _Served:
         self._replica = Replica(settings.repositories.values(), places, agent=AGENT)
         self._replica.failed.add_done_callback(self._give_up)
         self._registry = Registry(
-            Hosted.of(mirror, RefreshProxy(link, mirror.name))
-            for mirror in self._replica.mirrors.values()
+            (self._hosted(mirror) for mirror in self._replica.mirrors.values()),
+            settings.upstreams,
         )
+        self._registry.opener = OpenerProxy(link, self._registry)
+        self._foresight: Foresight | None = None
         self._metrics: Metrics | None = None
         self._listening: asyncio.Task[None] | None = None
         self._children = AsyncExitStack()
@@ -162,6 +176,12 @@ class _Served:
             case Bundled():
                 self._replica.bundle(message)
                 done()
+            case Added():
+                self._add(message.repository)
+            case Removed():
+                self._link.reply(message_id, Reply("" if self._remove(message) else BUSY))
+            case ReadsWanted():
+                self._link.reply(message_id, Reply(json.dumps(self._reads())))
             case CountsWanted():
                 counts = [] if self._metrics is None else counts_of(self._metrics.registry)
                 self._link.reply(message_id, Reply(dump(counts)))
@@ -169,6 +189,36 @@ class _Served:
                 self._listening = asyncio.create_task(self._listen(message_id, message))
             case _:
                 raise ChannelError(f"{message.kind!r} is not for a worker")
+
+    def _hosted(self, mirror: Mirror) -> Hosted:
+        return Hosted.of(mirror, RefreshProxy(self._link, mirror.name))
+
+    def _add(self, name: str) -> None:
+        """Take in a mirror below `upstreams`, unless it is here."""
+        settings = self._settings.find(name)
+        if settings is None:
+            raise ChannelError(f"{name} is not below `upstreams`")
+        if self._registry.get(name) is None:
+            self._registry.add(self._hosted(self._replica.add(settings)))
+
+    def _remove(self, removed: Removed) -> bool:
+        """Let go of a mirror; `False` where somebody reads it."""
+        hosted = self._registry.get(removed.repository)
+        if hosted is None:
+            return True
+        name = hosted.mirror.name
+        is_busy = hosted.mirror.readers > 0 or self._replica.is_following(name)
+        if is_busy and not removed.by_force:
+            return False
+        self._registry.remove(name)
+        if self._foresight is not None:
+            self._foresight.forget(name)
+        self._replica.remove(name)
+        return True
+
+    def _reads(self) -> dict[str, float]:
+        mirrors = (one.mirror for one in self._registry if one.mirror.settings.place is not None)
+        return {one.name: one.read_at for one in mirrors if math.isfinite(one.read_at)}
 
     async def _listen(self, message_id: int, message: Listen) -> None:
         """Build what serves, and accept connections once all that was told is followed."""
@@ -179,7 +229,7 @@ class _Served:
             tls = await open_tls(self._stack, self._settings, metrics)
             share = Share(processes=self._workers, is_first=False)
             packs = await open_packs(self._stack, self._settings, engine, metrics, share)
-            foresight = Foresight(packs, metrics)
+            foresight = self._foresight = Foresight(packs, metrics)
             self._stack.push_async_callback(foresight.close)
             self._replica.on_followed = foresight.followed
             runner = await open_app(

@@ -102,7 +102,7 @@ async def test_a_sync_that_the_end_of_the_service_cuts_short_says_so(
     mirror.forge.faults.stall = asyncio.Event()
     syncing = asyncio.create_task(sync(session, upstream.name))
     await mirror.forge.wait_for_requests(asked + 1)
-    tasks = mirror.service._tasks
+    tasks = asyncio.all_tasks()
     (refreshing,) = [one for one in tasks if one.get_name() == f"refresh {upstream.name}"]
     refreshing.cancel()
     _, lines = await syncing

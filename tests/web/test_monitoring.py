@@ -66,6 +66,7 @@ async def test_the_status_says_how_each_repository_is(
     assert repository.pop("age_seconds") >= 0
     assert repository == {
         "upstream": mirror.forge.repository_url(upstream.name),
+        "pull_through": None,
         "moved_to": None,
         "state": "fresh",
         "refs": 1,

@@ -114,6 +114,13 @@ class Relays:
             if untold:
                 await self._in_thread(self._note, relay.name, mirror.name, untold)
 
+    async def forget(self, name: str) -> None:
+        """Let go of the refs of a repository that was removed.
+
+        What receivers lack of it they are told all the same, and what it has when it comes again.
+        """
+        self._served.pop(name, None)
+
     def describe(self) -> dict[str, Any]:
         """Return the status of the receivers, by name."""
         return {one.settings.name: one.describe() for one in self._senders}
