@@ -2,7 +2,9 @@
 
     document     YAML to plain values that remember their lines
     notation     how single values are written: durations, sizes, counts, choices
-    names        what may be named: repositories, upstreams, refs, files, an address
+    names        what may be named: repositories, relays, refs, files, users
+    addresses    where it may lead: upstreams, receivers, networks, the address to listen on
+    limits       the bounds on work and sizes
     section      what every section has in common
     readers      who may read, and TLS
     relays       the receivers of events
@@ -19,13 +21,14 @@
 Must never import anything of ours but `mirror.errors`.
 """
 
+from mirror.config.addresses import ListenAddress, Network, is_in_the_clear, is_own_machine
 from mirror.config.environment import CONFIG_PATH_DEFAULT, Environment, environment
 from mirror.config.files import WEBHOOK_SECRETS_MAX, check_files
+from mirror.config.limits import LimitSettings
 from mirror.config.loading import guess_forge, load, parse
 from mirror.config.models import (
     EngineChoice,
     Forge,
-    LimitSettings,
     LogFormat,
     LogLevel,
     LogSettings,
@@ -33,16 +36,7 @@ from mirror.config.models import (
     PushPolicy,
     ServerSettings,
 )
-from mirror.config.names import (
-    RESERVED_REFS,
-    ListenAddress,
-    Network,
-    is_in_the_clear,
-    is_like,
-    is_named,
-    is_own_machine,
-    read_repositories_pattern,
-)
+from mirror.config.names import RESERVED_REFS, is_like, is_named, read_repositories_pattern
 from mirror.config.netrc import NetrcEntry, find_entry, parse_netrc
 from mirror.config.notation import format_duration, format_size, parse_duration, parse_size
 from mirror.config.readers import (

@@ -11,12 +11,8 @@ from typing import Annotated, Final
 
 from pydantic import ConfigDict, Field
 
-from mirror.config.names import (
-    PATH,
-    USERNAME,
-    is_in_the_clear,
-    read_upstream,
-)
+from mirror.config.addresses import is_in_the_clear, read_upstream
+from mirror.config.names import PATH, USERNAME
 from mirror.config.notation import Notation, count, enumerate_words, shown
 from mirror.config.section import DefaultWords, Section
 

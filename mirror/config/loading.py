@@ -15,6 +15,7 @@ from typing import Final
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from mirror.config.addresses import host_of, is_in_the_clear, read_upstream
 from mirror.config.credentials import form_mistakes
 from mirror.config.document import (
     DOCUMENT_BYTES_MAX,
@@ -36,7 +37,6 @@ from mirror.config.models import (
     UpstreamDocument,
     keys_of,
 )
-from mirror.config.names import host_of, is_in_the_clear, read_upstream
 from mirror.config.notation import enumerate_words, kind_of, nearest, shown
 from mirror.config.readers import (
     AccessKind,

@@ -12,19 +12,15 @@ from typing import Annotated, Any, Final
 
 from pydantic import AfterValidator, Field
 
-from mirror.config.document import Document, KeyPath, Mistake
-from mirror.config.names import (
-    PATH,
-    PATH_OR_NONE,
-    RELAY_NAME,
-    REPOSITORIES_PATTERN,
+from mirror.config.addresses import (
     SECURE_URL,
     is_in_the_clear,
-    is_named,
     is_own_machine,
     read_listen_address,
     read_upstream,
 )
+from mirror.config.document import Document, KeyPath, Mistake
+from mirror.config.names import PATH, PATH_OR_NONE, RELAY_NAME, REPOSITORIES_PATTERN, is_named
 from mirror.config.notation import duration, words
 from mirror.config.section import DefaultWords, Section
 

@@ -13,16 +13,9 @@ from urllib.parse import urlsplit
 
 from pydantic import Field
 
+from mirror.config.addresses import PUBLIC_URL, RECEIVER_URL, read_receiver_url
 from mirror.config.document import Document, KeyPath, Mistake
-from mirror.config.names import (
-    PATH,
-    PATH_OR_NONE,
-    PUBLIC_URL,
-    RECEIVER_URL,
-    REPOSITORIES_PATTERN,
-    is_named,
-    read_receiver_url,
-)
+from mirror.config.names import PATH, PATH_OR_NONE, REPOSITORIES_PATTERN, is_named
 from mirror.config.notation import choice, duration
 from mirror.config.section import DefaultWords, Section
 

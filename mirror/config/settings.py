@@ -9,10 +9,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
+from mirror.config.limits import LimitSettings
 from mirror.config.models import (
     EngineChoice,
     Forge,
-    LimitSettings,
     LogSettings,
     OnStale,
     PushPolicy,

@@ -14,12 +14,8 @@ from urllib.parse import quote, urlsplit
 
 from pydantic import AfterValidator, Field
 
-from mirror.config.names import (
-    UPSTREAM,
-    is_own_machine_name,
-    read_repository_name,
-    read_upstream,
-)
+from mirror.config.addresses import UPSTREAM, is_own_machine_name, read_upstream
+from mirror.config.names import read_repository_name
 from mirror.config.notation import Notation, duration, duration_or_never, shown, switch
 from mirror.config.section import Section
 

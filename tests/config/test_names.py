@@ -6,16 +6,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mirror.config.names import (
-    RESERVED_SEGMENTS,
+from mirror.config.addresses import (
     ListenAddress,
     host_of,
     is_in_the_clear,
     read_listen_address,
+    read_upstream,
+)
+from mirror.config.names import (
+    RESERVED_SEGMENTS,
     read_path,
     read_ref_pattern,
     read_repository_name,
-    read_upstream,
     read_username,
 )
 

@@ -14,7 +14,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from mirror.config import EngineChoice, RepositorySettings, ServerSettings, Settings
-from mirror.config.names import ListenAddress
+from mirror.config.addresses import ListenAddress
 from mirror.demo.forge import Faults, ForgeRequest, HttpBackend
 from mirror.places import DataDirectoryInUse
 from mirror.refresh.mirror import Mirror
