@@ -13,7 +13,9 @@
     credentials  how to sign in to an upstream
     netrc        a netrc file, as curl and git read it
     settings     what the program gets
-    loading      a file to `Settings`, or one `ConfigError`
+    loading      a file to `Settings`, or one `ConfigError`; the rules between keys
+    explaining   what pydantic found, in our words
+    resolving    what is written to what applies
     files        whether the files it names can be used
     reference    the JSON Schema and docs/configuration.md, from the models
     environment  the process environment; read nowhere else
@@ -25,7 +27,7 @@ from mirror.config.addresses import ListenAddress, Network, is_in_the_clear, is_
 from mirror.config.environment import CONFIG_PATH_DEFAULT, Environment, environment
 from mirror.config.files import WEBHOOK_SECRETS_MAX, check_files
 from mirror.config.limits import LimitSettings
-from mirror.config.loading import guess_forge, load, parse
+from mirror.config.loading import load, parse
 from mirror.config.models import (
     EngineChoice,
     Forge,
@@ -48,6 +50,7 @@ from mirror.config.readers import (
 )
 from mirror.config.reference import json_schema, reference_markdown
 from mirror.config.relays import EventMode, RelayKind, RelaySettings
+from mirror.config.resolving import guess_forge
 from mirror.config.settings import (
     CredentialSettings,
     GithubAppSettings,
