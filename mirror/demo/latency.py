@@ -59,8 +59,8 @@ class LatencyProxy:
         return self._port
 
     async def start(self) -> None:
-        """Begin to listen."""
-        self._server = await asyncio.start_server(self._accept, self._host, 0)
+        """Begin to listen; after `close`, at the same port again."""
+        self._server = await asyncio.start_server(self._accept, self._host, self._port)
         self._port = self._server.sockets[0].getsockname()[1]
 
     async def close(self) -> None:

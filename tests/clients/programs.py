@@ -23,6 +23,7 @@ class Program:
         """
         self.program = program
         self.workdir = workdir
+        self._env = environment(workdir) | {"TMPDIR": str(workdir)}
         workdir.mkdir(parents=True, exist_ok=True)
 
     async def run(self, *args: str) -> str:
@@ -31,7 +32,7 @@ class Program:
             subprocess.run,
             [str(self.program), *args],
             cwd=self.workdir,
-            env=environment(self.workdir) | {"TMPDIR": str(self.workdir)},
+            env=self._env,
             stdin=subprocess.DEVNULL,
             capture_output=True,
             check=False,
@@ -92,6 +93,16 @@ class Flux(Program):
     """Flux's source-controller, which always clones anew."""
 
     whole = False
+
+    def __init__(self, program: Path, workdir: Path, *, secret: Path | None = None) -> None:
+        """Args:
+        program: What is run.
+        workdir: Its home.
+        secret: A directory with the keys of the Secret that it signs in with, as files.
+        """
+        super().__init__(program, workdir)
+        if secret is not None:
+            self._env["FLUX_SECRET"] = str(secret)
 
     async def version(self) -> str:
         return await self.run("version")
