@@ -16,14 +16,17 @@ PROGRAM_SECONDS_MAX: Final = 60.0
 class Program:
     """A program that does one operation a run, and prints what it found."""
 
-    def __init__(self, program: Path, workdir: Path) -> None:
+    def __init__(
+        self, program: Path, workdir: Path, *, env: Mapping[str, str] | None = None
+    ) -> None:
         """Args:
         program: What is run.
         workdir: Its home, and the place for its temporary files.
+        env: More of its environment: how it signs in.
         """
         self.program = program
         self.workdir = workdir
-        self._env = environment(workdir) | {"TMPDIR": str(workdir)}
+        self._env = environment(workdir) | {"TMPDIR": str(workdir)} | dict(env or {})
         workdir.mkdir(parents=True, exist_ok=True)
 
     async def run(self, *args: str) -> str:
@@ -51,14 +54,20 @@ class PlainProgram(Program):
     whole = True
 
     def __init__(
-        self, program: Path, workdir: Path, *, one_commit: str = "refs/remotes/origin/main"
+        self,
+        program: Path,
+        workdir: Path,
+        *,
+        one_commit: str = "refs/remotes/origin/main",
+        env: Mapping[str, str] | None = None,
     ) -> None:
         """Args:
         program: What is run.
         workdir: Its home.
         one_commit: Where a clone of one commit keeps it.
+        env: More of its environment.
         """
-        super().__init__(program, workdir)
+        super().__init__(program, workdir, env=env)
         self.one_commit = one_commit
 
     async def version(self) -> str:
@@ -93,16 +102,6 @@ class Flux(Program):
     """Flux's source-controller, which always clones anew."""
 
     whole = False
-
-    def __init__(self, program: Path, workdir: Path, *, secret: Path | None = None) -> None:
-        """Args:
-        program: What is run.
-        workdir: Its home.
-        secret: A directory with the keys of the Secret that it signs in with, as files.
-        """
-        super().__init__(program, workdir)
-        if secret is not None:
-            self._env["FLUX_SECRET"] = str(secret)
 
     async def version(self) -> str:
         return await self.run("version")

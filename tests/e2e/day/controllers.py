@@ -171,7 +171,8 @@ class FluxSource:
         (secret / "username").write_text("git")
         (secret / "password").write_text(place.tokens["flux"])
         self._place = place
-        self._flux = Flux(program, place.directory / "flux", secret=secret)
+        env = {"FLUX_SECRET": str(secret)}
+        self._flux = Flux(program, place.directory / "flux", env=env)
         self.artifact = place.directory / "flux" / "artifact"
         self.revision = ZERO_ID
 
