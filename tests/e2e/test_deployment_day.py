@@ -30,7 +30,7 @@ from tests.git_client import GitClient
 from tests.mirror_service import NAME
 from tests.refresh.relay.receiving import SECRET
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(900)  # with no build of the Go parts yet
 
 
 @dataclass(frozen=True)

@@ -70,8 +70,8 @@ class Place:
     def client(self, reader: str) -> GitClient:
         """Return a git client of a reader.
 
-        It is asked for passwords by whoever the user names in the URL belongs to: `deployer` is
-        the forge's, any other the mirror's.
+        It has the reader's token for the mirror, and the forge's for URLs with the forge's user in
+        them: pushes go through the mirror, but it is the forge that asks who one is.
         """
         store = self.directory / reader / "password"
         store.parent.mkdir(exist_ok=True)
