@@ -116,6 +116,8 @@ async def _arrive(line: Line, writer: asyncio.StreamWriter) -> None:
         early = due - time.monotonic()
         if early > 0:
             await asyncio.sleep(math.ceil(early / TIMER_SECONDS) * TIMER_SECONDS)
+        if writer.is_closing():  # uvloop has no OSError for that
+            raise ConnectionResetError("who it is for has left")
         if not chunk:
             writer.write_eof()
             return
