@@ -24,12 +24,14 @@ hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "dev")
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Let the whole suite run without the fast lane: `make test ARGS=--no-fast-lane`.
 
-    The other option is for `make test-differential`.
+    The other options are for `make test-differential` and `make day`.
     """
     parser.addoption("--no-fast-lane", action="store_true", help="run every service without one")
     parser.addoption(
         "--differential-cases", type=int, help="compare so many fetches with git's, made up anew"
     )
+    parser.addoption("--day-seed", type=int, default=1, help="the deployment day to play")
+    parser.addoption("--day-rounds", type=int, default=1, help="so many days, from that one on")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -37,6 +39,15 @@ def pytest_configure(config: pytest.Config) -> None:
     mirror_service.with_fast_lane = not config.getoption("--no-fast-lane")
     if (count := config.getoption("--differential-cases")) is not None:
         Cases.choose(count)
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Play as many deployment days as asked for."""
+    if "day_seed" in metafunc.fixturenames:
+        first: int = metafunc.config.getoption("--day-seed")
+        rounds: int = metafunc.config.getoption("--day-rounds")
+        seeds = range(first, first + rounds)
+        metafunc.parametrize("day_seed", seeds, ids=lambda seed: f"seed-{seed}")
 
 
 def pytest_terminal_summary(terminalreporter: TerminalReporter) -> None:

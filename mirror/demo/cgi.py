@@ -72,7 +72,14 @@ class HttpBackendProgram:
         # Not a pipe: uvloop closes the file of a pipe's transport twice, and in between another
         # thread may have opened a file of that number.
         near, far = socket.socketpair()
-        output, writer = await asyncio.open_unix_connection(sock=near, limit=CGI_HEADERS_BYTES_MAX)
+        try:
+            output, writer = await asyncio.open_unix_connection(
+                sock=near, limit=CGI_HEADERS_BYTES_MAX
+            )
+        except BaseException:  # the client has left already
+            near.close()
+            far.close()
+            raise
         starting = loop.run_in_executor(self._threads, self._spawn, environment, body, far, errors)
         try:
             await asyncio.shield(starting)

@@ -130,6 +130,7 @@ class HttpBackend:
     """Serves every bare repository below `root` over smart HTTP on the loopback interface.
 
     Attributes:
+        account: Who may in; a token that expires is an account that is replaced. `None`: everybody.
         faults: What to do wrong.
         requests: Every request that arrived, the oldest first.
         on_request: Awaited with each request before its answer: it may wait, or change `faults`.
@@ -144,13 +145,13 @@ class HttpBackend:
         port: int = 0,
         basic_auth: tuple[str, str] | None = None,
     ) -> None:
+        self.account = BasicAuth(*basic_auth) if basic_auth else None
         self.faults = Faults()
         self.requests: list[ForgeRequest] = []
         self.on_request: Callable[[ForgeRequest], Awaitable[None]] | None = None
         self.beside: Callable[[web.Request], Awaitable[web.StreamResponse | None]] | None = None
         self._host = host
         self._port = port
-        self._account = BasicAuth(*basic_auth) if basic_auth else None
         self._arrival = asyncio.Condition()
         self._handlers: set[asyncio.Task[object]] = set()
         self._program = HttpBackendProgram(root)
@@ -286,7 +287,7 @@ class HttpBackend:
                 location = {"Location": f"http://{request.host}{moved}"}
                 return _plain(301, "the repository was renamed", location)
         authorization = request.headers.get("Authorization", "")
-        if self._account and not self._account.accepts(authorization):
+        if self.account and not self.account.accepts(authorization):
             return _plain(401, "authentication is required")
         return None
 
@@ -309,8 +310,8 @@ class HttpBackend:
         if record.git_protocol and not faults.force_protocol_v0:
             variables["HTTP_GIT_PROTOCOL"] = record.git_protocol
             variables["GIT_PROTOCOL"] = record.git_protocol
-        if self._account:
-            variables["REMOTE_USER"] = self._account.user
+        if self.account:
+            variables["REMOTE_USER"] = self.account.user
         return variables
 
 

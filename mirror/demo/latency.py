@@ -59,8 +59,8 @@ class LatencyProxy:
         return self._port
 
     async def start(self) -> None:
-        """Begin to listen."""
-        self._server = await asyncio.start_server(self._accept, self._host, 0)
+        """Begin to listen; after `close`, at the same port again."""
+        self._server = await asyncio.start_server(self._accept, self._host, self._port)
         self._port = self._server.sockets[0].getsockname()[1]
 
     async def close(self) -> None:
@@ -116,6 +116,8 @@ async def _arrive(line: Line, writer: asyncio.StreamWriter) -> None:
         early = due - time.monotonic()
         if early > 0:
             await asyncio.sleep(math.ceil(early / TIMER_SECONDS) * TIMER_SECONDS)
+        if writer.is_closing():  # uvloop has no OSError for that
+            raise ConnectionResetError("who it is for has left")
         if not chunk:
             writer.write_eof()
             return

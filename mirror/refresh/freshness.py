@@ -81,6 +81,14 @@ class Freshness:
             self._uncovered.append((self.announced, now))
         return self.announced
 
+    def hold_back(self) -> int:
+        """Hold readers until what is about to be published is; returns its number.
+
+        It is numbered as an announcement, but nobody announced it: it is not timed.
+        """
+        self.announced += 1
+        return self.announced
+
     def confirm(self, *, began_at: float, covers: int) -> list[float]:
         """Note that a refresh succeeded, which began at `began_at` and covers announcements.
 

@@ -261,6 +261,7 @@ class Refresher:
                 updated = await self._updater.update(
                     self.mirror, self._remote, [one.change for one in self._expected]
                 )
+            covers = await self._hold_back(updated, covers)
             delay = self._succeeded(updated, trigger, began_at=began_at, covers=covers)
         except TimeoutError:
             error = UpstreamUnavailable(
@@ -293,6 +294,21 @@ class Refresher:
                 pending.outcome.set_exception(error)
                 pending.outcome.exception()  # seen: nobody has to be waiting
         return delay
+
+    async def _hold_back(self, updated: Updated, covers: int) -> int:
+        """Hold readers in all processes before the first of these shows what is new.
+
+        Else one that has followed shows what the next, which has not, takes back: a reader that
+        asks both sees a ref go back in time. Returns what the refresh covers.
+        """
+        mirror, freshness = self.mirror, self.mirror.freshness
+        is_change = mirror.snapshot is not None and updated.snapshot is not mirror.snapshot
+        if mirror.replicas is None or not is_change:
+            return covers
+        is_all = covers == freshness.announced
+        number = freshness.hold_back()
+        await mirror.replicas.announced(mirror)
+        return number if is_all else covers
 
     def _succeeded(
         self, updated: Updated, trigger: Trigger, *, began_at: float, covers: int

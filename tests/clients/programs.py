@@ -16,13 +16,17 @@ PROGRAM_SECONDS_MAX: Final = 60.0
 class Program:
     """A program that does one operation a run, and prints what it found."""
 
-    def __init__(self, program: Path, workdir: Path) -> None:
+    def __init__(
+        self, program: Path, workdir: Path, *, env: Mapping[str, str] | None = None
+    ) -> None:
         """Args:
         program: What is run.
         workdir: Its home, and the place for its temporary files.
+        env: More of its environment: how it signs in.
         """
         self.program = program
         self.workdir = workdir
+        self._env = environment(workdir) | {"TMPDIR": str(workdir)} | dict(env or {})
         workdir.mkdir(parents=True, exist_ok=True)
 
     async def run(self, *args: str) -> str:
@@ -31,7 +35,7 @@ class Program:
             subprocess.run,
             [str(self.program), *args],
             cwd=self.workdir,
-            env=environment(self.workdir) | {"TMPDIR": str(self.workdir)},
+            env=self._env,
             stdin=subprocess.DEVNULL,
             capture_output=True,
             check=False,
@@ -50,14 +54,20 @@ class PlainProgram(Program):
     whole = True
 
     def __init__(
-        self, program: Path, workdir: Path, *, one_commit: str = "refs/remotes/origin/main"
+        self,
+        program: Path,
+        workdir: Path,
+        *,
+        one_commit: str = "refs/remotes/origin/main",
+        env: Mapping[str, str] | None = None,
     ) -> None:
         """Args:
         program: What is run.
         workdir: Its home.
         one_commit: Where a clone of one commit keeps it.
+        env: More of its environment.
         """
-        super().__init__(program, workdir)
+        super().__init__(program, workdir, env=env)
         self.one_commit = one_commit
 
     async def version(self) -> str:

@@ -27,10 +27,10 @@ class RealReceivers:
         self.records: list[dict[str, Any]] = []
         self._process = process
 
-    async def read(self) -> dict[str, Any]:
+    async def read(self, seconds_max: float = WAIT_SECONDS_MAX) -> dict[str, Any]:
         """Wait for the next line, and return it."""
         assert self._process.stdout is not None
-        async with asyncio.timeout(WAIT_SECONDS_MAX):
+        async with asyncio.timeout(seconds_max):
             line = await asyncio.to_thread(self._process.stdout.readline)
         found: dict[str, Any] = json.loads(line)
         return found

@@ -2,8 +2,10 @@
 
 import asyncio
 import contextlib
+import gc
 import os
 import select
+import tempfile
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
@@ -11,11 +13,28 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from mirror.demo.cgi import parse_headers
+from mirror.demo.cgi import HttpBackendProgram, parse_headers
 from mirror.demo.forge import Faults, ForgeRequest, HttpBackend
 from mirror.errors import LocalError
 from mirror.wire import pktline
 from tests.git_client import GitClient, GitFailed, Upstream
+
+
+async def test_a_client_that_leaves_before_its_child_is_started_leaves_nothing_open(
+    tmp_path: Path,
+) -> None:
+    program = HttpBackendProgram(tmp_path)
+    await program.find()
+    with tempfile.TemporaryFile() as body, tempfile.TemporaryFile() as errors:
+        running = program.run({}, body, errors)
+        entering = asyncio.create_task(running.__aenter__())
+        await asyncio.sleep(0)  # it opens its sockets
+        entering.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await entering
+    gc.collect()  # which finds what is open, and pytest fails with its warning
+    await program.close()
+    assert program.running == frozenset()
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
+from mirror.demo import latency
 from mirror.demo.forge import HttpBackend
 from mirror.demo.latency import CHUNK_BYTES, CHUNKS_UNDER_WAY_MAX, LatencyProxy, Line
 from tests.git_client import GitClient, Upstream
@@ -211,3 +212,20 @@ async def _to_the_end(reader: asyncio.StreamReader) -> bytes:
         return await reader.read()
     except ConnectionError:
         return b""
+
+
+async def test_what_is_under_way_to_somebody_who_has_left_breaks_off_as_any_connection() -> None:
+    near: asyncio.Future[asyncio.StreamWriter] = asyncio.get_running_loop().create_future()
+    server = await asyncio.start_server(lambda _, writer: near.set_result(writer), "127.0.0.1", 0)
+    async with server:
+        port = server.sockets[0].getsockname()[1]
+        _, client = await asyncio.open_connection("127.0.0.1", port)
+        writer = await near
+        client.transport.abort()
+        writer.transport.abort()
+        with contextlib.suppress(ConnectionError):
+            await writer.wait_closed()
+        line: Line = asyncio.Queue()
+        line.put_nowait((0.0, b"late"))
+        with pytest.raises(ConnectionError):
+            await latency._arrive(line, writer)

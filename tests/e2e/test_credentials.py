@@ -271,7 +271,7 @@ async def test_no_secret_is_in_anything_that_the_service_writes_says_or_starts(
             assert "wrong or expired" in said[0]
 
             # The token is rotated at the forge, then here; nothing is restarted.
-            by_file._account = BasicAuth("bot", NEW_PASSWORD)
+            by_file.account = BasicAuth("bot", NEW_PASSWORD)
             code, text = await command("sync", "--config", str(file), "bot/by-file", env=env)
             assert code == 1
             assert f"the password of bot in {mounted}/token is wrong or expired" in text
@@ -352,7 +352,7 @@ async def test_credentials_that_fail_are_told_everywhere_with_since_when(
     taken = (await mirror.get("/status.json")).json["repositories"][upstream.name]["credentials"]
     assert (taken["kind"], taken["failing_since"]) == ("password_file", None)
     assert taken["accepted_at"] is not None
-    mirror.forge._account = BasicAuth("bot", NEW_PASSWORD)
+    mirror.forge.account = BasicAuth("bot", NEW_PASSWORD)
     for _ in range(2):
         refresh = mirror.service.registry.find(upstream.name).refresher.request(Trigger.MANUAL)
         await asyncio.wait((refresh,))

@@ -2,12 +2,14 @@
 
 import asyncio
 import shutil
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 
 import pytest
 
+from mirror.access.tokens import create_token
 from mirror.demo.forge import HttpBackend
+from mirror.places import DataDirectory
 from tests.git_client import GitClient, Upstream
 from tests.lfs_server import ATTRIBUTES, LfsServer, lfs_server, noise, pointer_file
 from tests.mirror_service import MirrorService, mirroring
@@ -46,10 +48,11 @@ def client(tmp_path: Path) -> GitClient:
     return _client(tmp_path / "client")
 
 
-def _client(directory: Path) -> GitClient:
+def _client(directory: Path, config: Mapping[str, str] | None = None) -> GitClient:
     return GitClient(
         directory,
         config={
+            **(config or {}),
             "filter.lfs.clean": "git-lfs clean -- %f",
             "filter.lfs.smudge": "git-lfs smudge -- %f",
             "filter.lfs.process": "git-lfs filter-process",
@@ -167,3 +170,34 @@ async def test_uploads_and_locks_are_refused_with_the_place_to_go_to(
     assert (
         f"this mirror keeps no LFS locks; lock files at {direct}" in locked.stdout + locked.stderr
     )
+
+
+@with_several
+async def test_where_only_readers_may_read_git_lfs_asks_for_the_token_and_downloads_with_it(
+    forge: HttpBackend, lfs: LfsServer, upstream: Upstream, tmp_path: Path, workers: int
+) -> None:
+    async with mirroring(
+        forge,
+        tmp_path / "mirror",
+        names=[upstream.name],
+        workers=workers,
+        defaults="access: [readers]",
+    ) as mirror:
+        store = DataDirectory(mirror.service.settings.data_dir).tokens
+        token = create_token(store, "argocd", repositories=("acme/*",), expires_at=None)
+        asked = tmp_path / "asked"
+        helper = f'!f() {{ echo "$1" >> {asked}; echo username=x; echo password={token}; }}; f'
+        client = _client(tmp_path / "client", {"credential.helper": helper})
+        # Two steps, so that the second begins with git-lfs alone, which knows no token yet.
+        clone = client.workdir / "clone"
+        skip = {"GIT_LFS_SKIP_SMUDGE": "1"}
+        await client.run("clone", "--quiet", mirror.url(), str(clone), env=skip)
+        assert lfs.downloads == []
+        asked.unlink()
+        await client.run("lfs", "pull", cwd=clone)
+        assert _content(clone) == (SMALL, LARGE)
+        assert "get" in asked.read_text().splitlines()
+        path = f"/{upstream.name}.git/info/lfs/objects/batch"
+        answer = await mirror.ask("POST", path, body=b"{}", headers={})
+        assert answer.status == 401
+        assert "WWW-Authenticate" in answer.headers

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -65,6 +66,31 @@ async def test_refs_from_before_a_webhook_are_fresh_nowhere_once_one_worker_acce
                 forge.faults.stall.set()
                 await mirror.caught_up(upstream)
                 old = upstream.oid()
+
+
+async def test_no_worker_shows_what_a_poll_found_while_another_may_show_what_was_before(
+    forge: HttpBackend, upstream: Upstream, tmp_path: Path
+) -> None:
+    async with mirroring(forge, tmp_path, workers=2, defaults="hold: 0s") as mirror:
+        assert mirror.service.supervisor is not None
+        pids = mirror.service.supervisor.pids
+        async with one_to_each(mirror.service.url, pids) as workers:
+            (late, _), (_, early) = workers.items()
+            old, new = upstream.oid(), upstream.commit()
+            os.kill(late, signal.SIGSTOP)
+            try:
+                polled = mirror.hosted().refresher.request(Trigger.POLL)
+                answer = await early.get(INFO_REFS)
+                while STALE not in answer.headers:
+                    assert old.encode() in answer.body
+                    answer = await early.get(INFO_REFS)
+                assert old.encode() in answer.body
+            finally:
+                os.kill(late, signal.SIGCONT)
+            await polled
+            for one in workers.values():
+                answer = await one.get(INFO_REFS)
+                assert (new.encode() in answer.body, STALE in answer.headers) == (True, False)
 
 
 async def test_a_reader_held_by_one_worker_gets_what_another_announced(

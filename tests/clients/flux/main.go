@@ -4,7 +4,8 @@
 //	flux clone URL DIR KIND VALUE shallow|full     KIND: branch, tag, semver, name or commit
 //
 // Options as in source-controller's gitCheckout: a client of Flux's own with its single branch and
-// disk storage, shallow for everything but a commit. `clone` prints the commit's id.
+// disk storage, shallow for everything but a commit. `clone` prints the commit's id. FLUX_SECRET may name a
+// directory with the keys of the Secret that `secretRef` refers to, as files.
 package main
 
 import (
@@ -12,6 +13,7 @@ import (
 	"fmt"
 	"net/url"
 	"os"
+	"path/filepath"
 	"runtime/debug"
 	"time"
 
@@ -82,16 +84,38 @@ func clone(ctx context.Context, address, directory string, options repository.Cl
 	if err != nil {
 		return nil, err
 	}
-	auth, err := git.NewAuthOptions(*where, nil)
+	secret, err := secretIn(os.Getenv("FLUX_SECRET"))
 	if err != nil {
 		return nil, err
 	}
-	client, err := gogit.NewClient(directory, auth, gogit.WithSingleBranch(true), gogit.WithDiskStorage())
+	auth, err := git.NewAuthOptions(*where, secret)
+	if err != nil {
+		return nil, err
+	}
+	settings := []gogit.ClientOption{gogit.WithSingleBranch(true), gogit.WithDiskStorage()}
+	if auth.Transport == git.HTTP {
+		settings = append(settings, gogit.WithInsecureCredentialsOverHTTP())
+	}
+	client, err := gogit.NewClient(directory, auth, settings...)
 	if err != nil {
 		return nil, err
 	}
 	defer client.Close()
 	return client.Clone(ctx, address, options)
+}
+
+func secretIn(directory string) (map[string][]byte, error) {
+	secret := map[string][]byte{}
+	if directory == "" {
+		return secret, nil
+	}
+	files, err := os.ReadDir(directory)
+	for _, file := range files {
+		if secret[file.Name()], err = os.ReadFile(filepath.Join(directory, file.Name())); err != nil {
+			break
+		}
+	}
+	return secret, err
 }
 
 // poll asks as each interval does: with the revision seen last, which Flux compares before it clones.

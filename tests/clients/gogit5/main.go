@@ -2,7 +2,8 @@
 //
 //	gogit5 list URL | clone URL DIR | shallow URL DIR | fetch URL DIR | tags URL DIR | commit URL DIR ID
 //
-// All with go-git's own defaults: without multi_ack, as every program that leaves them alone.
+// All with go-git's own defaults: without multi_ack, as every program that leaves them alone. Where GOGIT_PASSWORD
+// is set it is sent with the first request, as Argo CD does; GOGIT_CA_FILE names the authority that is trusted.
 package main
 
 import (
@@ -14,6 +15,8 @@ import (
 	"github.com/go-git/go-git/v5"
 	"github.com/go-git/go-git/v5/config"
 	"github.com/go-git/go-git/v5/plumbing"
+	"github.com/go-git/go-git/v5/plumbing/transport"
+	"github.com/go-git/go-git/v5/plumbing/transport/http"
 	"github.com/go-git/go-git/v5/storage/memory"
 )
 
@@ -24,18 +27,33 @@ func main() {
 	}
 }
 
-func run(args []string) error {
+var (
+	auth     transport.AuthMethod
+	caBundle []byte
+)
+
+func run(args []string) (err error) {
+	if password := os.Getenv("GOGIT_PASSWORD"); password != "" {
+		auth = &http.BasicAuth{Username: "argocd", Password: password}
+	}
+	if file := os.Getenv("GOGIT_CA_FILE"); file != "" {
+		if caBundle, err = os.ReadFile(file); err != nil {
+			return err
+		}
+	}
 	switch {
 	case len(args) == 1 && args[0] == "version":
 		return version("github.com/go-git/go-git/v5")
 	case len(args) == 2 && args[0] == "list":
 		return list(args[1])
 	case len(args) == 3 && args[0] == "clone":
-		_, err := git.PlainClone(args[2], false, &git.CloneOptions{URL: args[1], Tags: git.AllTags})
+		_, err := git.PlainClone(args[2], false, &git.CloneOptions{
+			URL: args[1], Tags: git.AllTags, Auth: auth, CABundle: caBundle,
+		})
 		return err
 	case len(args) == 3 && args[0] == "shallow":
 		_, err := git.PlainClone(args[2], false, &git.CloneOptions{
-			URL: args[1], Depth: 1, SingleBranch: true, Tags: git.NoTags,
+			URL: args[1], Depth: 1, SingleBranch: true, Tags: git.NoTags, Auth: auth, CABundle: caBundle,
 		})
 		return err
 	case len(args) == 3 && args[0] == "fetch":
@@ -63,7 +81,7 @@ func version(module string) error {
 
 func list(url string) error {
 	remote := git.NewRemote(memory.NewStorage(), &config.RemoteConfig{Name: "origin", URLs: []string{url}})
-	refs, err := remote.List(&git.ListOptions{PeelingOption: git.AppendPeeled})
+	refs, err := remote.List(&git.ListOptions{PeelingOption: git.AppendPeeled, Auth: auth, CABundle: caBundle})
 	if err != nil {
 		return err
 	}
@@ -86,6 +104,7 @@ func fetch(directory string, options *git.FetchOptions) error {
 	if err != nil {
 		return err
 	}
+	options.Auth, options.CABundle = auth, caBundle
 	err = repository.Fetch(options)
 	if errors.Is(err, git.NoErrAlreadyUpToDate) {
 		return nil
