@@ -100,15 +100,17 @@ class Mirroring:
             except OSError as error:
                 raise LocalError(f"{repository.name} can't be opened: {error}") from error
             mirror.watch = watch
-            credentials = keyring.credentials(repository)
-            mirror.credentials = None if credentials is None else credentials.standing
             return mirror
 
         def refresher_of(mirror: Mirror) -> Refresher:
             session = sessions.of(mirror.settings)
+            remote = remote_for(session, keyring, mirror.settings, settings.limits, agent=agent)
+            # Only now that the remote has them: the keyring keeps none that nobody else has.
+            credentials = keyring.credentials(mirror.settings)
+            mirror.credentials = None if credentials is None else credentials.standing
             return Refresher(
                 mirror,
-                remote_for(session, keyring, mirror.settings, settings.limits, agent=agent),
+                remote,
                 updater,
                 engine,
                 places=shared,
