@@ -30,7 +30,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--differential-cases", type=int, help="compare so many fetches with git's, made up anew"
     )
-    parser.addoption("--day-seed", type=int, default=1, help="the deployment day to play")
+    parser.addoption("--day-seed", type=int, help="the deployment day to play")
     parser.addoption("--day-rounds", type=int, default=1, help="so many days, from that one on")
 
 
@@ -44,10 +44,14 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Play as many deployment days as asked for."""
     if "day_seed" in metafunc.fixturenames:
-        first: int = metafunc.config.getoption("--day-seed")
+        asked_for: int | None = metafunc.config.getoption("--day-seed")
+        first = 1 if asked_for is None else asked_for
         rounds: int = metafunc.config.getoption("--day-rounds")
         seeds = range(first, first + rounds)
         metafunc.parametrize("day_seed", seeds, ids=lambda seed: f"seed-{seed}")
+        # With one process, too, where somebody asks for days: a minute of the suite's is enough.
+        counts = [2] if asked_for is None else [1, 2]
+        metafunc.parametrize("workers", counts, ids=lambda count: f"workers-{count}")
 
 
 def pytest_terminal_summary(terminalreporter: TerminalReporter) -> None:

@@ -59,7 +59,6 @@ def are_real(request: pytest.FixtureRequest) -> bool:
     return trouble is None
 
 
-@pytest.mark.parametrize("workers", [1, 2], ids=lambda count: f"workers-{count}")
 async def test_nobody_is_told_too_early_or_not_at_all_and_no_ref_goes_back_in_time(
     tmp_path: Path, workers: int, day_seed: int, *, are_real: bool
 ) -> None:

@@ -27,7 +27,7 @@ async def forge(upstream_root: Path) -> AsyncIterator[HttpBackend]:
 
 
 in_this_process = pytest.mark.parametrize("workers", [1], indirect=True, ids=["workers-1"])
-"""For tests that look at the memory or the log of the process that serves."""
+"""For tests that look at the process that serves, and those that it makes no difference to."""
 
 
 @pytest.fixture(params=[1, 2], ids=lambda count: f"workers-{count}")
@@ -112,6 +112,7 @@ async def test_branches_and_tags_come_and_go(
     assert upstream.refs().keys() == {"refs/heads/main"}
 
 
+@in_this_process
 async def test_what_the_upstream_rejects_the_client_is_told_in_its_words(
     mirror: MirrorService, upstream: Upstream, pusher: GitClient, through: str
 ) -> None:
@@ -194,6 +195,7 @@ async def test_the_clients_own_credentials_are_sent_and_never_the_mirrors(
     ]
 
 
+@in_this_process
 async def test_a_token_of_the_mirrors_own_is_not_handed_to_the_upstream(
     mirror: MirrorService, forge: HttpBackend
 ) -> None:
@@ -318,6 +320,7 @@ async def test_a_push_succeeds_though_the_mirror_can_not_refresh(
     assert (await pusher.ls_remote(through))["refs/heads/main"] == commit
 
 
+@in_this_process
 @pytest.mark.parametrize(
     ("headers", "status", "words"),
     [

@@ -26,9 +26,15 @@ async def issuer() -> AsyncIterator[Issuer]:
         yield running
 
 
-@pytest.fixture(params=[1, 2], ids=lambda count: f"workers-{count}")
+@pytest.fixture
 def workers(request: pytest.FixtureRequest) -> int:
-    return int(request.param)
+    """How many processes serve: one, unless a test asks for two as well."""
+    return int(getattr(request, "param", 1))
+
+
+in_two_processes_too = pytest.mark.parametrize(
+    "workers", [1, 2], indirect=True, ids=lambda count: f"workers-{count}"
+)
 
 
 @pytest.fixture
@@ -100,6 +106,7 @@ async def test_git_asks_for_a_password_and_reads_with_a_token(
     assert "Authentication failed" in done.stderr
 
 
+@in_two_processes_too
 async def test_what_one_may_not_see_is_as_if_it_were_not_there(mirror: MirrorService) -> None:
     headers = basic(token_for(mirror, "flux-oslo", "acme/*"))
     seen = await mirror.info_refs(NAME, headers=headers)
@@ -121,6 +128,7 @@ async def test_what_one_may_not_see_is_as_if_it_were_not_there(mirror: MirrorSer
     assert pushing.status == 401, "the refusal would name the upstream"
 
 
+@in_two_processes_too
 async def test_a_revoked_token_reads_nothing_a_second_later_not_even_what_is_known_by_heart(
     mirror: MirrorService,
 ) -> None:
@@ -133,6 +141,7 @@ async def test_a_revoked_token_reads_nothing_a_second_later_not_even_what_is_kno
             pass
 
 
+@in_two_processes_too
 async def test_a_service_accounts_token_reads_as_password_and_as_bearer(
     mirror: MirrorService, issuer: Issuer, tmp_path: Path
 ) -> None:
@@ -147,6 +156,7 @@ async def test_a_service_accounts_token_reads_as_password_and_as_bearer(
     assert (answer.status, "expired" in answer.text) == (401, True)
 
 
+@in_two_processes_too
 async def test_guessing_is_slowed_down_and_polls_of_good_clients_are_not(
     mirror: MirrorService, workers: int
 ) -> None:
@@ -246,6 +256,7 @@ def authority(tmp_path: Path) -> Authority:
     return Authority.make(tmp_path)
 
 
+@in_two_processes_too
 async def test_a_client_certificate_reads_what_its_subject_may(
     forge: HttpBackend,
     upstream: Upstream,

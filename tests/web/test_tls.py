@@ -36,11 +36,16 @@ async def handshake(
         writer.close()
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize(("workers", "branches"), [(1, 1500), (2, 10)])
 async def test_git_reads_over_tls_large_answers_too(
-    forge: HttpBackend, upstream: Upstream, tmp_path: Path, authority: Authority, workers: int
+    forge: HttpBackend,
+    upstream: Upstream,
+    tmp_path: Path,
+    authority: Authority,
+    workers: int,
+    branches: int,
 ) -> None:
-    upstream.branches({f"branch-{number}": upstream.oid() for number in range(3000)})
+    upstream.branches({f"branch-{number}": upstream.oid() for number in range(branches)})
     served = authority.issue(tmp_path)
     async with mirroring(
         forge,
