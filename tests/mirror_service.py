@@ -55,6 +55,13 @@ class Answered(NamedTuple):
         return json.loads(self.body)
 
 
+def hosted_by(service: Service, name: str = NAME) -> Hosted:
+    """Return a repository that a service has."""
+    hosted = service.registry.get(name)
+    assert hosted is not None, name
+    return hosted
+
+
 def configuration(
     forge: HttpBackend,
     directory: Path,
@@ -131,7 +138,7 @@ class MirrorService:
         return f"{self.service.url}/{name}"
 
     def hosted(self, name: str = NAME) -> Hosted:
-        return self.service.registry.find(name)
+        return hosted_by(self.service, name)
 
     def mirror(self, name: str = NAME) -> Mirror:
         return self.hosted(name).mirror

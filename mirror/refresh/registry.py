@@ -94,18 +94,6 @@ class Registry:
         """Return the repository of a name, if it is here."""
         return self._by_name.get(name)
 
-    def find(self, path: str) -> Hosted:
-        """Return the repository at a URL's path, with or without `.git`, if it is here.
-
-        Raises:
-            UnknownRepository: There is none.
-        """
-        name = _name_at(path)
-        hosted = self._by_name.get(name)
-        if hosted is None:
-            raise unknown(name)
-        return hosted
-
     def resolve(self, path: str) -> RepositorySettings:
         """Return the settings of the repository at a URL's path, here or not; nothing is begun.
 

@@ -354,7 +354,7 @@ async def test_credentials_that_fail_are_told_everywhere_with_since_when(
     assert taken["accepted_at"] is not None
     mirror.forge.account = BasicAuth("bot", NEW_PASSWORD)
     for _ in range(2):
-        refresh = mirror.service.registry.find(upstream.name).refresher.request(Trigger.MANUAL)
+        refresh = mirror.hosted(upstream.name).refresher.request(Trigger.MANUAL)
         await asyncio.wait((refresh,))
     state = (await mirror.get("/status.json")).json["repositories"][upstream.name]
     since = state["credentials"]["failing_since"]

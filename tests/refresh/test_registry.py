@@ -36,13 +36,13 @@ def registry() -> Registry:
 def test_a_repository_is_found_with_and_without_its_suffix(
     registry: Registry, name: str, form: str
 ) -> None:
-    assert registry.find(form.format(name)).mirror.name == name
+    assert registry.resolve(form.format(name)).name == name
 
 
 @pytest.mark.parametrize("path", ["", "/", "acme", "acme/ap", "acme/app/x", "ACME/app", "x" * 9999])
 def test_anything_else_is_unknown(registry: Registry, path: str) -> None:
     with pytest.raises(UnknownRepository) as caught:
-        registry.find(path)
+        registry.resolve(path)
     assert len(str(caught.value)) < 400
 
 

@@ -20,6 +20,7 @@ from mirror.places import DataDirectoryInUse
 from mirror.refresh.mirror import Mirror
 from mirror.service import Service, sync_once
 from tests.git_client import Upstream, environment
+from tests.mirror_service import hosted_by
 from tests.refresh.bench import WAIT_SECONDS_MAX
 
 NAME = "acme/gitops-repo"
@@ -52,7 +53,7 @@ def settings(
 async def serving(configured: Settings) -> AsyncIterator[Mirror]:
     """Run the service and give its only mirror, whatever state that is in."""
     async with Service(configured) as service:
-        yield service.registry.find(NAME).mirror
+        yield hosted_by(service, NAME).mirror
 
 
 async def mirrored(mirror: Mirror) -> None:
@@ -100,7 +101,7 @@ async def test_a_mirror_is_there_again_at_once_even_with_the_upstream_down(
     os.utime(kept, (confirmed_at, confirmed_at))
     forge.faults = Faults(status=500)
     async with Service(settings(data_dir, url, engine)) as service:
-        hosted = service.registry.find(NAME)
+        hosted = hosted_by(service, NAME)
         assert shown(hosted.mirror) == upstream.refs(), "before anybody was asked"
         admitted = await hosted.gate.admit()
         assert admitted.stale_seconds is not None
@@ -121,7 +122,7 @@ async def test_readers_of_a_restarted_service_see_what_was_pushed_meanwhile(
     tip = upstream.commit()
     forge.requests.clear()
     async with Service(settings(data_dir, url)) as service:
-        admitted = await service.registry.find(NAME).gate.admit()
+        admitted = await hosted_by(service, NAME).gate.admit()
         assert admitted.stale_seconds is None
         assert admitted.snapshot.head == tip.encode()
     assert forge.operations == ["info/refs", "ls-refs", "fetch"], "not cloned anew"
@@ -334,8 +335,8 @@ async def test_one_damaged_mirror_does_not_keep_the_others_from_starting(
     (data_dir / "repositories" / "a.git" / "packed-refs").write_bytes(b"?")
     forge.faults = Faults(status=500)
     async with Service(configured) as service:
-        assert service.registry.find("a").mirror.snapshot is None
-        assert shown(service.registry.find("b/c").mirror) == upstream.refs()
+        assert hosted_by(service, "a").mirror.snapshot is None
+        assert shown(hosted_by(service, "b/c").mirror) == upstream.refs()
     assert [name.partition(".")[0] for name in files(data_dir / "set-aside")] == ["a"]
 
 

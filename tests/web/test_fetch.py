@@ -382,7 +382,7 @@ async def test_no_child_of_git_outlives_its_readers(
     upstream.commit(files={"big.bin": noise})
     await mirror.announce(upstream)
     await mirror.caught_up(upstream)
-    refresher = mirror.service.registry.find("acme/gitops-repo").refresher
+    refresher = mirror.hosted().refresher
     assert isinstance(refresher, Refresher)
     engine = refresher._engine
     assert isinstance(engine, GitEngine)
