@@ -19,6 +19,7 @@ from mirror.access.reader import ANONYMOUS, Grant, Reader
 from mirror.access.tokens import Tokens
 from mirror.config import AccessKind, CertificateSettings, is_like
 from mirror.errors import SignInWanted, TooManyAttempts, Unauthenticated, UnknownRepository
+from mirror.refresh.registry import unknown
 
 PROOFS_MAX: Final = 10_000
 """Headers known by heart; those used least recently are checked anew."""
@@ -236,12 +237,5 @@ def _seeing(reader: Reader, name: str) -> Reader:
         UnknownRepository: It may not: then there is none.
     """
     if not reader.may_read(name):
-        raise unknown_repository(name)
+        raise unknown(name)
     return reader
-
-
-def unknown_repository(name: str) -> UnknownRepository:
-    """Return what is said of a repository that is not there, or not to be seen."""
-    return UnknownRepository(
-        f"no repository {name[:200]!r} here; `repositories` in the configuration lists all"
-    )

@@ -22,6 +22,7 @@ import structlog
 
 from mirror.access.reader import Reader
 from mirror.errors import LocalError
+from mirror.upstream.credentials import Stamp, stamp_of
 
 PREFIX: Final = "gmt_"
 """So that people, and scanners for leaked secrets, know one when they see it."""
@@ -69,7 +70,7 @@ class Tokens:
         self._file = file
         self._clock = clock
         self._wall_clock = wall_clock
-        self._stamp: tuple[int, int, int] | None = None
+        self._stamp: Stamp | None = None
         self._look_at = 0.0
         self._by_hash: dict[str, Token] = {}
 
@@ -211,9 +212,8 @@ def _private(path: str, flags: int) -> int:
     return os.open(path, flags, 0o600)
 
 
-def _stamp_of(file: Path) -> tuple[int, int, int] | None:
+def _stamp_of(file: Path) -> Stamp | None:
     try:
-        status = file.stat()
+        return stamp_of(file.stat())
     except OSError:
         return None
-    return status.st_mtime_ns, status.st_size, status.st_ino

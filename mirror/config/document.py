@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import yaml
 
@@ -82,6 +82,20 @@ class Document:
         while path not in self.lines:
             path = path[:-1]
         return self.lines[path]
+
+
+def mapping_of(value: object) -> Mapping[str, Any]:
+    """Return a written value if it is a mapping, else an empty one: what it is, others report."""
+    return value if isinstance(value, dict) else {}
+
+
+def entries_of(document: Document) -> Iterator[tuple[KeyPath, str, Mapping[str, Any]]]:
+    """Yield where repositories and places stand, the key of their URL, and what is written."""
+    for name, entry in mapping_of(document.value.get("repositories")).items():
+        yield ("repositories", name), "upstream", mapping_of(entry)
+    places = document.value.get("upstreams")
+    for position, entry in enumerate(places if isinstance(places, list) else ()):
+        yield ("upstreams", position), "from", mapping_of(entry)
 
 
 def read_document(content: bytes, *, source: Path) -> Document:

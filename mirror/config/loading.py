@@ -18,6 +18,8 @@ from mirror.config.document import (
     Document,
     KeyPath,
     Mistake,
+    entries_of,
+    mapping_of,
     read_document,
 )
 from mirror.config.explaining import dotted, mistakes_of
@@ -93,10 +95,10 @@ def _message(mistakes: list[Mistake], *, source: Path) -> str:
 
 
 def _contradictions(document: Document) -> Iterator[Mistake]:
-    defaults = _mapping(document.value.get("defaults"))
+    defaults = mapping_of(document.value.get("defaults"))
     yield from _wrong_forms(document, ("defaults",), defaults)
     yield from _lacks(document)
-    for where, key, entry in _entries(document):
+    for where, key, entry in entries_of(document):
         written = {**defaults, **entry}
         yield from _wrong_forms(document, where, entry)
         try:
@@ -125,7 +127,7 @@ def _contradictions(document: Document) -> Iterator[Mistake]:
             )
         guessed = "forge" in written or guess_forge(host_of(upstream))
         forge = written.get("forge") or guess_forge(host_of(upstream))
-        is_app = "github_app" in _mapping(written.get("credentials"))
+        is_app = "github_app" in mapping_of(written.get("credentials"))
         if is_app and forge in (Forge.GITLAB, Forge.GITEA, Forge.BITBUCKET):  # as it is written
             yield Mistake(
                 document.line_of((*where, "credentials")),
@@ -166,26 +168,13 @@ def _lacks(document: Document) -> Iterator[Mistake]:
             yield Mistake(document.line_of(where), where, text)
     seen: set[str] = set()
     for position, entry in enumerate(places if isinstance(places, list) else ()):
-        at = str(_mapping(entry).get("at")).strip("/")
+        at = str(mapping_of(entry).get("at")).strip("/")
         if at in seen:
             path = ("upstreams", position, "at")
             yield Mistake(
                 document.line_of(path), path, f"another place is at {shown('/' + at)} too"
             )
         seen.add(at)
-
-
-def _entries(document: Document) -> Iterator[tuple[KeyPath, str, Mapping[str, object]]]:
-    """Yield where repositories and places stand, the key of their URL, and what is written."""
-    for name, entry in _mapping(document.value.get("repositories")).items():
-        yield ("repositories", name), "upstream", _mapping(entry)
-    places = document.value.get("upstreams")
-    for position, entry in enumerate(places if isinstance(places, list) else ()):
-        yield ("upstreams", position), "from", _mapping(entry)
-
-
-def _mapping(value: object) -> Mapping[str, object]:
-    return value if isinstance(value, dict) else {}
 
 
 def _is_given(written: Mapping[str, object], key: str) -> bool:

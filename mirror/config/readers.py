@@ -19,7 +19,7 @@ from mirror.config.addresses import (
     read_listen_address,
     read_upstream,
 )
-from mirror.config.document import Document, KeyPath, Mistake
+from mirror.config.document import Document, KeyPath, Mistake, entries_of, mapping_of
 from mirror.config.names import PATH, PATH_OR_NONE, RELAY_NAME, REPOSITORIES_PATTERN, is_named
 from mirror.config.notation import duration, words
 from mirror.config.section import DefaultWords, Section
@@ -241,11 +241,11 @@ _WHO = (
 
 def reader_contradictions(document: Document) -> Iterator[Mistake]:
     """Yield the mistakes between keys; they look at what is written, whatever else is wrong."""
-    server = _mapping(document.value.get("server"))
-    defaults = _mapping(document.value.get("defaults"))
-    repositories = _mapping(document.value.get("repositories"))
+    server = mapping_of(document.value.get("server"))
+    defaults = mapping_of(document.value.get("defaults"))
+    repositories = mapping_of(document.value.get("repositories"))
     is_open = _is_open(server)
-    for where, key, entry in _entries(document):
+    for where, key, entry in entries_of(document):
         written = {**defaults, **entry}
         access = written.get("access")
         if access is None and is_open:
@@ -261,29 +261,20 @@ def reader_contradictions(document: Document) -> Iterator[Mistake]:
                 "over plain http everybody on the way could read the credentials of readers"
                 " (`access: [upstream]`); use https",
             )
-    yield from _tls_mistakes(document, _mapping(server.get("tls")))
-    readers = _mapping(document.value.get("readers"))
-    if readers.get("certificates") and not _mapping(server.get("tls")).get("client_ca_file"):
+    yield from _tls_mistakes(document, mapping_of(server.get("tls")))
+    readers = mapping_of(document.value.get("readers"))
+    if readers.get("certificates") and not mapping_of(server.get("tls")).get("client_ca_file"):
         place: KeyPath = ("readers", "certificates")
         text = "no certificate can be checked: set `server.tls.client_ca_file`"
         yield Mistake(document.line_of(place), place, text)
     for kind in ("oidc", "certificates"):
-        for name, entry in _mapping(readers.get(kind)).items():
+        for name, entry in mapping_of(readers.get(kind)).items():
             # What is below `upstreams` can't be told: there, any name may come.
-            patterns = _mapping(entry).get("repositories", ["*"])
+            patterns = mapping_of(entry).get("repositories", ["*"])
             if not document.value.get("upstreams") and _names_nothing(patterns, repositories):
                 place = ("readers", kind, name, "repositories")
                 text = "names none of the `repositories`, so there is nothing to see"
                 yield Mistake(document.line_of(place), place, text)
-
-
-def _entries(document: Document) -> Iterator[tuple[KeyPath, str, Mapping[str, Any]]]:
-    """Yield where repositories and places stand, the key of their URL, and what is written."""
-    for name, entry in _mapping(document.value.get("repositories")).items():
-        yield ("repositories", name), "upstream", _mapping(entry)
-    places = document.value.get("upstreams")
-    for position, entry in enumerate(places if isinstance(places, list) else ()):
-        yield ("upstreams", position), "from", _mapping(entry)
 
 
 def _names_nothing(patterns: object, repositories: Iterable[str]) -> bool:
@@ -314,7 +305,3 @@ def _is_clear(upstream: object) -> bool:
         return is_in_the_clear(read_upstream(str(upstream)))
     except ValueError:
         return False
-
-
-def _mapping(value: object) -> Mapping[str, Any]:
-    return value if isinstance(value, dict) else {}

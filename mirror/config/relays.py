@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 from pydantic import Field
 
 from mirror.config.addresses import PUBLIC_URL, RECEIVER_URL, read_receiver_url
-from mirror.config.document import Document, KeyPath, Mistake
+from mirror.config.document import Document, KeyPath, Mistake, mapping_of
 from mirror.config.names import PATH, PATH_OR_NONE, REPOSITORIES_PATTERN, is_named
 from mirror.config.notation import choice, duration
 from mirror.config.section import DefaultWords, Section
@@ -147,10 +147,10 @@ def resolve_relays(
 
 def relay_contradictions(document: Document) -> Iterator[Mistake]:
     """Yield the mistakes between keys; they look at what is written, whatever else is wrong."""
-    server = _mapping(document.value.get("server"))
-    names = list(_mapping(document.value.get("repositories")))
-    for name, value in _mapping(document.value.get("relays")).items():
-        entry = _mapping(value)
+    server = mapping_of(document.value.get("server"))
+    names = list(mapping_of(document.value.get("repositories")))
+    for name, value in mapping_of(document.value.get("relays")).items():
+        entry = mapping_of(value)
         for key, text in _mistakes(entry, names, has_public_url="public_url" in server):
             where: KeyPath = ("relays", name, key)
             yield Mistake(document.line_of(where), where, text)
@@ -181,7 +181,3 @@ def _has_no_path(url: object) -> bool:
         return urlsplit(read_receiver_url(str(url))).path in ("", "/")
     except ValueError:
         return False
-
-
-def _mapping(value: object) -> Mapping[str, object]:
-    return value if isinstance(value, dict) else {}

@@ -136,7 +136,7 @@ def _name_at(path: str) -> str:
 
 
 def unknown(name: str) -> UnknownRepository:
-    """Return what is said of a repository that is not there."""
+    """Return what is said of a repository that is not there, or not to be seen: the same."""
     return UnknownRepository(
         f"no repository {name[:200]!r} here; `repositories` in the configuration lists all"
     )

@@ -17,13 +17,14 @@ from cryptography import x509
 from mirror.config import TlsSettings
 from mirror.errors import LocalError
 from mirror.metrics import Metrics
+from mirror.upstream.credentials import Stamp, stamp_of
 
 LOOK_SECONDS: Final = 5.0
 """Between two looks at the files: a stat of each."""
 
 logger = structlog.stdlib.get_logger()
 
-Stamps = tuple[tuple[int, int, int] | None, ...]
+Stamps = tuple[Stamp | None, ...]
 
 
 class Tls:
@@ -113,12 +114,11 @@ class Tls:
         logger.info("certificate_loaded", days_left=round(days, 1))
 
 
-def _stamp_of(file: Path) -> tuple[int, int, int] | None:
+def _stamp_of(file: Path) -> Stamp | None:
     try:
-        status = file.stat()
+        return stamp_of(file.stat())
     except OSError:
         return None
-    return status.st_mtime_ns, status.st_size, status.st_ino
 
 
 def _reason(error: OSError | ValueError) -> str:

@@ -36,7 +36,7 @@ from mirror.refresh.relay.events import (
 from mirror.refresh.relay.files import Ranges
 from mirror.refresh.relay.outbox import SIDE_BY_SIDE_MAX, Delivery, Outbox, Trouble
 from mirror.repository.snapshot import RefSnapshot
-from mirror.upstream.credentials import SecretFile
+from mirror.upstream.credentials import SecretFile, Stamp, stamp_of
 from mirror.upstream.failures import retry_after_seconds
 from mirror.wire.names import ObjectId, RefName
 from mirror.wire.ref_table import RefTable
@@ -107,7 +107,7 @@ class Sender:
         self._clock = clock
         self._chance = chance
         self._secret = SecretFile(settings.secret_file)
-        self._verify: tuple[tuple[int, int, int] | None, ssl.SSLContext] | None = None
+        self._verify: tuple[Stamp | None, ssl.SSLContext] | None = None
         self._agent = agent
         self._where = origin_of(settings.url)
         self._wake = asyncio.Event()
@@ -239,8 +239,7 @@ class Sender:
             return True
         stamp = None
         if self.settings.ca_file is not None:
-            status = self.settings.ca_file.stat()
-            stamp = (status.st_mtime_ns, status.st_size, status.st_ino)
+            stamp = stamp_of(self.settings.ca_file.stat())
         if self._verify is None or stamp != self._verify[0]:
             self._verify = (stamp, verification(self.settings))
         return self._verify[1]
