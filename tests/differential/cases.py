@@ -2,7 +2,7 @@
 
 from typing import Final
 
-FIXED_COUNT: Final = 320
+FIXED_COUNT: Final = 160
 """In every test run: about half a minute."""
 
 

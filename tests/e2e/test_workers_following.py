@@ -23,6 +23,12 @@ def engine() -> str:
     return "git"
 
 
+@pytest.fixture(params=[0, 2], ids=lambda version: f"v{version}")
+def version(request: pytest.FixtureRequest) -> int:
+    """The protocol that the client asks for; v1 is v0 with a line more, which one process sends."""
+    return int(request.param)
+
+
 @pytest.fixture(scope="module")
 def workers() -> int:
     """How many processes serve."""
