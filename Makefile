@@ -5,10 +5,11 @@ BIN := $(VENV)/bin
 TEST_WORKERS ?= 2
 SECONDS_EACH ?= 30
 CASES ?= 5000
+MINUTES ?= 20
 # The locks are whole, so pip resolves nothing (--no-deps): an old pip would let a newer release outdo a pin.
 INSTALL := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 
-.PHONY: help setup demo test test-differential day fuzz check format bench lock docs clean
+.PHONY: help setup demo test test-differential day fuzz soak check format bench lock docs clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -51,6 +52,10 @@ test-differential: $(VENV)/dev.stamp ## Compare CASES=5000 made-up fetches with 
 
 day: $(VENV)/dev.stamp ## Play deployment days with real parts; SEED=n for a certain one, ROUNDS=k for more of them
 	@$(BIN)/python -m pytest -n 0 -rP tests/e2e/test_deployment_day.py --day-seed=$(or $(SEED),$$(date +%s)) --day-rounds=$(or $(ROUNDS),1) $(ARGS)
+
+# STOP=1 ends it at the first violation; ARGS="--load 2 --events killed" and so on: `python -m tests.soak --help`.
+soak: $(VENV)/dev.stamp ## Soak for MINUTES=20 under mixed load, and check what must hold; SEED=n, REPORT=file
+	@$(BIN)/python -m tests.soak --minutes $(MINUTES) $(if $(SEED),--seed $(SEED)) $(if $(REPORT),--report $(REPORT)) $(if $(STOP),--stop) $(ARGS)
 
 check: $(VENV)/dev.stamp ## Lint, types, the architecture contract, generated files
 	@$(BIN)/ruff check .

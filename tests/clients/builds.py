@@ -74,6 +74,12 @@ def program(name: str) -> Path:
     return place / "client"
 
 
+def built(name: str) -> Path | None:
+    """Return the program of a client, if somebody has built it."""
+    program = _place(name) / "client"
+    return program if program.exists() else None
+
+
 @functools.cache
 def _place(name: str) -> Path:
     digest = hashlib.sha256()

@@ -49,7 +49,7 @@ class Asking:
         else:
             path, body = "git-upload-pack", command("ls-refs")
         answer, is_stale = await self._ask(path, body)
-        return _listed(answer), is_stale
+        return listed(answer), is_stale
 
     async def pack(self, oid: str) -> None:
         """Fetch one commit; raises `Unexpected` if there is no pack."""
@@ -204,7 +204,7 @@ async def keep_on(place: Place, who: str, step: Callable[[], Awaitable[None]]) -
                 assert len(place.record.failures) < FAILURES_MAX, place.record.failures
 
 
-def _listed(answer: bytes) -> dict[str, str]:
+def listed(answer: bytes) -> dict[str, str]:
     """Return the refs of an advertisement, or of an answer to ls-refs."""
     refs = {}
     for packet in decode_all(answer):

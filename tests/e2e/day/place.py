@@ -95,7 +95,7 @@ class Place:
 
     def rotate_forge_token(self) -> None:
         """Give the mirror what the forge takes: the file is replaced, as mounted secrets are."""
-        _write_secret(self.directory / "mirror" / "forge-token", self.forge_token)
+        write_secret(self.directory / "mirror" / "forge-token", self.forge_token)
 
     @property
     def _forge_token_at_ci(self) -> Path:
@@ -120,7 +120,7 @@ async def set_up(directory: Path, *, seed: int, workers: int, relays: str) -> As
         HttpBackend(root, basic_auth=(USER, FORGE_TOKENS[0])) as forge,
         LatencyProxy("127.0.0.1", forge.port, RTT_SECONDS) as line,
     ):
-        port = _free_port()
+        port = free_port()
         file, tokens = _configure(directory / "mirror", forge, line, port, workers, relays)
         async with (
             aiohttp.ClientSession(
@@ -141,7 +141,7 @@ async def set_up(directory: Path, *, seed: int, workers: int, relays: str) -> As
             yield place
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as found:
         port: int = found.getsockname()[1]
         return port
@@ -157,7 +157,7 @@ def _configure(
 ) -> tuple[Path, dict[str, str]]:
     """Write the configuration; returns it, and the readers' tokens."""
     directory.mkdir(exist_ok=True)
-    _write_secret(directory / "forge-token", FORGE_TOKENS[0])
+    write_secret(directory / "forge-token", FORGE_TOKENS[0])
     file = configuration(
         forge,
         directory,
@@ -180,7 +180,7 @@ def _configure(
     }
 
 
-def _write_secret(file: Path, secret: str) -> None:
+def write_secret(file: Path, secret: str) -> None:
     new = file.with_suffix(".new")
     new.touch(mode=0o600)
     new.write_text(secret + "\n")

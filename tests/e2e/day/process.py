@@ -21,18 +21,38 @@ class MirrorProcess:
         url: Where it listens, at each start.
         up: Set while it serves.
         kills: How often it was killed.
+        pid: Of the main process, while there is one.
         log: The lines that it wrote, all starts together.
+        on_line: Called with each of them.
     """
 
-    def __init__(self, file: Path, url: str) -> None:
+    def __init__(self, file: Path, url: str, *, lines_kept_max: int | None = None) -> None:
+        """Args:
+        file: The configuration.
+        url: Where it has it listen.
+        lines_kept_max: How many lines of the log are kept at least; beyond twice as many the oldest
+            go. `None` keeps all.
+        """
         self.url = url
         self.up = asyncio.Event()
         self.kills = 0
         self.log: list[str] = []
+        self.on_line: Callable[[str], None] = lambda _: None
         self._file = file
+        self._lines_kept_max = lines_kept_max
+        self._forgotten = 0
         self._said = asyncio.Condition()
         self._process: subprocess.Popen[bytes] | None = None
         self._reading: asyncio.Task[None] | None = None
+
+    @property
+    def pid(self) -> int | None:
+        return None if self._process is None or self._has_ended() else self._process.pid
+
+    @property
+    def lines(self) -> int:
+        """How many lines it wrote so far."""
+        return self._forgotten + len(self.log)
 
     async def start(self) -> None:
         """Start it, and wait until it serves."""
@@ -43,7 +63,7 @@ class MirrorProcess:
             stderr=subprocess.PIPE,
         )
         self._reading = asyncio.create_task(self._read(self._process))
-        await self.logged(len(self.log), lambda event: event["event"] == "serving")
+        await self.logged(self.lines, lambda event: event["event"] == "serving")
         self.up.set()
 
     async def kill(self) -> None:
@@ -70,7 +90,7 @@ class MirrorProcess:
         """Wait for an event of the log, after so many lines."""
         async with asyncio.timeout(STEP_SECONDS_MAX), self._said:
             while True:
-                lines, since = self.log[since:], len(self.log)
+                lines, since = self.log[max(0, since - self._forgotten) :], self.lines
                 if any(met(json.loads(line)) for line in lines if line.startswith("{")):
                     return
                 assert not self._has_ended(), f"it ended:\n{''.join(self.log[-20:])}"
@@ -84,10 +104,17 @@ class MirrorProcess:
         with process.stderr:
             while line := await asyncio.to_thread(process.stderr.readline):
                 async with self._said:
-                    self.log.append(line.decode())
+                    self._keep(line.decode())
                     self._said.notify_all()
         async with self._said:
             self._said.notify_all()
+
+    def _keep(self, line: str) -> None:
+        self.log.append(line)
+        if self._lines_kept_max is not None and len(self.log) > 2 * self._lines_kept_max:
+            self._forgotten += self._lines_kept_max
+            del self.log[: self._lines_kept_max]
+        self.on_line(line)
 
     async def close(self) -> None:
         """End it, whatever state it is in."""

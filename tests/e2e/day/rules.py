@@ -37,6 +37,15 @@ class History:
         oids = self.refs.get(ref, [ZERO_ID])
         return next((at for at in range(at_least, len(oids)) if oids[at] == oid), None)
 
+    def name(self, ref: str, oid: str | None) -> str:
+        """Return what to call an object id in a sentence about the ref."""
+        at = None if oid is None else self.position(ref, oid)
+        return f"{oid} (unknown)" if at is None else f"number {at}"
+
+    def withdraw(self, ref: str) -> None:
+        """Take back the last entry: the upstream never had it."""
+        self.refs[ref].pop()
+
 
 @dataclass(frozen=True, slots=True)
 class Sighting:
@@ -56,6 +65,43 @@ class Sighting:
     floors: Mapping[str, int]
     lengths: Mapping[str, int]
     is_stale: bool = False
+
+
+class Observer:
+    """Who sees refs again and again: never what was before, never what is too old.
+
+    Attributes:
+        seen: By ref, the number of what was last shown.
+    """
+
+    def __init__(self, history: History) -> None:
+        self.seen: dict[str, int] = {}
+        self._history = history
+
+    def see(self, one: Sighting, since: Mapping[str, int] | None = None) -> Iterator[str]:
+        """Judge an answer, and keep it in mind.
+
+        Args:
+            one: The answer.
+            since: What had been seen when it was asked for, where several are asked for at once.
+        """
+        history = self._history
+        before = self.seen if since is None else since
+        for ref, oid in one.refs.items():
+            at_least = before.get(ref, 0)
+            at = history.position(ref, oid, at_least)
+            if oid == ZERO_ID and at is not None and at >= one.lengths.get(ref, 1):
+                at = None  # it was not gone yet
+            if at is None:
+                yield f"{ref} went back to {history.name(ref, oid)} from {at_least}"
+                continue
+            self.seen[ref] = max(self.seen.get(ref, 0), at)
+            floor = one.floors.get(ref, 0)
+            if not one.is_stale and history.position(ref, oid, floor) is None:
+                yield (
+                    f"{ref} is {history.name(ref, oid)}, not marked as stale, after the webhook of"
+                    f" {floor} was accepted"
+                )
 
 
 @dataclass(slots=True)
@@ -108,34 +154,20 @@ class Record:
         return found
 
     def _of_reader(self, reader: str) -> Iterator[str]:
-        seen: dict[str, int] = {}
+        observer = Observer(self.history)
         for number, one in enumerate(each for each in self.sightings if each.reader == reader):
-            where = f"{reader}, answer {number}"
-            for ref, oid in one.refs.items():
-                at_least = seen.get(ref, 0)
-                at = self.history.position(ref, oid, at_least)
-                if oid == ZERO_ID and at is not None and at >= one.lengths.get(ref, 1):
-                    at = None  # it was not gone yet
-                if at is None:
-                    yield f"{where}: {ref} went back to {self._name(ref, oid)} from {at_least}"
-                    continue
-                seen[ref] = at
-                floor = one.floors.get(ref, 0)
-                if not one.is_stale and self.history.position(ref, oid, floor) is None:
-                    yield (
-                        f"{where}: {ref} is {self._name(ref, oid)}, not marked as stale, after the"
-                        f" webhook of {floor} was accepted"
-                    )
+            for trouble in observer.see(one):
+                yield f"{reader}, answer {number}: {trouble}"
 
     def _of_event(self, one: Told) -> Iterator[str]:
-        what = f"{one.receiver} was told {one.ref} is {self._name(one.ref, one.after)}"
+        what = f"{one.receiver} was told {one.ref} is {self.history.name(one.ref, one.after)}"
         if one.trouble is not None:
             yield f"{what}: {one.trouble}"
             return
         at = self.history.position(one.ref, one.after)
         listed = None if one.listed is None else self._at_or_after(one.ref, one.listed, at)
         if at is None or listed is None:
-            yield f"{what}: the mirror listed {self._name(one.ref, one.listed)}"
+            yield f"{what}: the mirror listed {self.history.name(one.ref, one.listed)}"
 
     def _at_or_after(self, ref: str, oid: str, at: int | None) -> int | None:
         return None if at is None else self.history.position(ref, oid, at)
@@ -148,7 +180,7 @@ class Record:
             if one.receiver != receiver or one.ref != ref or not one.is_taken:
                 continue
             what = f"{receiver} knew {known} of {ref} and was told of"
-            what += f" {self._name(ref, one.before)} to {self._name(ref, one.after)}"
+            what += f" {self.history.name(ref, one.before)} to {self.history.name(ref, one.after)}"
             follows = self.history.refs[ref][known] == one.before
             # What was acknowledged just before a kill may be told once more, perhaps with more.
             is_again = (
@@ -168,10 +200,6 @@ class Record:
 
     def _latest(self, ref: str) -> int:
         return len(self.history.refs[ref]) - 1
-
-    def _name(self, ref: str, oid: str | None) -> str:
-        at = None if oid is None else self.history.position(ref, oid)
-        return f"{oid} (unknown)" if at is None else f"number {at}"
 
     def is_told(self, receivers: Sequence[str]) -> bool:
         """Tell whether every receiver knows the tips of now."""
