@@ -333,7 +333,7 @@ async def _fetch(reader: Reader) -> None:
         await git.run("init", "--quiet", str(path))
         await git.run("remote", "add", "origin", reader.estate.url(one), cwd=path)
     asked = one.watch.ask()
-    await git.fetch(path, "--quiet", "origin", "--tags", "--force", "--prune")
+    await git.fetch(path, "--quiet", "--tags", "--force", "--prune", "--prune-tags", "origin")
     reader.kept[one.name] = (path, count + 1)
     found = {
         name.replace("refs/remotes/origin/", "refs/heads/"): oid

@@ -28,7 +28,7 @@ from tests.git_client import GitFailed
 from tests.mirror_service import ZERO_ID
 from tests.soak.asking import GONE, Asking, Refused, Wrong, asking
 from tests.soak.clients import KINDS, Kind, Reader
-from tests.soak.estate import Estate, Repository, set_up
+from tests.soak.estate import DISK_LIMITS, Estate, Repository, set_up
 from tests.soak.events import Event, Scene, choose
 from tests.soak.judges import SHOWN, log_mistake
 from tests.soak.ledger import Ledger, Life, Trouble
@@ -37,6 +37,7 @@ from tests.soak.resources import (
     Process,
     bytes_by_kind,
     calm_mistakes,
+    disk_mistakes,
     is_alive,
     leftovers,
     memory_mistakes,
@@ -163,7 +164,6 @@ class Soak:
             while self._left() > 0:
                 await self._long_life()
                 await self._series()
-            await self._calm()
             await self._stop()
             for loop in loops:
                 loop.cancel()
@@ -402,7 +402,13 @@ class Soak:
         sample = await self._look()
         if sample is not None:
             life.calms.append(sample)
-        self._ledger.disk.append(await asyncio.to_thread(bytes_by_kind, self.estate.data))
+        ledger, now = self._ledger, await asyncio.to_thread(bytes_by_kind, self.estate.data)
+        ledger.disk.append(now)
+        mistakes = disk_mistakes(
+            ledger.disk[0], now, pushes=sum(ledger.pushes.values()), limits=DISK_LIMITS
+        )
+        ledger.violate("disk", *mistakes)
+        ledger.judged["disk"] += 1
 
     async def _look(self) -> Any:
         pid, life = self.estate.mirror.pid, self._life

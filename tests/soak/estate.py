@@ -33,6 +33,15 @@ REQUESTS_KEPT_MAX: Final = 1000
 TRICKLE_SECONDS: Final = 0.05
 """Between the chunks of a line that trickles."""
 
+DISK_LIMITS: Final = {
+    "packs": 24 * 1024 * 1024,
+    "lfs": 1024 * 1024,
+    "bundles": 64 * 1024 * 1024,
+    "(top)": 16 * 1024 * 1024,
+}
+"""Below the data directory. Of bundles twice what is configured; at its top is `relays.db`, whose
+log grows to 4 MiB before it is taken in."""
+
 RECEIVERS: Final = {"argo": "argocd", "flux": "flux", "moody": "argocd"}
 LFS_OBJECTS: Final = 12
 LFS_BYTES: Final = 200_000
@@ -168,9 +177,10 @@ class Estate:
             "data_dir": "data",
             "log": {"format": "json"},
             "limits": {
-                "pack_cache_bytes_max": "24MiB",
+                "pack_cache_bytes_max": DISK_LIMITS["packs"],
                 "pack_cache_memory_bytes_max": "4MiB",
-                "lfs_cache_bytes_max": "1MiB",
+                "lfs_cache_bytes_max": DISK_LIMITS["lfs"],
+                "bundle_bytes_max": DISK_LIMITS["bundles"] // 2,
                 "upstream_timeout": "5s",
                 "pull_through_repositories_max": 2,
                 "pull_through_per_minute": 10000,

@@ -317,6 +317,20 @@ async def _stopped(scene: Scene) -> None:
         await estate.start(scene.workers)
 
 
+@event("killed while starting", weight=2, ends=True)
+async def _killed_while_starting(scene: Scene) -> None:
+    """Kill the service, and once more before it serves again."""
+    estate = scene.estate
+    with estate.conditions.during(Trouble.SERVICE):
+        await estate.mirror.kill()
+        starting = asyncio.create_task(estate.start(scene.workers))
+        await scene.last(0.2, 1.5)
+        await estate.mirror.kill()
+        with suppress(AssertionError):  # it ended before it served
+            await starting
+        await estate.start(scene.workers)
+
+
 @event("packs lost", weight=0.5, ends=True)
 async def _packs_lost(scene: Scene) -> None:
     """The cache of packs goes between two runs."""

@@ -3,7 +3,7 @@
 import os
 import statistics
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -21,6 +21,11 @@ MEMORY_BYTES_SLACK: Final = 12 * 1024 * 1024
 DESCRIPTORS_SLACK: Final = 24
 THREADS_SLACK: Final = 12
 """Pools that had no reason to grow before; between calms, when nobody asks for anything."""
+
+MIRROR_BYTES_SLACK: Final = 8 * 1024 * 1024
+"""Repositories below the place come and go."""
+MIRROR_BYTES_EACH_PUSH: Final = 16 * 1024
+"""A pack with its index, and what is noted of it: a push makes three small objects."""
 
 LEFTOVERS: Final = ("*.lock", "*.tmp", "tmp_*", ".tmp-*", "tmp_objdir-incoming-*")
 _KIB: Final = 1024
@@ -182,6 +187,26 @@ def bytes_by_kind(data: Path) -> Counter[str]:
             except FileNotFoundError:
                 continue  # it has just gone
     return found
+
+
+def disk_mistakes(
+    first: Mapping[str, int], now: Mapping[str, int], *, pushes: int, limits: Mapping[str, int]
+) -> Iterator[str]:
+    """Judge the disk at a calm, against the first calm.
+
+    Args:
+        first: Bytes by kind at the first calm.
+        now: The same now.
+        pushes: How many changes of a ref came in between.
+        limits: By kind, what is configured in bytes.
+    """
+    for kind, limit in {**limits, "set-aside": 0}.items():
+        if now.get(kind, 0) > limit:
+            yield f"{kind} has {now[kind]:,} bytes, more than {limit:,}"
+    before, after = (one.get("repositories", 0) for one in (first, now))
+    allowed = before + MIRROR_BYTES_SLACK + MIRROR_BYTES_EACH_PUSH * pushes
+    if after > allowed:
+        yield f"repositories rose from {before:,} to {after:,} bytes with {pushes} pushes"
 
 
 def leftovers(data: Path) -> list[str]:

@@ -25,6 +25,7 @@ from tests.soak.resources import (
     Sample,
     bytes_by_kind,
     calm_mistakes,
+    disk_mistakes,
     leftovers,
     memory_mistakes,
     tree_of,
@@ -300,6 +301,20 @@ def test_what_is_left_on_disk_is_found_and_counted_by_kind(tmp_path: Path) -> No
         "x.lock",
         "half",
     ]
+
+
+def test_a_disk_that_grows_beyond_its_limits_is_found() -> None:
+    first = {"packs": 0, "repositories": 10_000_000}
+    limits = {"packs": 1000}
+
+    def found(pushes: int = 0, **now: int) -> str:
+        return "\n".join(disk_mistakes(first, now, pushes=pushes, limits=limits))
+
+    assert found(packs=1000, repositories=15_000_000) == ""
+    assert found(packs=1001) == "packs has 1,001 bytes, more than 1,000"
+    assert "repositories rose from 10,000,000 to 30,000,000" in found(repositories=30_000_000)
+    assert found(1000, repositories=30_000_000) == ""
+    assert "set-aside has 1 bytes" in found(**{"set-aside": 1})
 
 
 # --- the report ----------------------------------------------------------------------------------
