@@ -144,8 +144,9 @@ class Soak:
         stopped = asyncio.create_task(self._ledger.is_stopped.wait())
         try:
             await asyncio.wait([watcher, stopped], return_when=asyncio.FIRST_COMPLETED)
-            if watcher.done():
-                watcher.result()
+            if watcher.done() and (error := watcher.exception()) is not None:
+                # Such as a service that does not start.
+                self._ledger.violate("the soak", "".join(traceback.format_exception(error)))
         finally:
             for task in (watcher, stopped):
                 task.cancel()

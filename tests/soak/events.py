@@ -324,11 +324,13 @@ async def _killed_while_starting(scene: Scene) -> None:
     with estate.conditions.during(Trouble.SERVICE):
         await estate.mirror.kill()
         starting = asyncio.create_task(estate.start(scene.workers))
-        await scene.last(0.2, 1.5)
-        await estate.mirror.kill()
-        with suppress(AssertionError):  # it ended before it served
-            await starting
-        await estate.start(scene.workers)
+        await scene.last(0.3, 1.5)
+        if estate.mirror.pid is not None:
+            await estate.mirror.kill()
+            with suppress(AssertionError):  # it ended before it served
+                await starting
+            starting = asyncio.create_task(estate.start(scene.workers))
+        await starting
 
 
 @event("packs lost", weight=0.5, ends=True)

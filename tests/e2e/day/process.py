@@ -84,6 +84,8 @@ class MirrorProcess:
         async with asyncio.timeout(STEP_SECONDS_MAX):
             status = await asyncio.to_thread(self._process.wait)
             await self._reading  # its workers have the same stderr, and are to end as well
+            async with self._said:  # while another thread waits for it, it does not seem to be over
+                self._said.notify_all()
         return status
 
     async def logged(self, since: int, met: Callable[[dict[str, Any]], bool]) -> None:
