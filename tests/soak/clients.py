@@ -366,7 +366,7 @@ async def _clone(reader: Reader) -> None:
 
 @kind("git clone with bundles", each_minute=3, is_real=True)
 async def _clone_with_bundles(reader: Reader) -> None:
-    one = reader.estate.repositories["acme/large"]
+    one = reader.estate.repositories["acme/app"]
     await _cloned(reader, one, "--mirror", config=("-c", "transfer.bundleURI=true"))
 
 

@@ -36,11 +36,11 @@ TRICKLE_SECONDS: Final = 0.05
 DISK_LIMITS: Final = {
     "packs": 24 * 1024 * 1024,
     "lfs": 1024 * 1024,
-    "bundles": 64 * 1024 * 1024,
+    "bundles": 256 * 1024 * 1024,
     "(top)": 16 * 1024 * 1024,
 }
-"""Below the data directory. Of bundles twice what is configured; at its top is `relays.db`, whose
-log grows to 4 MiB before it is taken in."""
+"""Below the data directory. At its top is `relays.db`, whose log grows to 4 MiB before it is taken
+in. Bundles stay for three hours after a force-push: that is room for one every ten seconds."""
 
 RECEIVERS: Final = {"argo": "argocd", "flux": "flux", "moody": "argocd"}
 LFS_OBJECTS: Final = 12
@@ -180,7 +180,7 @@ class Estate:
                 "pack_cache_bytes_max": DISK_LIMITS["packs"],
                 "pack_cache_memory_bytes_max": "4MiB",
                 "lfs_cache_bytes_max": DISK_LIMITS["lfs"],
-                "bundle_bytes_max": DISK_LIMITS["bundles"] // 2,
+                "bundle_bytes_max": DISK_LIMITS["bundles"],
                 "upstream_timeout": "5s",
                 "pull_through_repositories_max": 2,
                 "pull_through_per_minute": 10000,
@@ -283,16 +283,11 @@ async def set_up(directory: Path, *, seed: int, ledger: Ledger) -> AsyncIterator
 
 def _repositories(root: Path) -> dict[str, Repository]:
     found = [
-        _repository(root, "acme/app"),
+        _repository(root, "acme/app", keys={"bundle_interval": "10s", "bundle_bytes_min": 0}),
         _repository(root, "acme/private", keys={"access": ["readers"]}, is_private=True),
         _repository(root, "acme/strict", keys={"on_stale": "refuse"}, may_refuse=True),
         _repository(root, "acme/lfs"),
-        _repository(
-            root,
-            "acme/large",
-            keys={"bundle_interval": "15s", "bundle_bytes_min": 0},
-            is_large=True,
-        ),
+        _repository(root, "acme/large", is_large=True),
         *(_repository(root, f"team/pulled-{number}", is_pulled=True) for number in range(4)),
     ]
     return {one.name: one for one in found}

@@ -9,6 +9,8 @@ from tests.soak.__main__ import main
 from tests.soak.conducting import Plan, prepared
 from tests.soak.ledger import Ledger
 
+pytestmark = pytest.mark.timeout(300)  # on a busy machine: each wait has a limit of its own
+
 SHORT = Plan(
     seconds=6,
     load=0.7,
