@@ -25,6 +25,7 @@ Raise where the mistake is found; translate at one boundary (`mirror.web.app`); 
     │       └── NotUpstream      the upstream says that there is no such repository
     ├── LocalError               this machine: disk, child process, configuration
     │   ├── PackError            a pack could not be made or indexed
+    │   ├── OtherProcessGone     another process of this service has ended, or is starting
     │   └── ConfigError          the configuration file, with every mistake in it
     └── (nothing else)
 """
@@ -193,6 +194,13 @@ class PackError(LocalError):
     """A pack could not be made, indexed or verified."""
 
     label = "pack_error"
+
+
+class OtherProcessGone(LocalError):
+    """Another process of this service has ended: the next one takes its place in a moment."""
+
+    status = 503
+    label = "other_process_gone"
 
 
 class ConfigError(LocalError):

@@ -17,6 +17,7 @@ from mirror.errors import (
     ClientError,
     MirrorError,
     NotYetMirrored,
+    OtherProcessGone,
     Overloaded,
     SignInWanted,
     StaleRefused,
@@ -215,7 +216,7 @@ def _answer(request: web.Request, error: MirrorError) -> web.Response:
     response = _text(error.status, str(error)) if explain is None else explain(str(error))
     response.set_status(error.status)
     match error:
-        case NotYetMirrored() | StaleRefused() | Overloaded():
+        case NotYetMirrored() | StaleRefused() | Overloaded() | OtherProcessGone():
             response.headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
         case TooManyAttempts():
             response.headers["Retry-After"] = str(math.ceil(error.retry_after_seconds))

@@ -8,7 +8,7 @@ from typing import Final
 
 from pydantic import TypeAdapter, ValidationError
 
-from mirror.errors import LocalError
+from mirror.errors import OtherProcessGone
 from mirror.workers.messages import Envelope
 
 FRAME_BYTES_MAX: Final = 32 << 20
@@ -18,7 +18,7 @@ _LENGTH: Final = struct.Struct(">I")
 _ENVELOPE: Final = TypeAdapter(Envelope)
 
 
-class ChannelError(LocalError):
+class ChannelError(OtherProcessGone):
     """The channel to another process of ours is broken, or carries what is no message."""
 
     label = "channel_error"

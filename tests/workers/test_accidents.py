@@ -14,14 +14,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from aiohttp.test_utils import make_mocked_request
 
 from mirror.config import load
 from mirror.demo.forge import Faults, HttpBackend
 from mirror.errors import LocalError
 from mirror.refresh.refresher import Trigger
 from mirror.service import Service
+from mirror.web.app import RETRY_AFTER_SECONDS, _answer
 from mirror.workers import supervisor as supervising
-from mirror.workers.frames import encode
+from mirror.workers.frames import ChannelError, encode
 from mirror.workers.messages import Announced, Envelope
 from mirror.workers.supervisor import Supervisor
 from tests.git_client import GitClient, Upstream
@@ -350,6 +352,29 @@ async def test_no_worker_outlives_a_killed_main_process(file: Path, upstream: Up
                 await gone(pid)
             children = [one for one in _processes() if str(file.parent) in _command(one)]
             assert children == []
+
+
+async def test_what_only_a_killed_main_process_could_answer_is_to_be_asked_again(
+    file: Path,
+) -> None:
+    async with started(file) as service, one_to_each(service.url, service.pids()) as workers:
+        os.kill(service.process.pid, signal.SIGSTOP)
+        for one in workers.values():
+            one.send("GET", "/metrics")
+        service.process.kill()
+        for one in workers.values():
+            try:
+                answer = await one.answer()
+            except (ConnectionError, asyncio.IncompleteReadError):
+                continue  # it ended sooner
+            assert answer.status == 503, answer
+            assert int(answer.headers["Retry-After"]) > 0
+
+
+def test_a_broken_channel_is_answered_as_what_passes() -> None:
+    request = make_mocked_request("GET", "/metrics")
+    answer = _answer(request, ChannelError("the other process is gone"))
+    assert (answer.status, answer.headers["Retry-After"]) == (503, str(RETRY_AFTER_SECONDS))
 
 
 def _processes() -> list[int]:
