@@ -124,12 +124,16 @@ class Asking:
     def allowed(self, one: Repository, began: float) -> set[int]:
         """Return which errors a reader may be given, who asked at `began`."""
         explain = self.estate.conditions.explain
-        found = set()
-        if one.may_refuse or one.is_pulled or explain(began, *GONE):
+        found = self.passing(began)
+        if one.may_refuse or one.is_pulled:
             found.add(503)
         if one.is_pulled and explain(began, Trouble.UPSTREAM):
             found |= {404, 502, 504}
         return found
+
+    def passing(self, began: float) -> set[int]:
+        """Return which errors there may be of what no repository answers."""
+        return {503} if self.estate.conditions.explain(began, *GONE) else set()
 
     def _check(self, one: Repository, answer: Answered, began: float) -> None:
         self.refuse(answer, self.allowed(one, began))

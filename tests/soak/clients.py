@@ -8,6 +8,7 @@ import asyncio
 import hashlib
 import json
 import shutil
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -202,7 +203,7 @@ async def _pulled(reader: Reader) -> None:
 
 @kind("LFS", each_minute=10, excuses=(*GONE, Trouble.UPSTREAM))
 async def _lfs(reader: Reader) -> None:
-    estate, asking = reader.estate, reader.asking
+    estate, asking, began = reader.estate, reader.asking, time.monotonic()
     content = reader.chance.choice(estate.contents)
     oid = oid_of(content)
     document = {"operation": "download", "objects": [{"oid": oid, "size": len(content)}]}
@@ -210,14 +211,14 @@ async def _lfs(reader: Reader) -> None:
     answer = await asking.ask(
         "POST", f"{url}/batch", body=json.dumps(document).encode(), headers=LFS_HEADERS
     )
-    asking.refuse(answer, ())
+    asking.refuse(answer, asking.passing(began))
     (found,) = answer.json["objects"]
     if "error" in found:
         raise OSError(f"no LFS object: {found['error']}")
     answer = await asking.ask("GET", f"{url}/{oid}")
     if answer.status in {502, 503, 504}:
         raise OSError(f"no LFS object: {answer.status}")
-    asking.refuse(answer, ())
+    asking.refuse(answer, asking.passing(began))
     if hashlib.sha256(answer.body).hexdigest() != oid:
         raise Wrong(f"the LFS object {oid} came with {len(answer.body)} other bytes")
     estate.ledger.judged["LFS objects"] += 1
@@ -225,10 +226,10 @@ async def _lfs(reader: Reader) -> None:
 
 @kind("monitoring", each_minute=12)
 async def _monitoring(reader: Reader) -> None:
-    url, asking = reader.estate.mirror.url, reader.asking
+    url, asking, began = reader.estate.mirror.url, reader.asking, time.monotonic()
     for path in ("healthz", "metrics", "status.json"):
         answer = await asking.ask("GET", f"{url}/{path}")
-        asking.refuse(answer, ())
+        asking.refuse(answer, asking.passing(began))
         if path == "metrics":
             list(text_string_to_metric_families(answer.text))
         elif path == "status.json":
