@@ -20,6 +20,7 @@ Raise where the mistake is found; translate at one boundary (`mirror.web.app`); 
     │   └── NotAllowedHere       what only some addresses may look at
     ├── UpstreamError            the upstream did not answer as it should
     │   ├── UpstreamUnavailable  passing: worth another try
+    │   │   └── RefsVanished     it lists no refs any more: too much to believe at once
     │   └── UpstreamRefused      lasting until somebody mends the configuration or the upstream
     │       ├── OtherObjectFormat  its ids are of another hash
     │       └── NotUpstream      the upstream says that there is no such repository
@@ -30,7 +31,35 @@ Raise where the mistake is found; translate at one boundary (`mirror.web.app`); 
     └── (nothing else)
 """
 
+from enum import StrEnum
 from typing import ClassVar
+
+
+class Trouble(StrEnum):
+    """Why a refresh failed: the values of one label, each with its own row in docs/operations.md.
+
+    Finer than the classes of errors, which say what is to happen next.
+    """
+
+    UNREACHABLE = "unreachable"  # no address, no connection, or the proxy has none
+    CERTIFICATE = "certificate"  # TLS, but not with whom it should be
+    SILENT = "silent"
+    SLOW = "slow"  # it sends, but less than the least
+    BROKE_OFF = "broke_off"
+    RATE_LIMITED = "rate_limited"
+    SERVER_ERROR = "server_error"  # 5xx
+    CREDENTIALS = "credentials"  # 401, 403, or they can't be had
+    NOT_FOUND = "not_found"
+    REDIRECTED = "redirected"
+    NOT_GIT = "not_git"  # a web page, say
+    MALFORMED = "malformed"  # not the Git protocol, or an error that it reports
+    TOO_LARGE = "too_large"
+    REFS_VANISHED = "refs_vanished"
+    UNSUPPORTED = "unsupported"  # another hash, a shallow repository
+    BAD_PACK = "bad_pack"
+    TOOK_TOO_LONG = "took_too_long"
+    LOCAL = "local"  # this machine
+    OTHER = "other"
 
 
 class MirrorError(Exception):
@@ -38,6 +67,7 @@ class MirrorError(Exception):
 
     status: ClassVar[int] = 500
     label: ClassVar[str] = "internal"
+    trouble: Trouble = Trouble.OTHER
 
 
 class ClientError(MirrorError):
@@ -146,11 +176,20 @@ class NotAllowedHere(ClientError):
 
 
 class UpstreamError(MirrorError):
-    """The upstream did not answer as it should."""
+    """The upstream did not answer as it should.
+
+    Attributes:
+        trouble: In what way, where that is more than the class tells.
+    """
 
     status = 502
     label = "upstream_error"
     transient: ClassVar[bool] = True
+
+    def __init__(self, message: str, *, trouble: Trouble | None = None) -> None:
+        super().__init__(message)
+        if trouble is not None:
+            self.trouble = trouble
 
 
 class UpstreamUnavailable(UpstreamError):
@@ -162,9 +201,21 @@ class UpstreamUnavailable(UpstreamError):
 
     label = "upstream_unavailable"
 
-    def __init__(self, message: str, *, retry_after_seconds: float | None = None) -> None:
-        super().__init__(message)
+    def __init__(
+        self,
+        message: str,
+        *,
+        trouble: Trouble | None = None,
+        retry_after_seconds: float | None = None,
+    ) -> None:
+        super().__init__(message, trouble=trouble)
         self.retry_after_seconds = retry_after_seconds
+
+
+class RefsVanished(UpstreamUnavailable):
+    """The upstream lists none of the refs that it had, and nothing has confirmed that yet."""
+
+    trouble = Trouble.REFS_VANISHED
 
 
 class UpstreamRefused(UpstreamError):
@@ -178,22 +229,27 @@ class OtherObjectFormat(UpstreamRefused):
     """The upstream's object ids are of another hash than SHA-1."""
 
     label = "other_object_format"
+    trouble = Trouble.UNSUPPORTED
 
 
 class NotUpstream(UpstreamRefused):
     """The upstream says that there is no such repository, or none that we may see."""
+
+    trouble = Trouble.NOT_FOUND
 
 
 class LocalError(MirrorError):
     """Something on this machine: disk, child process."""
 
     label = "local_error"
+    trouble = Trouble.LOCAL
 
 
 class PackError(LocalError):
     """A pack could not be made, indexed or verified."""
 
     label = "pack_error"
+    trouble = Trouble.BAD_PACK
 
 
 class OtherProcessGone(LocalError):

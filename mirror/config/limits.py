@@ -62,6 +62,12 @@ class LimitSettings(Section):
     )
     """An upstream that sends nothing for so long is given up, and tried again later."""
 
+    upstream_bytes_per_second_min: Annotated[int, size("0", "1GiB")] = 1024
+    """The least that the body of an upstream's answer must bring per second, over
+    `upstream_timeout`; a slower one is given up, so that it does not keep a place for refreshes
+    until `refresh_timeout`. Of a fetch, this begins with the first byte of the pack. `0` takes
+    any."""
+
     refresh_timeout_seconds: Annotated[float, duration("1s", "7d")] = Field(
         default=3600.0, alias="refresh_timeout"
     )

@@ -6,6 +6,7 @@ from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from mirror.errors import Trouble
 from mirror.metrics.looked_up import (
     RelayCollector,
     RelayState,
@@ -67,6 +68,12 @@ class Metrics:
             "Time to refresh a repository from its upstream.",
             ["trigger", "outcome"],
             buckets=_REFRESH_SECONDS,
+            registry=self.registry,
+        )
+        self._refresh_failures = Counter(
+            "git_mirror_refresh_failures",
+            "Refreshes that failed, by why; docs/operations.md says what to do about each.",
+            ["reason"],
             registry=self.registry,
         )
         self._webhook_to_fetchable = Histogram(
@@ -223,6 +230,7 @@ class Metrics:
             (self._requests, product(operations, ("ok",))),
             (self._refused_readers, product(REFUSALS)),
             (self._refreshes, product(triggers, REFRESH_OUTCOMES)),
+            (self._refresh_failures, product(Trouble)),
             (self._webhooks, product(forges, WEBHOOK_OUTCOMES)),
             (self._pack_builds, product(engines, ("ok", "abandoned", "pack_error"))),
             (self._pack_bytes, product({*engines, IN_PROCESS})),
@@ -261,6 +269,10 @@ class Metrics:
     def record_refresh(self, trigger: str, outcome: str, seconds: float) -> None:
         """A refresh ended."""
         self._refreshes.labels(trigger, outcome).observe(seconds)
+
+    def record_refresh_failure(self, trouble: Trouble) -> None:
+        """A refresh failed; it is recorded as a refresh that ended, too."""
+        self._refresh_failures.labels(trouble.value).inc()
 
     def record_webhook_to_fetchable(self, seconds: float) -> None:
         """What a webhook announced can be fetched here now."""

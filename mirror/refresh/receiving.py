@@ -14,7 +14,7 @@ from typing import Final
 
 import structlog
 
-from mirror.errors import LocalError, MirrorError, UpstreamUnavailable
+from mirror.errors import LocalError, MirrorError, Trouble, UpstreamUnavailable
 from mirror.refresh.mirror import Mirror, Progress
 from mirror.repository.bare import BareRepository, Quarantine
 from mirror.repository.graph import CommitGraph
@@ -100,7 +100,9 @@ class Receiver:
                     if kept is not None:
                         kept.append(chunk)
         if size == 0:
-            raise UpstreamUnavailable("the upstream sent no pack for what it had listed")
+            raise UpstreamUnavailable(
+                "the upstream sent no pack for what it had listed", trouble=Trouble.BAD_PACK
+            )
         await self._engine.index_pack(quarantine, progress=indexing)
         quarantine.received.unlink()
         return Receipt(size, b"".join(kept) if kept is not None else None)

@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 
 import structlog
 
-from mirror.errors import LocalError, MirrorError, NotUpstream, UpstreamUnavailable
+from mirror.errors import LocalError, MirrorError, NotUpstream, Trouble, UpstreamUnavailable
 from mirror.metrics import Metrics
 from mirror.refresh.mirror import Mirror
 from mirror.refresh.schedule import Schedule
@@ -265,7 +265,8 @@ class Refresher:
             delay = self._succeeded(updated, trigger, began_at=began_at, covers=covers)
         except TimeoutError:
             error = UpstreamUnavailable(
-                f"not done after {self._refresh_seconds_max:.0f} seconds (limits.refresh_timeout)"
+                f"not done after {self._refresh_seconds_max:.0f} seconds (limits.refresh_timeout)",
+                trouble=Trouble.TOOK_TOO_LONG,
             )
         except MirrorError as raised:
             error = raised
@@ -386,11 +387,13 @@ class Refresher:
         mirror.last.failed_at = time.time()
         mirror.last.error = str(error)
         self._metrics.record_refresh(trigger, error.label, now - began_at)
+        self._metrics.record_refresh_failure(error.trouble)
         self._log.warning(
             "refresh_failed",
             trigger=trigger.value,
             error=str(error),
             kind=error.label,
+            reason=error.trouble.value,
             failures=freshness.failures,
             next_try_seconds=round(delay, 1),
         )

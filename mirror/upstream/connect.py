@@ -13,7 +13,7 @@ from mirror.config import LimitSettings, RepositorySettings, Settings
 from mirror.upstream.addresses import GuardedResolver
 from mirror.upstream.keyring import Keyring
 from mirror.upstream.lfs import LfsRemote
-from mirror.upstream.line import Line
+from mirror.upstream.line import Line, headers_trace
 from mirror.upstream.remote import Remote, RemoteLimits
 from mirror.upstream.storage import Storage
 
@@ -48,7 +48,10 @@ def open_session(
         ssl=verifies,
     )
     return aiohttp.ClientSession(
-        connector=connector, cookie_jar=aiohttp.DummyCookieJar(), trust_env=False
+        connector=connector,
+        cookie_jar=aiohttp.DummyCookieJar(),
+        trust_env=False,
+        trace_configs=[headers_trace()],
     )
 
 
@@ -117,6 +120,7 @@ def remote_for(
         limits=RemoteLimits(
             silence_seconds_max=limits.upstream_timeout_seconds,
             pack_bytes_max=pack_bytes_max,
+            bytes_per_second_min=limits.upstream_bytes_per_second_min,
         ),
         agent=agent,
         may_move_to=place.admits_upstream if place is not None else None,

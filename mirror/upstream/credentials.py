@@ -20,7 +20,7 @@ from typing import Final, Protocol
 from urllib.parse import quote
 
 from mirror.config import find_entry, parse_netrc
-from mirror.errors import UpstreamRefused
+from mirror.errors import Trouble, UpstreamRefused
 
 SECRET_BYTES_MAX: Final = 64 * 1024
 """A longer "token" is some other file."""
@@ -121,7 +121,7 @@ class Standing:
     def failed(self, words: str) -> UpstreamRefused:
         """Take note that they are of no use; returns the error that says so, and since when."""
         self._fail()
-        return UpstreamRefused(f"{words} ({self.since()})")
+        return UpstreamRefused(f"{words} ({self.since()})", trouble=Trouble.CREDENTIALS)
 
     def since(self) -> str:
         """Return since when they fail, in words."""

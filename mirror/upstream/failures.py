@@ -11,7 +11,13 @@ from typing import Final
 import aiohttp
 from yarl import URL
 
-from mirror.errors import NotUpstream, ProtocolError, UpstreamRefused, UpstreamUnavailable
+from mirror.errors import (
+    NotUpstream,
+    ProtocolError,
+    Trouble,
+    UpstreamRefused,
+    UpstreamUnavailable,
+)
 from mirror.upstream.credentials import Credentials, concealed
 
 RETRY_AFTER_SECONDS_MAX: Final = 3600.0
@@ -26,6 +32,8 @@ CONNECT_SECONDS_MAX: Final = 15.0
 
 class BrokenOff(UpstreamUnavailable):
     """The connection ended too early; a kept-alive one may have been dead before."""
+
+    trouble = Trouble.BROKE_OFF
 
 
 PROXY_REFUSES: Final = (
@@ -55,7 +63,9 @@ async def raise_for_status(
     retry_after = retry_after_seconds(response)
     if status == 429 or (status in (403, 503) and retry_after is not None):
         raise UpstreamUnavailable(
-            f"{where}: it asks us to slow down", retry_after_seconds=retry_after
+            f"{where}: it asks us to slow down",
+            trouble=Trouble.RATE_LIMITED,
+            retry_after_seconds=retry_after,
         )
     if status == 410:
         raise NotUpstream(f"{where}: the repository is gone")
@@ -65,10 +75,11 @@ async def raise_for_status(
     if status in _HINTS:
         # Without credentials, forges ask for them where there is nothing, so as not to say so.
         kind = UpstreamRefused if status == 403 else NotUpstream
-        raise kind(f"{where}: {_HINTS[status]}")
+        trouble = Trouble.NOT_FOUND if status == 404 else Trouble.CREDENTIALS
+        raise kind(f"{where}: {_HINTS[status]}", trouble=trouble)
     page = await _beginning(response) or response.reason
     if status >= 500:
-        raise UpstreamUnavailable(f"{where}: {page}")
+        raise UpstreamUnavailable(f"{where}: {page}", trouble=Trouble.SERVER_ERROR)
     raise UpstreamRefused(f"{where}: {page}")
 
 
@@ -78,7 +89,7 @@ def upstream_errors() -> Iterator[None]:
     try:
         yield
     except ProtocolError as error:
-        raise UpstreamUnavailable(str(error)) from error
+        raise UpstreamUnavailable(str(error), trouble=Trouble.MALFORMED) from error
 
 
 @contextmanager
@@ -94,24 +105,33 @@ def line_errors(url: URL, *, silence_seconds_max: float) -> Iterator[None]:
         yield
     except aiohttp.ClientConnectorCertificateError as error:
         raise UpstreamRefused(
-            f"the certificate of {url.host} is not accepted: {error.certificate_error}"
+            f"the certificate of {url.host} is not accepted: {error.certificate_error};"
+            " renew it there, or name its authority with `ca_file`",
+            trouble=Trouble.CERTIFICATE,
         ) from error
     except aiohttp.ClientHttpProxyError as error:  # its own text has the whole URL
         if error.status == 407:
-            raise UpstreamRefused(f"on the way to {url.host} {PROXY_REFUSES}") from None
+            raise UpstreamRefused(
+                f"on the way to {url.host} {PROXY_REFUSES}", trouble=Trouble.CREDENTIALS
+            ) from None
         words = " ".join(error.message.split())
         raise UpstreamUnavailable(
-            f"on the way to {url.host} the proxy answered {error.status}: {words}"
+            f"on the way to {url.host} the proxy answered {error.status}: {words}",
+            trouble=Trouble.UNREACHABLE,
         ) from None
     except aiohttp.ClientProxyConnectionError as error:
         raise UpstreamUnavailable(
-            f"the proxy {error.host}:{error.port} can't be reached: {reason_of(error.os_error)}"
+            f"the proxy {error.host}:{error.port} can't be reached: {reason_of(error.os_error)}",
+            trouble=Trouble.UNREACHABLE,
         ) from error
     except (aiohttp.ConnectionTimeoutError, aiohttp.ClientConnectorError) as error:
-        raise UpstreamUnavailable(f"{url.host} can't be reached: {reason_of(error)}") from error
+        raise UpstreamUnavailable(
+            f"{url.host} can't be reached: {reason_of(error)}", trouble=Trouble.UNREACHABLE
+        ) from error
     except TimeoutError as error:
         raise UpstreamUnavailable(
-            f"{url.host} was silent for {silence_seconds_max:g} seconds"
+            f"{url.host} was silent for {silence_seconds_max:g} seconds",
+            trouble=Trouble.SILENT,
         ) from error
     except aiohttp.ClientResponseError as error:  # its own text has the whole URL
         words = " ".join(error.message.split())
@@ -129,7 +149,8 @@ def check_content_type(response: aiohttp.ClientResponse, expected: str) -> None:
     if response.content_type != expected:
         raise UpstreamRefused(
             f"{response.url.with_query(None)} answered with {response.content_type!r} instead of"
-            f" {expected!r}: this is not a smart-HTTP Git server, or not the repository's URL"
+            f" {expected!r}: this is not a smart-HTTP Git server, or not the repository's URL",
+            trouble=Trouble.NOT_GIT,
         )
 
 

@@ -30,6 +30,7 @@ from yarl import URL
 from mirror.errors import (
     MirrorError,
     OtherObjectFormat,
+    Trouble,
     UpstreamError,
     UpstreamRefused,
     UpstreamUnavailable,
@@ -42,6 +43,7 @@ from mirror.upstream.failures import (
     upstream_errors,
 )
 from mirror.upstream.line import Line, signed
+from mirror.upstream.pace import Pace
 from mirror.wire.client import (
     FetchAnswerDecoder,
     Listing,
@@ -87,10 +89,12 @@ class RemoteLimits:
     Attributes:
         silence_seconds_max: Nothing heard for that long: given up.
         pack_bytes_max: A larger pack is refused.
+        bytes_per_second_min: Slower, over `silence_seconds_max`: given up.
     """
 
     silence_seconds_max: float
     pack_bytes_max: int
+    bytes_per_second_min: int = 0
 
 
 WARMED_EVERY_SECONDS: Final = 300.0
@@ -192,7 +196,10 @@ class Remote:
         if features.listing is None:
             return await self._ls_refs(features, prefixes, seen, known)
         if features.listing.shallow:
-            raise UpstreamRefused("the upstream is a shallow repository; unshallow it to mirror it")
+            raise UpstreamRefused(
+                "the upstream is a shallow repository; unshallow it to mirror it",
+                trouble=Trouble.UNSUPPORTED,
+            )
         return features.listing if features.listing.digest != seen else None
 
     async def _ls_refs(
@@ -228,15 +235,18 @@ class Remote:
         body = encode_fetch(features, wants=wants, haves=haves, agent=self._agent)
         decoder = FetchAnswerDecoder(features)
         received = 0
+        pace = self._pace(counts=False)
         with upstream_errors():
             async with self._post(body, features) as response:
-                async for data in _chunks(response):
+                async for data in self._chunks(response, pace):
                     for piece in decoder.feed(data):
                         received += len(piece)
+                        pace.counts = True
                         if received > self._limits.pack_bytes_max:
                             raise UpstreamRefused(
                                 f"the upstream's pack is over limits.pack_bytes_max"
-                                f" ({self._limits.pack_bytes_max} bytes)"
+                                f" ({self._limits.pack_bytes_max} bytes)",
+                                trouble=Trouble.TOO_LARGE,
                             )
                         yield piece
                     if progress is not None:
@@ -278,7 +288,9 @@ class Remote:
                     f" {self._base} itself"
                 )
             return features
-        raise UpstreamRefused(f"the upstream redirects more than {REDIRECTS_MAX} times")
+        raise UpstreamRefused(
+            f"the upstream redirects more than {REDIRECTS_MAX} times", trouble=Trouble.REDIRECTED
+        )
 
     async def _parse_first_answer(self, body: bytes) -> UpstreamFeatures:
         """Parse it, unless it is the last one again: of v0 it holds all refs."""
@@ -298,7 +310,8 @@ class Remote:
             place = target.with_user(None).with_query(None).with_fragment(None)
         except ValueError as error:
             raise UpstreamRefused(
-                f"{self._base} redirects to something that is no URL: {error}"
+                f"{self._base} redirects to something that is no URL: {error}",
+                trouble=Trouble.REDIRECTED,
             ) from error
         upgraded = self._base.scheme == "http" and place.scheme == "https"
         same_place = place.host == self._base.host and (
@@ -307,18 +320,21 @@ class Remote:
         if not same_place:
             raise UpstreamRefused(
                 f"the upstream redirects to {place}, which is another place;"
-                " if that is right, put it into the configuration"
+                " if that is right, put it into the configuration",
+                trouble=Trouble.REDIRECTED,
             )
         suffix = "/info/refs"
         if not place.raw_path.endswith(suffix):
             raise UpstreamRefused(
                 f"the upstream redirects to {place}, which is no repository:"
-                " is the URL right, and does it want credentials?"
+                " is the URL right, and does it want credentials?",
+                trouble=Trouble.REDIRECTED,
             )
         base = place.with_path(place.raw_path.removesuffix(suffix), encoded=True)
         if self._may_move_to is not None and not self._may_move_to(str(base)):
             raise UpstreamRefused(
-                f"the upstream redirects to {base}, which is no repository that `upstreams` admits"
+                f"the upstream redirects to {base}, which is no repository that `upstreams` admits",
+                trouble=Trouble.REDIRECTED,
             )
         self._base = base
         self.moved_to = str(base)
@@ -357,11 +373,36 @@ class Remote:
 
     async def _whole_body(self, response: aiohttp.ClientResponse) -> bytes:
         body = bytearray()
-        async for chunk in _chunks(response):
+        async for chunk in self._chunks(response, self._pace(counts=True)):
             body += chunk
             if len(body) > ANSWER_BYTES_MAX:
-                raise UpstreamRefused(f"the upstream's answer is over {ANSWER_BYTES_MAX} bytes")
+                raise UpstreamRefused(
+                    f"the upstream's answer is over {ANSWER_BYTES_MAX} bytes",
+                    trouble=Trouble.TOO_LARGE,
+                )
         return bytes(body)
+
+    def _pace(self, *, counts: bool) -> Pace:
+        limits = self._limits
+        return Pace(
+            bytes_per_second_min=limits.bytes_per_second_min,
+            window_seconds=limits.silence_seconds_max,
+            counts=counts,
+        )
+
+    async def _chunks(
+        self, response: aiohttp.ClientResponse, pace: Pace
+    ) -> AsyncGenerator[bytes, None]:
+        """Yield the body as it arrives.
+
+        Raises:
+            UpstreamUnavailable: It is too slow.
+        """
+        began_at = self._clock()
+        while chunk := await response.content.read(READ_BYTES):
+            pace.took(self._clock() - began_at, len(chunk))
+            yield chunk
+            began_at = self._clock()
 
 
 async def _work(function: Callable[[bytes], T], body: bytes) -> T:
@@ -384,7 +425,3 @@ async def _in_steps(steps: Generator[None, None, T]) -> T:
             result: T = done.value
             return result
         await asyncio.sleep(0)
-
-
-def _chunks(response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
-    return response.content.iter_chunked(READ_BYTES).__aiter__()
