@@ -225,8 +225,12 @@ async def _cancelled(task: "asyncio.Task[None]") -> None:
     await asyncio.wait((task,))
 
 
-async def sync_once(settings: Settings, name: str, *, watch: Watch | None) -> Mirror:
+async def sync_once(
+    settings: Settings, name: str, *, watch: Watch | None, accepts_deletions: bool = False
+) -> Mirror:
     """Refresh one repository without a running service; returns what came of it.
+
+    `accepts_deletions` is as for `Updater.update`.
 
     Raises:
         DataDirectoryInUse: There is a running service.
@@ -247,7 +251,7 @@ async def sync_once(settings: Settings, name: str, *, watch: Watch | None) -> Mi
         stack.callback(close_mirror, mirror)
         session = sessions.of(repository)
         remote = remote_for(session, keyring, repository, settings.limits, agent=AGENT)
-        updated = await updater.update(mirror, remote)
+        updated = await updater.update(mirror, remote, accepts_deletions=accepts_deletions)
         mirror.repository, mirror.snapshot = updated.repository, updated.snapshot
         return mirror
 

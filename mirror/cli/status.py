@@ -63,6 +63,8 @@ async def _state(url: str) -> dict[str, Any]:
 def _is_well(repository: dict[str, Any]) -> bool:
     """Tell whether all is well; a first clone that somebody asked for just now is."""
     is_asked_for = repository.get("pull_through") is not None
+    if repository.get("vanished"):
+        return False
     return repository["state"] in ({"fresh", "cloning"} if is_asked_for else {"fresh"})
 
 
@@ -82,6 +84,11 @@ def _status_table(state: dict[str, Any]) -> Table:
         remark = one["last_error"] if one["state"] == "failing" else None
         if one["moved_to"]:
             remark = f"upstream moved to {one['moved_to']}"
+        elif remark is None and (vanished := one.get("vanished")):
+            remark = (
+                f"{count(vanished['refs'], 'ref')} vanished upstream, served on; if deleted:"
+                f" git-mirror sync {name} --accept-deletions"
+            )
         elif remark is None:
             remark = _expiry(one["credentials"])
         table.add_row(

@@ -20,7 +20,12 @@ from mirror.service import sync_once
 @main.command()
 @CONFIG_OPTION
 @click.argument("repository")
-def sync(config_path: Path | None, repository: str) -> None:
+@click.option(
+    "--accept-deletions",
+    is_flag=True,
+    help="Refs that the upstream no longer lists were deleted, however many they are.",
+)
+def sync(config_path: Path | None, repository: str, *, accept_deletions: bool) -> None:
     """Refresh REPOSITORY from its upstream now, and wait for it.
 
     Asks the running service if there is one; otherwise does it here.
@@ -33,29 +38,41 @@ def sync(config_path: Path | None, repository: str) -> None:
     configure_logs(settings.log)
     display = display_for_stderr()
     try:
-        summary = run(_sync(settings, name, display))
+        summary = run(_sync(settings, name, display, accept_deletions))
     finally:
         display.close()
     click.echo(summary)
 
 
-async def _sync(settings: Settings, name: str, display: Display) -> str:
+async def _sync(settings: Settings, name: str, display: Display, accepts: bool) -> str:  # noqa: FBT001
     try:
-        mirror = await sync_once(settings, name, watch=watch(display))
+        mirror = await sync_once(settings, name, watch=watch(display), accepts_deletions=accepts)
     except DataDirectoryInUse:
-        return await _sync_by_service(settings, name, display)
+        return await _sync_by_service(
+            settings, name, display, "?accept_deletions" if accepts else ""
+        )
     refs = len(mirror.snapshot.refs) if mirror.snapshot else 0
-    return f"{name}: up to date, {count(refs, 'ref')}"
+    kept = len(mirror.vanishing.since) if mirror.vanishing else 0
+    return _summary(name, refs, kept)
 
 
-async def _sync_by_service(settings: Settings, name: str, display: Display) -> str:
+def _summary(name: str, refs: int, kept: int) -> str:
+    summary = f"{name}: up to date, {count(refs, 'ref')}"
+    if kept:
+        summary += f", {kept} of which vanished upstream (--accept-deletions takes that as it is)"
+    return summary
+
+
+async def _sync_by_service(settings: Settings, name: str, display: Display, query: str) -> str:
     socket = DataDirectory(settings.data_dir).control
     try:
-        async for event in _control_events(socket, f"/sync/{name}"):
+        async for event in _control_events(socket, f"/sync/{name}{query}"):
             if progress := event.get("progress"):
                 display.show(name, Progress(**progress))
             elif event.get("outcome") == "ok":
-                return f"{name}: up to date, {count(event['repository']['refs'], 'ref')}"
+                repository = event["repository"]
+                kept = (repository["vanished"] or {}).get("refs", 0)
+                return _summary(name, repository["refs"], kept)
             else:
                 fail(f"{name}: {event.get('error', 'no reason given')}")
     except aiohttp.ClientError as error:

@@ -220,6 +220,14 @@ class SharedKeys(Section):
     """Which refs of the upstream are mirrored: full names, each with at most one `*`, which also
     matches slashes. `refs/git-mirror/` is the mirror's own."""
 
+    refs_vanish_after_seconds: Annotated[float, duration("0s", "7d")] = Field(
+        default=600.0, alias="refs_vanish_after"
+    )
+    """When the upstream lists no refs at all any more, or more than half of them are gone at once
+    (and at least 10), their deletion is believed only after it has gone on for so long, over at
+    least three looks; or when webhooks announced it, or `git-mirror sync --accept-deletions` was
+    run. Until then they are served on. `0s` believes it at once."""
+
     credentials: Annotated[CredentialsDocument | None, _OrNone(), DefaultWords("none")] = None
     """How the mirror signs in to the upstream. Under `defaults` they are sent to the host of every
     repository that has none of its own; a repository undoes that with `credentials: none`."""

@@ -94,6 +94,7 @@ def _resolve_repository(
         hold_seconds=shared.hold_seconds,
         on_stale=shared.on_stale,
         max_age_seconds=shared.max_age_seconds,
+        refs_vanish_after_seconds=shared.refs_vanish_after_seconds,
         access=frozenset(shared.access) or frozenset({AccessKind.ANONYMOUS}),
         push=shared.push,
         lfs=shared.lfs,

@@ -106,6 +106,7 @@ class RepositorySettings:
     hold_seconds: float = _DEFAULTS.hold_seconds
     on_stale: OnStale = _DEFAULTS.on_stale
     max_age_seconds: float | None = _DEFAULTS.max_age_seconds
+    refs_vanish_after_seconds: float = _DEFAULTS.refs_vanish_after_seconds
     access: frozenset[AccessKind] = frozenset({AccessKind.ANONYMOUS})
     push: PushPolicy = _DEFAULTS.push
     lfs: bool = _DEFAULTS.lfs

@@ -19,6 +19,7 @@ class RepositoryState:
         bundle_bytes: Of the bundles that it offers.
         credentials_failing: Whether those for the upstream are; `None` where there are none.
         credentials_expire_at: Seconds since the epoch; `None` where the forge does not tell.
+        vanished: Refs that the upstream does not list any more, but that are served on.
     """
 
     name: str
@@ -30,6 +31,7 @@ class RepositoryState:
     bundle_bytes: int = 0
     credentials_failing: bool | None = None
     credentials_expire_at: float | None = None
+    vanished: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +89,13 @@ class RepositoryCollector(Collector):
             "When a repository's credentials end, where the forge tells.",
             labels=["repository"],
         )
+        vanished = GaugeMetricFamily(
+            "git_mirror_repository_vanished_refs",
+            "Refs that the upstream no longer lists, served until their deletion is confirmed.",
+            labels=["repository"],
+        )
         for state in self._states():
+            vanished.add_metric([state.name], state.vanished)
             if state.bundle_age_seconds is not None:
                 bundle_age.add_metric([state.name], state.bundle_age_seconds)
                 bundle_bytes.add_metric([state.name], state.bundle_bytes)
@@ -100,7 +108,8 @@ class RepositoryCollector(Collector):
                 failing.add_metric([state.name], float(state.credentials_failing))
             if state.credentials_expire_at is not None:
                 expiry.add_metric([state.name], state.credentials_expire_at)
-        yield from (age, stale, refs, failures, bundle_age, bundle_bytes, failing, expiry)
+        yield from (age, stale, refs, vanished, failures)
+        yield from (bundle_age, bundle_bytes, failing, expiry)
 
 
 class RelayCollector(Collector):

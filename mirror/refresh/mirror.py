@@ -11,6 +11,7 @@ from typing import Protocol
 
 from mirror.config import OnStale, RepositorySettings
 from mirror.refresh.freshness import Freshness, Policy
+from mirror.refresh.vanishing import Vanishing
 from mirror.repository.bare import BareRepository
 from mirror.repository.snapshot import RefSnapshot
 from mirror.upstream.credentials import Standing
@@ -112,6 +113,7 @@ class Mirror:
         credentials: How those for the upstream stand, where there are any and they are used here.
         readers: How many requests of this process it is being read by.
         read_at: When it was last read in this process; of a monotonic clock.
+        vanishing: Refs that the upstream does not list any more, but that are served on.
         denied: When the upstream first and last said that there is no such repository (of a
             monotonic clock); `None` once it says otherwise.
     """
@@ -133,6 +135,7 @@ class Mirror:
     credentials: Standing | None = None
     readers: int = 0
     read_at: float = float("-inf")
+    vanishing: Vanishing | None = None
     denied: tuple[float, float] | None = None
 
     @property

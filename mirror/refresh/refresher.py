@@ -23,6 +23,7 @@ from mirror.metrics import Metrics
 from mirror.refresh.mirror import Mirror
 from mirror.refresh.schedule import Schedule
 from mirror.refresh.update import Updated, Updater
+from mirror.refresh.vanishing import LOOKS_MIN
 from mirror.repository.bare import BareRepository
 from mirror.repository.packing.engine import PackEngine
 from mirror.repository.snapshot import RefSnapshot
@@ -56,6 +57,7 @@ class Trigger(enum.StrEnum):
     MAX_AGE = "max_age"
     PUSH = "push"
     MANUAL = "manual"
+    ACCEPT = "accept"  # as MANUAL, and what vanished upstream was deleted
 
 
 @dataclass(slots=True)
@@ -229,7 +231,7 @@ class Refresher:
             self._pending.triggers.append(Trigger.LAG if self._expected else Trigger.POLL)
         freshness = self.mirror.freshness
         while (pause := freshness.not_before - self._clock()) > 0:
-            if Trigger.MANUAL in self._pending.triggers:
+            if {Trigger.MANUAL, Trigger.ACCEPT}.intersection(self._pending.triggers):
                 return  # a person insists
             self._wake.clear()
             await self._is_woken(pause)
@@ -259,7 +261,10 @@ class Refresher:
         try:
             async with asyncio.timeout(self._refresh_seconds_max):
                 updated = await self._updater.update(
-                    self.mirror, self._remote, [one.change for one in self._expected]
+                    self.mirror,
+                    self._remote,
+                    [one.change for one in self._expected],
+                    accepts_deletions=Trigger.ACCEPT in pending.triggers,
                 )
             covers = await self._hold_back(updated, covers)
             delay = self._succeeded(updated, trigger, began_at=began_at, covers=covers)
@@ -351,7 +356,13 @@ class Refresher:
             )
         looks = [self._look_again_at(one, began_at) for one in lagging]
         due = min((look for look in looks if look is not None), default=None)
-        return self._schedule.after_success(self._chance()) if due is None else max(0.0, due - now)
+        if due is not None:
+            return max(0.0, due - now)
+        delay = self._schedule.after_success(self._chance())
+        if mirror.vanishing is None:
+            return delay
+        look = mirror.settings.refs_vanish_after_seconds / LOOKS_MIN
+        return look if delay is None else min(look, delay)
 
     def _sort_out(
         self, unmet: Sequence[_Expected], began_at: float

@@ -10,7 +10,7 @@ import asyncio
 import secrets
 import shutil
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import ExitStack, asynccontextmanager, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +18,7 @@ from typing import Final
 from urllib.parse import quote
 
 from mirror.errors import LocalError
+from mirror.refresh.doubt import Doubt
 from mirror.refresh.mirror import Mirror, Progress
 from mirror.refresh.news import News, choose_haves, compare
 from mirror.refresh.patterns import patterns_of
@@ -100,14 +101,21 @@ class Updater:
         staging: Path,
         agent: bytes,
         now: WallClock = time.time,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._engine = engine
         self._staging = staging
         self._agent = agent
         self._now = now
+        self._doubt = Doubt(now=now, clock=clock)
 
     async def update(
-        self, mirror: Mirror, remote: Remote, announced: Sequence[RefChange] = ()
+        self,
+        mirror: Mirror,
+        remote: Remote,
+        announced: Sequence[RefChange] = (),
+        *,
+        accepts_deletions: bool = False,
     ) -> Updated:
         """Refresh one repository.
 
@@ -115,7 +123,8 @@ class Updater:
             mirror: The repository.
             remote: Its upstream.
             announced: What webhooks said that changed, the latest last. Hints: they make it
-                quicker, and what the upstream lists is true.
+                quicker, and what the upstream lists is true; but for deletions, which they confirm.
+            accepts_deletions: An operator says that refs that vanished were deleted.
 
         Raises:
             UpstreamError: The upstream did not answer as it should.
@@ -124,7 +133,7 @@ class Updater:
         mirror.report(Progress("asking"))
         began_at = self._now()
         try:
-            updated = await self._update(mirror, remote, announced)
+            updated = await self._update(mirror, remote, announced, accepts_deletions)
             if mirror.noted_at is None or began_at - mirror.noted_at >= NOTED_EVERY_SECONDS:
                 mirror.noted_at = began_at
                 await run_to_end(updated.repository.note_confirmed, began_at)
@@ -135,7 +144,11 @@ class Updater:
         return updated
 
     async def _update(
-        self, mirror: Mirror, remote: Remote, announced: Sequence[RefChange]
+        self,
+        mirror: Mirror,
+        remote: Remote,
+        announced: Sequence[RefChange],
+        accepts_deletions: bool,  # noqa: FBT001 - the caller's own
     ) -> Updated:
         receiver = Receiver(self._engine, mirror, remote)
         repository, before = mirror.repository, mirror.snapshot
@@ -147,7 +160,15 @@ class Updater:
             listing = await self._list(mirror, remote)
             if listing is None:
                 return Updated(repository, before, 0)
-            return await self._refresh(mirror, repository, receiver, listing, speculation)
+            deleted = {change.ref for change in announced if change.after is None}
+            return await self._refresh(
+                mirror,
+                repository,
+                receiver,
+                listing,
+                speculation,
+                believed=None if accepts_deletions else deleted,
+            )
 
     @asynccontextmanager
     async def _speculating(
@@ -186,7 +207,12 @@ class Updater:
     async def _list(self, mirror: Mirror, remote: Remote) -> Listing | None:
         """Ask for the refs; `None` means that they are what the snapshot shows."""
         seen = b""
-        if mirror.shown is not None and mirror.shown[1] is mirror.snapshot:
+        # That what vanished has come back is news, although it is shown.
+        if (
+            mirror.vanishing is None
+            and mirror.shown is not None
+            and mirror.shown[1] is mirror.snapshot
+        ):
             seen = mirror.shown[0]
         patterns = patterns_of(mirror.settings.refs)
         listing = await remote.list_news(patterns.prefixes(), seen=seen, known=_known(mirror))
@@ -229,11 +255,19 @@ class Updater:
         receiver: Receiver,
         listing: Listing,
         speculation: Speculation | None,
+        *,
+        believed: Collection[RefName] | None = None,
     ) -> Updated:
+        """Bring the repository up to a listing.
+
+        Of refs that vanished, the deletion of those in `believed` is confirmed; `None`: of all.
+        """
         before = mirror.snapshot
         news = await asyncio.to_thread(compare, mirror, repository, listing)
+        if before is not None:
+            news = self._doubt.without_doubtful(mirror, before, listing, news, believed)
         if before is not None and not news.is_any:
-            mirror.shown = (listing.digest, before)
+            self._show(mirror, listing, before)
             return Updated(repository, before, 0)
         received = Received()
         if news.missing:
@@ -243,8 +277,12 @@ class Updater:
                 mirror, repository, receiver, news.missing, known, speculation
             )
         snapshot = await run_to_end(self._replace_refs, repository, before, news)
-        mirror.shown = (listing.digest, snapshot)
+        self._show(mirror, listing, snapshot)
         return Updated(repository, snapshot, received.size, len(news.changed), received.answers)
+
+    def _show(self, mirror: Mirror, listing: Listing, snapshot: RefSnapshot) -> None:
+        """Note that the snapshot shows what was listed, unless it shows more."""
+        mirror.shown = (listing.digest, snapshot) if mirror.vanishing is None else None
 
     async def _receive(
         self,
@@ -279,7 +317,6 @@ class Updater:
         self, repository: BareRepository, before: RefSnapshot | None, news: News
     ) -> RefSnapshot:
         """Write the refs and make the snapshot; blocking."""
-        graph = repository.graph
         graph = repository.graph
         old = repository.read_refs()
         now = int(self._now())

@@ -50,7 +50,8 @@ class _Control:
             return web.json_response(_failed(error), status=error.status)
         response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
         await response.prepare(request)
-        refreshed = hosted.refresher.request(Trigger.MANUAL)
+        accepts = "accept_deletions" in request.query
+        refreshed = hosted.refresher.request(Trigger.ACCEPT if accepts else Trigger.MANUAL)
         while not refreshed.done():
             await asyncio.wait((refreshed,), timeout=REPORT_SECONDS)
             progress = describe(hosted)["progress"]

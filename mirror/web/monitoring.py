@@ -139,6 +139,7 @@ def repository_state(hosted: Hosted) -> RepositoryState:
         bundle_bytes=bundles.size if bundles is not None else 0,
         credentials_failing=None if standing is None else standing.failing_since is not None,
         credentials_expire_at=None if standing is None else standing.expires_at,
+        vanished=0 if mirror.vanishing is None else len(mirror.vanishing.since),
     )
 
 
@@ -163,6 +164,13 @@ def describe(hosted: Hosted) -> dict[str, Any]:
         "last_failure_at": _iso(last.failed_at),
         "last_webhook_at": _iso(last.announced_at),
         "last_error": last.error,
+        "vanished": None
+        if (vanishing := mirror.vanishing) is None
+        else {
+            "refs": len(vanishing.since),
+            "noticed_at": _iso(vanishing.noticed_at),
+            "looks": vanishing.looks,
+        },
         "credentials": _describe_credentials(mirror.credentials),
         "bundles": None
         if (bundles := mirror.bundles) is None

@@ -55,6 +55,7 @@ class Bench:
         self.upstream = upstream
         self.engine = engine
         self.now = 1_800_000_000.0
+        self.clock = Clock()
         self.staging = data / "staging"
         self.staging.mkdir(parents=True, exist_ok=True)
         self.settings = RepositorySettings(
@@ -63,7 +64,9 @@ class Bench:
         self.mirror = Mirror(self.settings, data / "repositories" / f"{upstream.name}.git")
         self._session = session
         self.remote = self.remote_to(self.settings.upstream)
-        self.updater = Updater(engine, staging=self.staging, agent=AGENT, now=lambda: self.now)
+        self.updater = Updater(
+            engine, staging=self.staging, agent=AGENT, now=lambda: self.now, clock=self.clock
+        )
 
     @property
     def path(self) -> Path:

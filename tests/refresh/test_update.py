@@ -165,7 +165,7 @@ async def test_an_empty_upstream_is_an_empty_mirror_until_its_first_push(
 async def test_an_upstream_that_is_suddenly_empty_is_asked_twice(
     rich: Upstream, make_bench: MakeBench, forge: HttpBackend
 ) -> None:
-    bench = make_bench(rich)
+    bench = make_bench(rich, refs_vanish_after_seconds=0.0)
     await bench.update()
     tips = set(rich.refs().values())
     for name in rich.refs():

@@ -77,6 +77,7 @@ async def test_the_status_says_how_each_repository_is(
         "last_failure_at": None,
         "last_webhook_at": None,
         "last_error": None,
+        "vanished": None,
         "credentials": None,
         "bundles": None,
         "progress": None,
