@@ -23,7 +23,8 @@ from mirror.errors import LocalError, PackError
 from mirror.repository.bare import BareRepository, Quarantine, fsync_directory
 from mirror.repository.graph import CommitGraph
 from mirror.repository.objects import PACK_DAMAGE
-from mirror.repository.packing.engine import IndexProgress, PackRequest
+from mirror.repository.packing.engine import OBJECT_BYTES_MAX, IndexProgress, PackRequest
+from mirror.repository.packing.pack_sizes import check_sizes
 from mirror.repository.packing.pack_writer import Form, write_pack
 from mirror.repository.packing.selection import Abandoned, Selection, select_objects
 from mirror.repository.packing.small_check import is_increment
@@ -75,8 +76,13 @@ class DulwichEngine:
         self, quarantine: Quarantine, *, progress: IndexProgress | None = None
     ) -> None:
         """See `PackEngine.index_pack`."""
-        if not await self.index_small_pack(quarantine):
-            await self._in_thread(_index_pack, quarantine, progress)
+        if await self.index_small_pack(quarantine):
+            return
+        left = threading.Event()
+        try:
+            await self._in_thread(_index_pack, quarantine, progress, left.is_set)
+        finally:
+            left.set()  # the thread of one that was cancelled ends soon
 
     async def index_small_pack(self, quarantine: Quarantine) -> bool:
         """Do as `PackEngine.index_pack` if that is quickly done; else nothing, and tell so."""
@@ -189,12 +195,15 @@ def _check_small_packs(
     return is_increment(packs, quarantine.repository, tips, known=known, onto=onto)
 
 
-def _index_pack(quarantine: Quarantine, progress: IndexProgress | None) -> None:
+def _index_pack(
+    quarantine: Quarantine, progress: IndexProgress | None, is_abandoned: Callable[[], bool]
+) -> None:
+    check_sizes(quarantine.received, object_bytes_max=OBJECT_BYTES_MAX, is_abandoned=is_abandoned)
     with (
         closing(DiskObjectStore(quarantine.objects, fsync_object_files=True)) as store,
         quarantine.received.open("rb") as pack,
     ):
-        report = _Report(progress) if progress is not None else None
+        report = _Report(progress, is_abandoned)
         store.add_thin_pack(pack.read, pack.read, progress=report)
         if pack.read(1):
             raise PackError("the pack is damaged: something follows its end")
@@ -204,11 +213,16 @@ def _index_pack(quarantine: Quarantine, progress: IndexProgress | None) -> None:
 class _Report:
     """Passes on dulwich's progress, which comes for each object, a hundred times in all."""
 
-    def __init__(self, progress: IndexProgress) -> None:
+    def __init__(self, progress: IndexProgress | None, is_abandoned: Callable[[], bool]) -> None:
         self._progress = progress
+        self._is_abandoned = is_abandoned
         self._step = -1
 
     def __call__(self, message: bytes) -> None:
+        if self._is_abandoned():
+            raise PackError("nobody waits for this pack any more")
+        if self._progress is None:
+            return
         if counts := _PROGRESS.search(message):
             done, total = int(counts[1]), int(counts[2])
             step = 100 * done // max(total, 1)
@@ -288,7 +302,7 @@ def _repack(repository: BareRepository) -> None:
             file.writelines(
                 write_pack(repository.source, selection, Form(thin=False, ofs_delta=True))
             )
-        _index_pack(quarantine, None)
+        _index_pack(quarantine, None, lambda: False)
         new = {file.name for file in (quarantine.objects / "pack").glob("pack-*.pack")}
         quarantine.migrate()
     for pack in old:

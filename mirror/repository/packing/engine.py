@@ -7,11 +7,14 @@
 import hashlib
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Final, Protocol
 
 from mirror.repository.bare import BareRepository, Quarantine
 from mirror.wire.filters import ObjectFilter
 from mirror.wire.names import ObjectId, Ref
+
+OBJECT_BYTES_MAX: Final = 512 << 20
+"""An object that takes more in memory is refused: git's own limit for what it makes deltas of."""
 
 IndexProgress = Callable[[int, int], None]
 """Called with (objects indexed, objects in the pack), now and then, from any thread."""

@@ -15,7 +15,8 @@ from typing import Final
 
 from mirror.errors import PackError
 from mirror.repository.bare import BareRepository, Quarantine
-from mirror.repository.packing.engine import IndexProgress, PackRequest
+from mirror.repository.packing.engine import OBJECT_BYTES_MAX, IndexProgress, PackRequest
+from mirror.repository.packing.pack_sizes import HEADER_BYTES, object_count
 from mirror.repository.packing.spawner import OnStderr, Spawner
 from mirror.wire.names import ObjectId
 
@@ -36,6 +37,12 @@ _OPTIONS: Final = (
 BITMAPS_FROM_COMMITS: Final = 100
 """Bitmaps tell quickly what a reader lacks that is far behind, or has nothing: up to seven times
 quicker. For one that is near they take four times as long, and make packs many times larger."""
+
+OBJECT_IN_PACK_BYTES_MIN: Final = 9
+"""A header of a byte and what zlib makes of nothing: the count in a pack's header may lie."""
+
+ENTRY_BYTES_MAX: Final = 256
+"""What git's index-pack keeps for each object takes about a third of this."""
 
 _QUICK: Final = ("-c", "pack.window=0", "-c", "pack.compression=1")
 """For a shallow clone: mostly whole files of one commit, where looking for deltas takes more than
@@ -81,7 +88,7 @@ class GitEngine:
         """See `PackEngine.index_pack`."""
         await self._run(
             ["index-pack", "--stdin", "--fix-thin", *(["-v"] if progress else [])],
-            env=_quarantined(quarantine),
+            env={**_quarantined(quarantine), **await asyncio.to_thread(_bound, quarantine)},
             stdin=quarantine.received,
             timeout_seconds=INDEX_SECONDS_MAX,
             on_stderr=_progress_reader(progress) if progress else None,
@@ -208,6 +215,21 @@ def _quarantined(quarantine: Quarantine) -> dict[str, str]:
     return _environment(
         GIT_DIR=str(quarantine.repository.path), GIT_OBJECT_DIRECTORY=str(quarantine.objects)
     )
+
+
+def _bound(quarantine: Quarantine) -> dict[str, str]:
+    """Return what bounds git's allocations, each by itself: for one object, or of one for each.
+
+    git streams larger files when they are no deltas, as they are not where git packed them.
+    """
+    try:
+        size = quarantine.received.stat().st_size
+        with quarantine.received.open("rb") as file:
+            count = object_count(file.read(HEADER_BYTES))
+    except OSError as error:
+        raise PackError(f"what was received can't be read: {error.strerror}") from error
+    objects = min(count, size // OBJECT_IN_PACK_BYTES_MIN)
+    return {"GIT_ALLOC_LIMIT": str(OBJECT_BYTES_MAX + objects * ENTRY_BYTES_MAX)}
 
 
 def _progress_reader(progress: IndexProgress) -> OnStderr:

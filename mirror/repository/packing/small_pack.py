@@ -29,6 +29,7 @@ from dulwich.pack import (
 
 from mirror.errors import LocalError
 from mirror.repository.objects import PACK_DAMAGE
+from mirror.repository.packing.pack_sizes import read_size
 from mirror.wire.names import ZERO_ID, ObjectId
 
 PACK_BYTES_MAX: Final = 256 * 1024
@@ -115,13 +116,13 @@ def _parse(raw: bytes) -> list[_Entry]:
     entries = []
     position, content_bytes = _HEADER_BYTES, 0
     for _ in range(count):
+        if content_bytes + read_size(raw, position, bits=4)[0] > CONTENT_BYTES_MAX:
+            raise NotSmall  # before there is room made for it
         unpacked, end = unpack_object_at(
             raw, position, hashlib.sha1, compute_crc32=False, zlib_bufsize=_INFLATED_AT_ONCE_BYTES
         )
         data = b"".join(unpacked.decomp_chunks)
         content_bytes += len(data)
-        if content_bytes > CONTENT_BYTES_MAX:
-            raise NotSmall
         base: int | ObjectId | None = None
         if isinstance(unpacked.delta_base, int):
             base = position - unpacked.delta_base
@@ -189,19 +190,8 @@ def _find_bases(waiting: list[_Entry], pack: SmallPack, look_up: LookUp) -> None
 
 def _delta_sizes(delta: bytes) -> tuple[int, int]:
     """Return the sizes of a delta's base and of its result: its first two numbers."""
-    sizes = []
-    position = 0
-    for _ in range(2):
-        size = shift = 0
-        while True:
-            byte = delta[position]
-            position += 1
-            size |= (byte & 0x7F) << shift
-            shift += 7
-            if not byte & 0x80:
-                break
-        sizes.append(size)
-    return sizes[0], sizes[1]
+    base, position = read_size(delta, 0)
+    return base, read_size(delta, position)[0]
 
 
 def _write(directory: Path, raw: bytes, entries: list[_Entry], pack: SmallPack) -> None:
