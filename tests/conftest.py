@@ -31,6 +31,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--differential-cases", type=int, help="compare so many fetches with git's, made up anew"
     )
     parser.addoption("--day-seed", type=int, help="the deployment day to play")
+    parser.addoption(
+        "--fault-rounds", type=int, default=8, help="so many faults at random for each engine"
+    )
+    parser.addoption("--fault-seed", type=int, default=1, help="the random faults to play")
     parser.addoption("--day-rounds", type=int, default=1, help="so many days, from that one on")
 
 

@@ -112,6 +112,7 @@ class _Lines:
                     rest = decoder.remainder()
                     if rest:
                         raise ProtocolError(f"the body ends within a pkt-line: {rest[:16]!r}")
+                    parse_ls_refs([*taken, Special.FLUSH])  # an ERR says more than its end does
                     raise ProtocolError("the upstream's answer was cut off before its flush-pkt")
                 decoder.feed(self._body[fed : fed + FEED_BYTES])
                 fed += FEED_BYTES

@@ -142,3 +142,9 @@ def test_much_that_is_new_is_read_in_many_short_steps() -> None:
     count = 20 * STEP_LINES
     body = encode_ls_refs(RefTable.of(many(count)), EVERYTHING, head=HEAD_ID, head_target=MAIN)
     assert ended(read_ls_refs(body, RefTable()))[1] >= count // STEP_LINES
+
+
+def test_an_error_without_a_flush_is_passed_on() -> None:
+    """What git says when it dies while it lists: its words, not that they are cut off."""
+    with pytest.raises(ProtocolError, match="the upstream reports: the disk is full"):
+        list(read_ls_refs(encode(b"ERR the disk is full"), RefTable()))
