@@ -3,7 +3,7 @@
 import asyncio
 import random
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import pytest
@@ -233,8 +233,8 @@ async def test_a_pack_that_comes_during_the_repack_survives_it(
     index_pack = dulwich_engine._index_pack
     late = make_pack([whole(Kind.BLOB, b"just pushed\n")])
 
-    def meanwhile(quarantine: Quarantine, progress: None) -> None:
-        index_pack(quarantine, progress)
+    def meanwhile(quarantine: Quarantine, progress: None, is_abandoned: Callable[[], bool]) -> None:
+        index_pack(quarantine, progress, is_abandoned)
         scratch.git("index-pack", "--stdin", stdin=late)
 
     monkeypatch.setattr(dulwich_engine, "_index_pack", meanwhile)
