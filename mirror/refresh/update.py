@@ -13,6 +13,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import ExitStack, asynccontextmanager, closing
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Final
 from urllib.parse import quote
@@ -47,6 +48,9 @@ SPECULATED_MAX: Final = 16
 
 ANCESTORS_LOOKED_AT_MAX: Final = 5_000
 """To tell a fast-forward from a force-push; when in doubt the old tip is kept."""
+
+DOUBTED_AT_ONCE_MAX: Final = 500
+"""Changes looked at on the event loop: a millisecond or two."""
 
 WallClock = Callable[[], float]
 
@@ -265,7 +269,11 @@ class Updater:
         before = mirror.snapshot
         news = await asyncio.to_thread(compare, mirror, repository, listing)
         if before is not None:
-            news = self._doubt.without_doubtful(mirror, before, listing, news, believed)
+            doubting = partial(
+                self._doubt.without_doubtful, mirror, before, listing, news, believed
+            )
+            is_little = len(news.changes) <= DOUBTED_AT_ONCE_MAX
+            news = doubting() if is_little else await asyncio.to_thread(doubting)
         if before is not None and not news.is_any:
             self._show(mirror, listing, before)
             return Updated(repository, before, 0)
