@@ -19,6 +19,7 @@ class RepositoryState:
         bundle_bytes: Of the bundles that it offers.
         credentials_failing: Whether those for the upstream are; `None` where there are none.
         credentials_expire_at: Seconds since the epoch; `None` where the forge does not tell.
+        disk_bytes: Of its packs.
     """
 
     name: str
@@ -30,6 +31,7 @@ class RepositoryState:
     bundle_bytes: int = 0
     credentials_failing: bool | None = None
     credentials_expire_at: float | None = None
+    disk_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +89,13 @@ class RepositoryCollector(Collector):
             "When a repository's credentials end, where the forge tells.",
             labels=["repository"],
         )
+        disk_bytes = GaugeMetricFamily(
+            "git_mirror_repository_bytes",
+            "Bytes of a repository's packs on disk.",
+            labels=["repository"],
+        )
         for state in self._states():
+            disk_bytes.add_metric([state.name], state.disk_bytes)
             if state.bundle_age_seconds is not None:
                 bundle_age.add_metric([state.name], state.bundle_age_seconds)
                 bundle_bytes.add_metric([state.name], state.bundle_bytes)
@@ -101,6 +109,7 @@ class RepositoryCollector(Collector):
             if state.credentials_expire_at is not None:
                 expiry.add_metric([state.name], state.credentials_expire_at)
         yield from (age, stale, refs, failures, bundle_age, bundle_bytes, failing, expiry)
+        yield disk_bytes
 
 
 class RelayCollector(Collector):
