@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+import gc
 import os
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing
@@ -690,6 +691,31 @@ async def test_packs_that_are_kept_leave_the_reserve_alone(
     assert not list(directory.glob("??/*"))
     assert not list((directory / "tmp").iterdir())
     await cache.close()
+
+
+async def test_a_file_that_another_process_removed_gives_its_room_back(
+    engine: ScriptedEngine, metrics: Metrics, directory: Path
+) -> None:
+    """A mapped file takes room until nobody maps it."""
+    store = store_in(directory)
+    cache = cache_on(store, engine, metrics)
+    engine.hand(request(), os.urandom(2 * MIB), None)
+    await read_all(cache, request())
+    await finished(cache)
+    (path,) = directory.glob("??/*")
+    store.let_go()
+    assert store.has(cache.key(REPOSITORY, request()))
+    assert mapped(path)
+    path.unlink()
+    store.let_go()
+    assert not store.has(cache.key(REPOSITORY, request()))
+    gc.collect()
+    assert not mapped(path)
+    await cache.close()
+
+
+def mapped(path: Path) -> bool:
+    return os.fspath(path) in Path("/proc/self/maps").read_text(encoding="utf-8")
 
 
 async def test_a_small_pack_is_served_from_memory_where_the_disk_takes_nothing(
