@@ -27,6 +27,10 @@ Raise where the mistake is found; translate at one boundary (`mirror.web.app`); 
     ├── LocalError               this machine: disk, child process, configuration
     │   ├── PackError            a pack could not be made or indexed
     │   ├── OtherProcessGone     another process of this service has ended, or is starting
+    │   ├── DiskTrouble          the disk took nothing: passes by itself once there is room
+    │   │   ├── DiskFull         no room, or none but the reserve
+    │   │   └── DiskReadOnly     it is mounted read-only
+    │   ├── OverQuota            a repository would take more of the disk than it may
     │   └── ConfigError          the configuration file, with every mistake in it
     └── (nothing else)
 """
@@ -257,6 +261,32 @@ class OtherProcessGone(LocalError):
 
     status = 503
     label = "other_process_gone"
+
+
+class DiskTrouble(LocalError):
+    """The disk takes nothing at the moment; what was tried may be tried again soon."""
+
+    status = 507
+    label = "disk_trouble"
+
+
+class DiskFull(DiskTrouble):
+    """There is no room on the disk, or none but the reserve."""
+
+    label = "disk_full"
+
+
+class DiskReadOnly(DiskTrouble):
+    """The file system is mounted read-only."""
+
+    label = "disk_read_only"
+
+
+class OverQuota(LocalError):
+    """A repository, or all of them, would take more of the disk than the configuration allows."""
+
+    status = 507
+    label = "over_quota"
 
 
 class ConfigError(LocalError):

@@ -14,6 +14,7 @@ from mirror.config import RepositorySettings, Settings
 from mirror.errors import LocalError
 from mirror.metrics import Metrics
 from mirror.places import DataDirectory
+from mirror.refresh.bounds import Bounds
 from mirror.refresh.lfs import BATCHES_MAX, LargeFiles, LfsRepository
 from mirror.refresh.mirror import Mirror
 from mirror.refresh.refresher import OnPublished, OnServed, Refresher, RefreshPlaces
@@ -21,7 +22,7 @@ from mirror.refresh.registry import Hosted, Registry
 from mirror.refresh.update import Updater
 from mirror.repository.bare import BareRepository
 from mirror.repository.packing.engine import PackEngine
-from mirror.serving import lfs_store
+from mirror.serving import lfs_store, room_of
 from mirror.upstream.connect import (
     Sessions,
     guarded_resolver,
@@ -43,6 +44,7 @@ class Mirroring:
     Attributes:
         registry: The repositories.
         refreshers: By the name of their repository.
+        bounds: What they may take of the disk, and take.
     """
 
     def __init__(
@@ -51,8 +53,10 @@ class Mirroring:
         refresher_of: Callable[[Mirror], Refresher],
         upstreams: Sequence[RepositorySettings],
         keyring: Keyring,
+        bounds: Bounds,
     ) -> None:
         self._keyring = keyring
+        self.bounds = bounds
         self.refreshers: dict[str, Refresher] = {}
         self.registry = Registry([], upstreams)
         self._open_one = open_one
@@ -91,12 +95,15 @@ class Mirroring:
             on_served: Told when no reader sees what was before it.
         """
         places = DataDirectory(settings.data_dir)
-        updater = Updater(engine, staging=places.staging, agent=agent)
+        bounds = Bounds(room_of(settings), bytes_max=settings.limits.repositories_bytes_max)
+        updater = Updater(engine, staging=places.staging, agent=agent, bounds=bounds)
         shared = RefreshPlaces.of(settings.limits.refreshes_max)
 
         async def open_one(repository: RepositorySettings) -> Mirror:
             try:
                 mirror = await asyncio.to_thread(open_mirror, repository, places, updater)
+                if mirror.repository is not None:
+                    await updater.weigh(mirror, mirror.repository)
             except OSError as error:
                 raise LocalError(f"{repository.name} can't be opened: {error}") from error
             mirror.watch = watch
@@ -120,7 +127,7 @@ class Mirroring:
                 on_served=on_served,
             )
 
-        mirroring = cls(open_one, refresher_of, settings.upstreams, keyring)
+        mirroring = cls(open_one, refresher_of, settings.upstreams, keyring, bounds)
         stack.push_async_callback(mirroring._end)
         for repository in settings.repositories.values():
             await mirroring.add(repository)
@@ -174,6 +181,7 @@ class Mirroring:
         if task is not None:
             task.cancel()
             await asyncio.wait((task,))
+        self.bounds.forget(name)
         hosted.mirror.forsake()
 
     async def _end(self) -> None:

@@ -14,12 +14,14 @@ trash/          mirrors that were removed, until their files are; cleared at the
 set-aside/      mirrors that could not be used; kept for a look, never served
 """
 
+import errno
 import fcntl
 import shutil
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 from urllib.parse import quote
 
 from mirror.errors import LocalError
@@ -101,7 +103,7 @@ class DataDirectory:
         try:
             for place in (self.root, self.repositories, self.packs, self.set_aside):
                 place.mkdir(parents=True, exist_ok=True, mode=0o750)
-            lock = (self.root / "lock").open("ab")
+            lock = _opened(self.root / "lock")
         except OSError as error:
             raise LocalError(f"can't use data_dir {self.root}: {error.strerror}") from error
         with lock:
@@ -120,6 +122,16 @@ class DataDirectory:
                 # Not by closing alone: a child that a thread is starting at this very moment has
                 # the file open too, until it has become another program.
                 fcntl.flock(lock, fcntl.LOCK_UN)
+
+
+def _opened(lock: Path) -> IO[bytes]:
+    """Open the lock, for reading where its disk is read-only: what is there can be served."""
+    try:
+        return lock.open("ab")
+    except OSError as error:
+        if error.errno != errno.EROFS or not lock.exists():
+            raise
+        return lock.open("rb")
 
 
 class DataDirectoryInUse(LocalError):

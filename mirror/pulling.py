@@ -249,11 +249,16 @@ class PullThrough:
             except Exception:  # whatever it is, there are readers to serve
                 logger.exception("tidying_broke")
 
-    async def tidy(self, *, room_for: int = 0) -> None:
-        """Remove what has to go, and note on disk what was read when.
+    async def give(self, size: int) -> int:
+        """Remove mirrors of that many bytes, as the disk is short; returns of how many."""
+        return await self.tidy(lacking=size)
+
+    async def tidy(self, *, room_for: int = 0, lacking: int = 0) -> int:
+        """Remove what has to go, and note on disk what was read when; returns the bytes removed.
 
         Args:
             room_for: So many more are to come.
+            lacking: The disk is short of so many bytes.
         """
         limits = self._settings.limits
         async with self._tidying:
@@ -269,11 +274,13 @@ class PullThrough:
                 self._clock(),
                 count_max=limits.pull_through_repositories_max - room_for,
                 bytes_max=limits.pull_through_bytes_max,
+                lacking=lacking,
             )
             gone = {name for name, reason in chosen.items() if await self._remove(name, reason)}
             left = [one for one in mirrors if one.name not in gone]
             self._figures.set_kept(len(left), sum(sizes[one.name] for one in left))
             await self._note_reads(left)
+            return sum(sizes[name] for name in gone)
 
     def _is_busy(self, mirror: Mirror) -> bool:
         is_made_of = self._bundler.is_working_on(mirror.name)
@@ -365,7 +372,8 @@ class PullThrough:
                 found.append((settings, read_at or self._wall_clock()))
             elif read_at is not None:
                 logger.info("mirror_removed", repository=name, reason="not below `upstreams`")
-                disk.throw_away(path, self._places.trash, name)
+                with suppress(OSError):  # at the next start, then; nobody reads it
+                    disk.throw_away(path, self._places.trash, name)
         disk.empty(self._places.trash)
         return found
 

@@ -13,12 +13,15 @@ from aiohttp import web
 from mirror import __version__
 from mirror.config import ListenAddress, RepositorySettings, Settings
 from mirror.errors import MirrorError
+from mirror.making_room import disk_watch
 from mirror.metrics import Metrics
 from mirror.mirroring import Mirroring, Watch, close_mirror, open_large_files, open_mirror
 from mirror.places import DataDirectory
 from mirror.pulling import PullThrough
 from mirror.refresh.announcements import Announcements
+from mirror.refresh.bounds import Bounds
 from mirror.refresh.bundling import Bundler
+from mirror.refresh.disk_watch import DiskWatch
 from mirror.refresh.foresight import Foresight
 from mirror.refresh.lfs import LargeFiles
 from mirror.refresh.mirror import Mirror
@@ -35,7 +38,9 @@ from mirror.serving import (
     open_packs,
     open_runner,
     open_tls,
+    room_of,
 )
+from mirror.space import disk_trouble
 from mirror.upstream.connect import open_keyring, open_session, open_sessions, remote_for
 from mirror.web.control import build_control_app
 from mirror.web.fetch import Fetches
@@ -58,6 +63,7 @@ class Service:
         self.workers = 0
         self.supervisor: Supervisor | None = None  # where there are several workers
         self.bundler: Bundler | None = None  # once started
+        self.disk: DiskWatch | None = None  # once started
         self.pulling: PullThrough | None = None  # where there are `upstreams`
         self._watch = watch
         self._places = DataDirectory(settings.data_dir)
@@ -100,7 +106,14 @@ class Service:
         packs = await open_packs(stack, settings, engine, metrics, share)
         foresight = Foresight(packs, metrics)
         stack.push_async_callback(foresight.close)
-        bundler = Bundler(engine, self._places, metrics, bytes_max=settings.limits.bundle_bytes_max)
+        room = room_of(settings)
+        bundler = Bundler(
+            engine,
+            self._places,
+            metrics,
+            bytes_max=settings.limits.bundle_bytes_max,
+            room=room,
+        )
 
         def published(mirror: Mirror, before: RefSnapshot | None, updated: Updated) -> None:
             foresight.published(mirror, before, updated)
@@ -137,13 +150,26 @@ class Service:
             self.registry.opener = self.pulling = pulling
         await bundler.open(one.mirror for one in self.registry)
         await relays.open(stack, [one.mirror for one in self.registry], self._places)
-        figures = OwnFigures(self.registry, metrics, engine, relays=relays.describe)
+        watch = self.disk = disk_watch(
+            room,
+            metrics,
+            mirroring=mirroring,
+            packs=packs,
+            lfs=lfs,
+            bundler=bundler,
+            pulling=self.pulling,
+        )
+        figures = OwnFigures(
+            self.registry, metrics, engine, relays=relays.describe, disk=watch.describe
+        )
         if self.workers == 1:
             fetches = Fetches(packs, foresight, metrics)
             address = await self._serve(mirroring, fetches, figures, lfs, metrics)
         else:
             address = await self._serve_by_workers(mirroring, figures, lfs, metrics)
         self._tasks = [*self._tasks, bundler.start()]
+        self._tasks.append(asyncio.create_task(watch.run(), name="disk"))
+        stack.push_async_callback(_cancelled, self._tasks[-1])
         self.url = f"{'http' if settings.tls is None else 'https'}://{address}"
         self._tasks += relays.start(self._stack)
         if self.pulling is not None:
@@ -215,9 +241,15 @@ class Service:
 
     async def _listen_for_control(self, figures: OwnFigures) -> None:
         control = await open_runner(self._stack, build_control_app(self.registry, figures))
-        self._places.control.unlink(missing_ok=True)
-        await web.UnixSite(control, str(self._places.control)).start()
-        self._places.control.chmod(0o600)
+        try:
+            self._places.control.unlink(missing_ok=True)
+            await web.UnixSite(control, str(self._places.control)).start()
+            self._places.control.chmod(0o600)
+        except OSError as error:
+            if disk_trouble(error) is None:
+                raise
+            # Readers are served all the same; `git-mirror status` asks as they do.
+            logger.warning("no_control_socket", error=str(error))
 
 
 async def _cancelled(task: "asyncio.Task[None]") -> None:
@@ -242,13 +274,16 @@ async def sync_once(
         engine = await stack.enter_async_context(open_engine(settings.engine))
         sessions = await stack.enter_async_context(open_sessions(settings))
         keyring = await stack.enter_async_context(open_keyring(sessions.configured, agent=AGENT))
-        updater = Updater(engine, staging=places.staging, agent=AGENT)
+        bounds = Bounds(room_of(settings))
+        updater = Updater(engine, staging=places.staging, agent=AGENT, bounds=bounds)
         repository = settings.find(name)
         if repository is None:
             raise unknown(name)
         mirror = await asyncio.to_thread(open_mirror, repository, places, updater)
         mirror.watch = watch
         stack.callback(close_mirror, mirror)
+        if mirror.repository is not None:
+            await updater.weigh(mirror, mirror.repository)
         session = sessions.of(repository)
         remote = remote_for(session, keyring, repository, settings.limits, agent=AGENT)
         updated = await updater.update(mirror, remote, accepts_deletions=accepts_deletions)

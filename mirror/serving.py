@@ -36,6 +36,7 @@ from mirror.repository.packing.git_engine import GitEngine
 from mirror.repository.packing.pack_cache import PackCache
 from mirror.repository.packing.pack_store import PackStore
 from mirror.repository.packing.spawner import Spawner
+from mirror.space import Reserve, Room
 from mirror.upstream.connect import Sessions, open_sessions
 from mirror.upstream.forges import RECEIVERS
 from mirror.upstream.keyring import Keyring
@@ -105,7 +106,24 @@ def build_metrics(engine: PackEngine) -> Metrics:
 def lfs_store(settings: Settings) -> LfsStore:
     """Return the store of LFS objects; one process prepares it and writes there, all read."""
     bytes_max = settings.limits.lfs_cache_bytes_max
-    return LfsStore(DataDirectory(settings.data_dir).lfs, bytes_max=bytes_max)
+    place = DataDirectory(settings.data_dir).lfs
+    return LfsStore(place, bytes_max=bytes_max, room=room_of(settings))
+
+
+def room_of(settings: Settings) -> Room:
+    """Return the room on the disk of the data directory."""
+    return Room(settings.data_dir, reserve_of(settings))
+
+
+def reserve_of(settings: Settings) -> Reserve:
+    """Return how much of that disk is kept free."""
+    match settings.limits.disk_reserve:
+        case None:
+            return Reserve()
+        case int(size):
+            return Reserve(size, None)
+        case share:
+            return Reserve(None, share)
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +158,7 @@ async def open_packs(
         DataDirectory(settings.data_dir).packs,
         bytes_max=limits.pack_cache_bytes_max,
         memory_bytes_max=limits.pack_cache_memory_bytes_max // share.processes * share.serves,
+        room=room_of(settings),
     )
     if share.is_first:
         await asyncio.to_thread(store.prepare)
@@ -152,6 +171,14 @@ async def open_packs(
         metrics=metrics,
     )
     stack.push_async_callback(packs.close)
+    if share.processes > 1:
+        following = asyncio.create_task(packs.follow_removals(), name="follow removals")
+
+        async def end() -> None:
+            following.cancel()
+            await asyncio.gather(following, return_exceptions=True)
+
+        stack.push_async_callback(end)
     return packs
 
 

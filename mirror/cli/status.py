@@ -38,6 +38,8 @@ def status(config_path: Path | None, url: str | None, *, as_json: bool) -> None:
         click.echo(json.dumps(state, indent=2))
     else:
         Console().print(_status_table(state))
+        if (remark := _disk_remark(state.get("disk"))) is not None:
+            Console().print(f"[red]{remark}[/]")
         if relays:
             Console().print(_relays_table(relays))
     healthy = all(map(_is_well, state["repositories"].values()))
@@ -66,6 +68,18 @@ def _is_well(repository: dict[str, Any]) -> bool:
     if repository.get("vanished"):
         return False
     return repository["state"] in ({"fresh", "cloning"} if is_asked_for else {"fresh"})
+
+
+def _disk_remark(disk: dict[str, Any] | None) -> str | None:
+    """Return what is wrong with the service's disk."""
+    if disk is None:
+        return None
+    if disk["is_read_only"]:
+        return "the disk is mounted read-only: nothing new is mirrored"
+    if disk["is_short"]:
+        free, kept = (f"{disk[key] / 2**20:.0f} MiB" for key in ("free_bytes", "reserve_bytes"))
+        return f"the disk is short: {free} free, and {kept} are to be kept for refreshes"
+    return None
 
 
 def _status_table(state: dict[str, Any]) -> Table:

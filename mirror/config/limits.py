@@ -4,8 +4,8 @@ from typing import Annotated
 
 from pydantic import Field
 
-from mirror.config.notation import count, duration, size
-from mirror.config.section import Section
+from mirror.config.notation import count, duration, size, size_or_none, size_or_share
+from mirror.config.section import DefaultWords, Section
 
 
 class LimitSettings(Section):
@@ -31,6 +31,21 @@ class LimitSettings(Section):
     bundle_bytes_max: Annotated[int, size("0", "1024TiB")] = 20 * 1024**3
     """The disk space for bundles, of which one repository gets at most half. A new base is made
     beside the old one, which stays for three hours more: reckon with twice a repository's packs."""
+
+    disk_reserve: Annotated[
+        int | float | None,
+        size_or_share("1024TiB", 90),
+        DefaultWords("`1GiB`, and on a disk below 20 GiB a twentieth of it"),
+    ] = None
+    """How much of the disk of `data_dir` is kept free for refreshes: a size, or a share of the disk
+    like `5%`. Before less is free, kept packs go, then LFS objects, bundles, and mirrors below
+    `upstreams`, and first clones have to wait."""
+
+    repositories_bytes_max: Annotated[
+        int | None, size_or_none("1MiB", "1024TiB"), DefaultWords("none: the disk")
+    ] = None
+    """The disk space for all mirrors together. A refresh that would take more is refused, and what
+    was there before is served on. See `repository_bytes_max`, too."""
 
     request_bytes_max: Annotated[int, size("1KiB", "4GiB")] = 64 * 1024**2
     """The longest body of a request, after decompression."""

@@ -41,6 +41,7 @@ from mirror.config.notation import (
     duration,
     duration_or_never,
     size,
+    size_or_none,
     switch,
 )
 from mirror.config.readers import (
@@ -261,6 +262,12 @@ class SharedKeys(Section):
     )
     """How often what changed is put into a bundle, a file that clients with `transfer.bundleURI`
     download before they fetch the rest. `never` makes none, and removes what there is."""
+
+    repository_bytes_max: Annotated[
+        int | None, size_or_none("1MiB", "1024TiB"), DefaultWords("none")
+    ] = None
+    """The disk space for the repository's packs. A refresh that would take more is refused, and
+    what was there before is served on. `none` undoes a default."""
 
     bundle_bytes_min: Annotated[int, size("0", "1TiB")] = 16 * 1024**2
     """Repositories whose packs take less get no bundles: a clone costs the mirror little, and a

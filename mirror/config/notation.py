@@ -215,6 +215,44 @@ def size(at_least: str, at_most: str) -> Notation[int]:
     return Notation(f"a size from `{at_least}` to `{at_most}`", read, format_size, schema)
 
 
+def size_or_none(at_least: str, at_most: str) -> Notation[int | None]:
+    """Return the notation of a size between two bounds, or `none` for no bound."""
+    bounded = size(at_least, at_most)
+
+    def read(text: str) -> int | None:
+        return None if text == "none" else bounded.read(text)
+
+    def write(size_bytes: int | None) -> str:
+        return "none" if size_bytes is None else format_size(size_bytes)
+
+    schema = {"anyOf": [dict(bounded.schema), {"const": "none"}]}
+    return Notation(f"{bounded.words}, or `none`", read, write, schema)
+
+
+_SHARE: Final = re.compile(r"([0-9]{1,2}(?:\.[0-9]{1,2})?)%")
+
+
+def size_or_share(at_most: str, share_max: int) -> Notation[int | float]:
+    """Return the notation of a size, as an int, or of a share in per cent, as a float below 1."""
+    bounded = size("0", at_most)
+
+    def read(text: str) -> int | float:
+        if "%" not in text:
+            return bounded.read(text)
+        found = _SHARE.fullmatch(text)
+        if found is None or float(found[1]) > share_max:
+            raise ValueError(
+                f"{shown(text)} is not a share; write from `0%` to `{share_max}%`, or a size"
+            )
+        return float(found[1]) / 100
+
+    def write(value: float) -> str:
+        return format_size(value) if isinstance(value, int) else f"{value * 100:g}%"
+
+    schema = {"anyOf": [dict(bounded.schema), {"type": "string", "pattern": f"^{_SHARE.pattern}$"}]}
+    return Notation(f"{bounded.words}, or a share from `0%` to `{share_max}%`", read, write, schema)
+
+
 # Words, counts, switches and choices.
 
 

@@ -99,6 +99,7 @@ def _resolve_repository(
         push=shared.push,
         lfs=shared.lfs,
         bundle_interval_seconds=shared.bundle_interval_seconds,
+        repository_bytes_max=shared.repository_bytes_max,
         bundle_bytes_min=shared.bundle_bytes_min,
         inherited=frozenset(key for key, name in keys_of(SharedKeys).items() if name in inherited),
     )

@@ -111,6 +111,7 @@ class RepositorySettings:
     push: PushPolicy = _DEFAULTS.push
     lfs: bool = _DEFAULTS.lfs
     bundle_interval_seconds: float | None = _DEFAULTS.bundle_interval_seconds
+    repository_bytes_max: int | None = _DEFAULTS.repository_bytes_max
     bundle_bytes_min: int = _DEFAULTS.bundle_bytes_min
     place: Place | None = None
     inherited: frozenset[str] = frozenset()

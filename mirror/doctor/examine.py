@@ -30,7 +30,7 @@ from mirror.doctor.service import (
 from mirror.errors import UpstreamError
 from mirror.places import DataDirectory
 from mirror.refresh.relay.relays import probe_receivers
-from mirror.serving import AGENT
+from mirror.serving import AGENT, reserve_of
 from mirror.upstream.connect import open_keyring, open_session, remote_for
 from mirror.upstream.credentials import BasicCredentials
 from mirror.upstream.keyring import Keyring
@@ -65,7 +65,11 @@ async def examine(
     if settings.upstreams:
         count += settings.limits.pull_through_repositories_max
     findings = await asyncio.to_thread(
-        lambda: list(examine_host(settings.data_dir, repositories=count, pid=pid))
+        lambda: list(
+            examine_host(
+                settings.data_dir, reserve=reserve_of(settings), repositories=count, pid=pid
+            )
+        )
     )
     async with AsyncExitStack() as stack:
         session = await stack.enter_async_context(open_session())

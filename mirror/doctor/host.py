@@ -6,7 +6,6 @@ Writes one file below data_dir, and removes it. Blocking: for a thread.
 import os
 import random
 import resource
-import shutil
 import tempfile
 import time
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from mirror.doctor.finding import Finding, Verdict, judged, percentile, times
+from mirror.space import Reserve, look_at
 
 HOST: Final = "this machine"
 
@@ -28,24 +28,27 @@ SYNC_WARNING_MS: Final = 10.0
 
 SYNC_PROBLEM_MS: Final = 100.0
 
-FREE_BYTES_WARNING: Final = 5 << 30
-FREE_BYTES_PROBLEM: Final = 1 << 30
+FREE_RESERVES_WARNING: Final = 5
+"""With less free than so many times what is kept free, it is time to look at what grows."""
 
 FILES_FIXED: Final = 512
 FILES_PER_REPOSITORY: Final = 100
 """At 24 packs, just before they are merged: four descriptors each."""
 
 
-def examine_host(data_dir: Path, *, repositories: int, pid: int | None) -> Iterator[Finding]:
+def examine_host(
+    data_dir: Path, *, reserve: Reserve, repositories: int, pid: int | None
+) -> Iterator[Finding]:
     """Look at the machine.
 
     Args:
         data_dir: Of the service.
+        reserve: What is kept free of its disk.
         repositories: How many there are.
         pid: The running service; `None` when there is none.
     """
     yield sync_latency(data_dir)
-    yield free_space(data_dir)
+    yield free_space(data_dir, reserve)
     yield file_limit(repositories=repositories, pid=pid)
 
 
@@ -89,20 +92,35 @@ def _timed_writes(directory: Path) -> list[float]:
     return samples
 
 
-def free_space(data_dir: Path) -> Finding:
-    """Tell what is left of the file system."""
-    usage = shutil.disk_usage(_existing(data_dir))
-    verdict = Verdict.OK
-    if usage.free < FREE_BYTES_WARNING:
-        verdict = Verdict.PROBLEM if usage.free < FREE_BYTES_PROBLEM else Verdict.WARNING
+def free_space(data_dir: Path, reserve: Reserve) -> Finding:
+    """Tell what is left of the file system, and whether the reserve is."""
+    space = look_at(_existing(data_dir))
+    kept_free = reserve.of(space.total_bytes)
+    verdict, advice = Verdict.OK, ""
+    if space.is_read_only:
+        verdict = Verdict.PROBLEM
+        advice = "it is mounted read-only: look at the kernel's log, and mount it anew"
+    elif space.free_bytes < kept_free or not space.free_bytes:
+        verdict = Verdict.PROBLEM
+        advice = "make room: less is free than limits.disk_reserve, and first clones wait"
+    elif space.free_bytes < FREE_RESERVES_WARNING * kept_free:
+        verdict, advice = Verdict.WARNING, "make room: with a full disk nothing new is mirrored"
     return Finding(
         HOST,
         "disk: free space",
         verdict,
-        f"{usage.free / 2**30:.1f} GiB of {usage.total / 2**30:.1f} GiB",
-        "" if verdict is Verdict.OK else "make room: with a full disk nothing new is mirrored",
-        {"free_bytes": usage.free, "total_bytes": usage.total},
+        f"{_gib(space.free_bytes)} of {_gib(space.total_bytes)}, {_gib(kept_free)} kept free",
+        advice,
+        {
+            "free_bytes": space.free_bytes,
+            "total_bytes": space.total_bytes,
+            "reserve_bytes": kept_free,
+        },
     )
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.1f} GiB"
 
 
 def file_limit(*, repositories: int, pid: int | None) -> Finding:

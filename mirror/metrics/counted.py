@@ -31,6 +31,10 @@ REFRESH_OUTCOMES: Final = (
     "upstream_unavailable",
     "upstream_refused",
     "other_object_format",
+    "local_error",
+    "disk_full",
+    "disk_read_only",
+    "over_quota",
 )
 PACK_RESULTS: Final = ("hit", "joined", "miss")
 IN_PROCESS: Final = "dulwich"

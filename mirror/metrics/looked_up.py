@@ -20,6 +20,7 @@ class RepositoryState:
         credentials_failing: Whether those for the upstream are; `None` where there are none.
         credentials_expire_at: Seconds since the epoch; `None` where the forge does not tell.
         vanished: Refs that the upstream does not list any more, but that are served on.
+        disk_bytes: Of its packs.
     """
 
     name: str
@@ -32,6 +33,7 @@ class RepositoryState:
     credentials_failing: bool | None = None
     credentials_expire_at: float | None = None
     vanished: int = 0
+    disk_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,8 +96,14 @@ class RepositoryCollector(Collector):
             "Refs that the upstream no longer lists, served until their deletion is confirmed.",
             labels=["repository"],
         )
+        disk_bytes = GaugeMetricFamily(
+            "git_mirror_repository_bytes",
+            "Bytes of a repository's packs on disk.",
+            labels=["repository"],
+        )
         for state in self._states():
             vanished.add_metric([state.name], state.vanished)
+            disk_bytes.add_metric([state.name], state.disk_bytes)
             if state.bundle_age_seconds is not None:
                 bundle_age.add_metric([state.name], state.bundle_age_seconds)
                 bundle_bytes.add_metric([state.name], state.bundle_bytes)
@@ -108,7 +116,7 @@ class RepositoryCollector(Collector):
                 failing.add_metric([state.name], float(state.credentials_failing))
             if state.credentials_expire_at is not None:
                 expiry.add_metric([state.name], state.credentials_expire_at)
-        yield from (age, stale, refs, vanished, failures)
+        yield from (age, stale, refs, vanished, failures, disk_bytes)
         yield from (bundle_age, bundle_bytes, failing, expiry)
 
 

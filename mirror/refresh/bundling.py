@@ -19,7 +19,7 @@ from typing import Final
 import structlog
 
 from mirror.config import RepositorySettings
-from mirror.errors import LocalError, MirrorError, PackError
+from mirror.errors import DiskFull, LocalError, MirrorError, PackError
 from mirror.metrics import Metrics
 from mirror.places import DataDirectory
 from mirror.refresh.bundle_plan import BUNDLED, BundlePlan, Step, plan_bundles
@@ -31,6 +31,7 @@ from mirror.repository.frontier import find_frontier
 from mirror.repository.packing.engine import PackEngine, PackRequest
 from mirror.repository.snapshot import RefSnapshot
 from mirror.repository.threads import run_to_end
+from mirror.space import Room
 from mirror.wire.bundles import Bundle, BundleList, encode_header
 from mirror.wire.names import ObjectId, RefName
 
@@ -69,6 +70,7 @@ class Bundler:
         metrics: Metrics,
         *,
         bytes_max: int,
+        room: Room | None = None,
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
@@ -79,6 +81,7 @@ class Bundler:
             places: Where the bundles lie.
             metrics: Told of each bundle.
             bytes_max: The most that all bundles may take; half of it for one repository.
+            room: What they must leave free on the disk; `None` for nothing.
             clock: Monotonic seconds.
             wall_clock: Seconds since the epoch.
         """
@@ -86,6 +89,7 @@ class Bundler:
         self._places = places
         self._metrics = metrics
         self._bytes_max = bytes_max
+        self._disk = room
         self._clock = clock
         self._wall_clock = wall_clock
         self._bundled: dict[str, _Bundled] = {}
@@ -151,6 +155,31 @@ class Bundler:
         if one is not None and one.due_at is None:
             one.due_at = self._clock()
             self._due.set()
+
+    async def give(self, size: int) -> int:
+        """Offer fewer bundles, the largest not any more, to free so many bytes; returns how many.
+
+        They are made again when there is room.
+        """
+        given = 0
+        async with self._working:
+            sizes = await asyncio.to_thread(self._sizes)
+            for name, taken in sorted(sizes.items(), key=lambda pair: -pair[1]):
+                one = self._bundled.get(name)
+                if one is None or not taken or given >= size:
+                    continue
+                await self._withdraw(one)
+                given += taken
+                if one.mirror.snapshot is not None:
+                    one.due_at = self._clock() + RETRY_SECONDS
+        return given
+
+    async def bytes_on_disk(self) -> int:
+        """Return what all bundles take."""
+        return sum((await asyncio.to_thread(self._sizes)).values())
+
+    def _sizes(self) -> dict[str, int]:
+        return {name: one.shelf.bytes_on_disk() for name, one in tuple(self._bundled.items())}
 
     async def _run(self) -> None:
         while True:
@@ -225,6 +254,11 @@ class Bundler:
         size = await asyncio.to_thread(repository.bytes_on_disk)
         if shelf.listed is None and size < mirror.settings.bundle_bytes_min:
             return
+        if self._disk is not None and self._disk.lacking(size):
+            raise DiskFull(
+                "a bundle may take as much as the repository, and the disk has no room for that"
+                " beside what limits.disk_reserve keeps free"
+            )
         built_at = self._wall_clock()
         plan = await asyncio.to_thread(self._plan, one, repository, snapshot)
         try:

@@ -117,6 +117,17 @@ class LargeFiles:
             del self._actions[key]
         await run_to_end(self._store.forget, name)
 
+    async def give(self, size: int) -> int:
+        """Remove objects of that many bytes, if there are so many; returns of how many."""
+        given = await run_to_end(self._store.give, size)
+        self._metrics.set_lfs_stored_bytes(self._store.stored_bytes)
+        return given
+
+    @property
+    def stored_bytes(self) -> int:
+        """What the objects take."""
+        return self._store.stored_bytes
+
     async def close(self) -> None:
         """End what is under way."""
         tasks = [*self._asking.values(), *(one.task for one in self._downloads.values())]

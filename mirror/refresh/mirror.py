@@ -61,12 +61,15 @@ class Signal:
 class LastRefresh:
     """What came of the latest refresh; times in seconds since the epoch.
 
+    `error` is in words, and `kind` its label; `None` after a success.
+
     `announced_at` is that of the latest webhook; only the main process knows it.
     """
 
     succeeded_at: float | None = None
     failed_at: float | None = None
     error: str | None = None
+    kind: str | None = None
     changed_at: float | None = None
     announced_at: float | None = None
 
@@ -116,6 +119,7 @@ class Mirror:
         vanishing: Refs that the upstream does not list any more, but that are served on.
         denied: When the upstream first and last said that there is no such repository (of a
             monotonic clock); `None` once it says otherwise.
+        disk_bytes: What its packs took when they were last looked at; only the main process knows.
     """
 
     settings: RepositorySettings
@@ -137,6 +141,7 @@ class Mirror:
     read_at: float = float("-inf")
     vanishing: Vanishing | None = None
     denied: tuple[float, float] | None = None
+    disk_bytes: int = 0
 
     @property
     def name(self) -> str:

@@ -7,7 +7,7 @@ quarantine, and when the guess fails, the listing is followed as if there had be
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Collection, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Sequence
 from contextlib import ExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass
 from typing import Final
@@ -15,10 +15,11 @@ from typing import Final
 import structlog
 
 from mirror.errors import LocalError, MirrorError, Trouble, UpstreamUnavailable
+from mirror.refresh.bounds import Bounds, Share
 from mirror.refresh.mirror import Mirror, Progress
 from mirror.repository.bare import BareRepository, Quarantine
 from mirror.repository.graph import CommitGraph
-from mirror.repository.packing.engine import PackEngine
+from mirror.repository.packing.engine import IndexProgress, PackEngine
 from mirror.upstream.remote import Remote
 from mirror.wire.names import ObjectId
 
@@ -60,7 +61,8 @@ class Known:
 class Receiver:
     """Receives packs for one refresh."""
 
-    def __init__(self, engine: PackEngine, mirror: Mirror, remote: Remote) -> None:
+    def __init__(self, engine: PackEngine, mirror: Mirror, remote: Remote, bounds: Bounds) -> None:
+        self._bounds = bounds
         self._engine = engine
         self._mirror = mirror
         self._remote = remote
@@ -73,6 +75,7 @@ class Receiver:
         Raises:
             UpstreamError: It did not come as it should.
             PackError: It is damaged.
+            LocalError: The disk, or what may be taken of it, does not suffice.
         """
 
         def receiving(received: int, message: bytes) -> None:
@@ -88,17 +91,33 @@ class Receiver:
         def indexing(done: int, total: int) -> None:
             loop.call_soon_threadsafe(show, Progress("indexing", done, total))
 
+        is_clone = self._mirror.snapshot is None
+        with self._bounds.taken(self._mirror.settings, wants, is_clone=is_clone) as share:
+            before = quarantine.bytes_on_disk()  # a guess that brought a part of it
+            chunks = self._remote.fetch_pack(wants, haves, progress=receiving)
+            receipt = await self._receive(quarantine, chunks, share, indexing)
+            share.check_indexed(quarantine.bytes_on_disk() - before)
+        return receipt
+
+    async def _receive(
+        self,
+        quarantine: Quarantine,
+        chunks: AsyncGenerator[bytes, None],
+        share: Share,
+        indexing: IndexProgress,
+    ) -> Receipt:
         size = 0
         kept: list[bytes] | None = []
-        chunks = self._remote.fetch_pack(wants, haves, progress=receiving)
-        with quarantine.received.open("wb") as file:
-            async with aclosing(chunks):
+        async with aclosing(chunks):
+            with quarantine.received.open("wb") as file:
                 async for chunk in chunks:
+                    share.check(size + len(chunk))
                     size += file.write(chunk)
                     if size > PACK_KEPT_BYTES_MAX:
                         kept = None
                     if kept is not None:
                         kept.append(chunk)
+        share.check_all()
         if size == 0:
             raise UpstreamUnavailable(
                 "the upstream sent no pack for what it had listed", trouble=Trouble.BAD_PACK

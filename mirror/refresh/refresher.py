@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 
 import structlog
 
-from mirror.errors import LocalError, MirrorError, NotUpstream, Trouble, UpstreamUnavailable
+from mirror.errors import DiskTrouble, LocalError, MirrorError, NotUpstream, Trouble, UpstreamUnavailable
 from mirror.metrics import Metrics
 from mirror.refresh.mirror import Mirror
 from mirror.refresh.schedule import Schedule
@@ -58,6 +58,7 @@ class Trigger(enum.StrEnum):
     PUSH = "push"
     MANUAL = "manual"
     ACCEPT = "accept"  # as MANUAL, and what vanished upstream was deleted
+    ROOM = "room"  # on the disk, after there was none
 
 
 @dataclass(slots=True)
@@ -323,7 +324,7 @@ class Refresher:
         mirror.repository = updated.repository
         mirror.snapshot = updated.snapshot  # published: the next reader sees it
         mirror.last.succeeded_at = time.time()
-        mirror.last.error = None
+        mirror.last.error = mirror.last.kind = None
         mirror.denied = None
         is_changed = updated.snapshot is not before
         if is_changed:
@@ -392,11 +393,15 @@ class Refresher:
         now = self._clock()
         asked = error.retry_after_seconds if isinstance(error, UpstreamUnavailable) else None
         freshness.fail(now, covers=covers, retry_after_seconds=asked)
-        delay = self._schedule.after_failure(freshness.failures, self._chance(), asked)
+        is_disk = isinstance(error, DiskTrouble)
+        delay = self._schedule.after_failure(
+            freshness.failures, self._chance(), asked, is_passing=is_disk
+        )
         if isinstance(error, NotUpstream):
             mirror.denied = (mirror.denied[0] if mirror.denied else now, now)
         mirror.last.failed_at = time.time()
         mirror.last.error = str(error)
+        mirror.last.kind = error.label
         self._metrics.record_refresh(trigger, error.label, now - began_at)
         self._metrics.record_refresh_failure(error.trouble)
         self._log.warning(
@@ -431,6 +436,10 @@ class Refresher:
 
     async def _repack(self, repository: BareRepository) -> None:
         before = len(repository.pack_files())
+        if not await asyncio.to_thread(self._updater.bounds.has_room, repository.bytes_on_disk()):
+            # What is merged is written before what it is made of goes.
+            self._log.info("repack_put_off", reason="the disk has no room for it", packs=before)
+            return
         try:
             await self._engine.repack(repository)
         except LocalError as error:
@@ -439,6 +448,7 @@ class Refresher:
             self._log.exception("repack_broke")
         else:
             self._log.info("repacked", packs_before=before, packs=len(repository.pack_files()))
+        await self._updater.weigh(self.mirror, repository)
         self._repack_at = max(PACKS_MAX + 1, 2 * len(repository.pack_files()))
 
 

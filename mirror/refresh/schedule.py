@@ -3,6 +3,7 @@
 * All well: the poll interval, give or take a tenth, so that a thousand repositories spread out.
 * Failing: 1 s, doubled with each failure, up to the longer of the poll interval and a minute, each
   shortened by up to half at random. What the upstream's Retry-After says is the least.
+* A disk that took nothing: the same, but at most a minute, however seldom the upstream is polled.
 * The upstream does not show yet what its webhook announced (forges replicate): soon again, a few
   times. What counts is the age of the announcement, so that others that follow prolong nothing.
 """
@@ -42,7 +43,12 @@ class Schedule:
         return self.poll_interval_seconds * (1 - POLL_JITTER + 2 * POLL_JITTER * chance)
 
     def after_failure(
-        self, failures: int, chance: float, retry_after_seconds: float | None = None
+        self,
+        failures: int,
+        chance: float,
+        retry_after_seconds: float | None = None,
+        *,
+        is_passing: bool = False,
     ) -> float:
         """Return the seconds to the next try.
 
@@ -50,8 +56,11 @@ class Schedule:
             failures: How many tries failed in a row, at least 1.
             chance: A random number of [0, 1).
             retry_after_seconds: What the upstream asked for.
+            is_passing: What failed is this machine's, and mended at any moment.
         """
-        longest = max(self.poll_interval_seconds or 0.0, BACKOFF_SECONDS_MAX)
+        longest = BACKOFF_SECONDS_MAX
+        if not is_passing:
+            longest = max(longest, self.poll_interval_seconds or 0.0)
         delay = min(BACKOFF_SECONDS_MIN * 2.0 ** min(failures - 1, 30), longest)
         return max(delay * (1 - chance / 2), retry_after_seconds or 0.0)
 

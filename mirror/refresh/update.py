@@ -20,14 +20,17 @@ from urllib.parse import quote
 
 from mirror.errors import LocalError
 from mirror.refresh.doubt import Doubt
+from mirror.refresh.bounds import Bounds
 from mirror.refresh.mirror import Mirror, Progress
 from mirror.refresh.news import News, choose_haves, compare
 from mirror.refresh.patterns import patterns_of
 from mirror.refresh.receiving import Known, Receiver, Speculation, speculating
 from mirror.repository.bare import BareRepository, StoredRefs, fsync_directory
+from mirror.repository.leftovers import Leftovers
 from mirror.repository.packing.engine import PackEngine, PackRequest
 from mirror.repository.snapshot import RefSnapshot
 from mirror.repository.threads import run_to_end
+from mirror.space import disk_trouble
 from mirror.upstream.forges import UNKNOWN, RefChange
 from mirror.upstream.remote import Remote
 from mirror.wire.client import Listing
@@ -104,9 +107,12 @@ class Updater:
         *,
         staging: Path,
         agent: bytes,
+        bounds: Bounds | None = None,
         now: WallClock = time.time,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self.bounds = bounds or Bounds()
+        self._leftovers = Leftovers()
         self._engine = engine
         self._staging = staging
         self._agent = agent
@@ -132,7 +138,7 @@ class Updater:
 
         Raises:
             UpstreamError: The upstream did not answer as it should.
-            LocalError: Something on this machine failed.
+            LocalError: Something on this machine failed: a `DiskTrouble` where it was the disk.
         """
         mirror.report(Progress("asking"))
         began_at = self._now()
@@ -141,9 +147,15 @@ class Updater:
             if mirror.noted_at is None or began_at - mirror.noted_at >= NOTED_EVERY_SECONDS:
                 mirror.noted_at = began_at
                 await run_to_end(updated.repository.note_confirmed, began_at)
-        except OSError as error:
-            raise LocalError(str(error)) from error
+        except (OSError, LocalError) as error:
+            # Whoever could not write: here it is told apart from what no room would mend.
+            if (trouble := disk_trouble(error)) is not None and trouble is not error:
+                raise trouble from error
+            if isinstance(error, OSError):
+                raise LocalError(str(error)) from error
+            raise
         finally:
+            self.bounds.settle(mirror.name)
             mirror.report(None)
         return updated
 
@@ -154,7 +166,7 @@ class Updater:
         announced: Sequence[RefChange],
         accepts_deletions: bool,  # noqa: FBT001 - the caller's own
     ) -> Updated:
-        receiver = Receiver(self._engine, mirror, remote)
+        receiver = Receiver(self._engine, mirror, remote, self.bounds)
         repository, before = mirror.repository, mirror.snapshot
         if repository is None or before is None:
             everything = await self._list_anew(mirror, remote)
@@ -208,6 +220,11 @@ class Updater:
                 )
         return self._snapshot(1, stored).prepare()
 
+    async def weigh(self, mirror: Mirror, repository: BareRepository) -> None:
+        """Take note of what a repository takes on disk."""
+        mirror.disk_bytes = await run_to_end(repository.bytes_on_disk)
+        self.bounds.note(mirror.name, mirror.disk_bytes)
+
     async def _list(self, mirror: Mirror, remote: Remote) -> Listing | None:
         """Ask for the refs; `None` means that they are what the snapshot shows."""
         seen = b""
@@ -244,11 +261,12 @@ class Updater:
         place = self._staging / f"{quote(mirror.name, safe='')}.{secrets.token_hex(4)}.git"
         url = mirror.settings.upstream
         try:
+            await run_to_end(self._leftovers.try_again)
             with closing(await run_to_end(_create, place, url)) as staged:
                 updated = await self._refresh(mirror, staged, receiver, listing, None)
             await run_to_end(_put_in_place, staged, mirror.path)
         finally:
-            await run_to_end(shutil.rmtree, place, ignore_errors=True)
+            await run_to_end(self._leftovers.remove, place)
         repository = await asyncio.to_thread(BareRepository.open, mirror.path)
         return replace(updated, repository=repository)
 
@@ -305,6 +323,7 @@ class Updater:
         guessed = await speculation.outcome(missing, known) if speculation is not None else None
         with ExitStack() as stack:
             if guessed is None:
+                self.bounds.settle(mirror.name)  # what a guess brought is gone, or going
                 came: list[ObjectId] = []
                 size, data, is_enough = 0, None, False
                 quarantine = stack.enter_context(repository.quarantine())
@@ -319,6 +338,7 @@ class Updater:
                 is_enough = await receiver.is_whole(quarantine, missing, known)
                 size, data = size + receipt.size, receipt.data
             await run_to_end(quarantine.migrate)
+        await self.weigh(mirror, repository)
         return Received(size, _answers(missing, known, data) if is_enough else ())
 
     def _replace_refs(

@@ -11,7 +11,6 @@ Tips that a force-push or a deletion took away are kept under `refs/git-mirror/k
 
 import os
 import secrets
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -23,6 +22,7 @@ from dulwich.repo import Repo
 
 from mirror.errors import LocalError, ProtocolError
 from mirror.repository.graph import CommitGraph
+from mirror.repository.leftovers import Leftovers
 from mirror.repository.objects import ObjectSource
 from mirror.wire.names import ObjectId, Ref, RefName, object_id, ref_name
 from mirror.wire.ref_table import Chunk, RefTable, packed_lines, parse_packed_lines
@@ -71,6 +71,10 @@ class Quarantine:
         """
         return ObjectSource(self.objects, behind=self.repository.source)
 
+    def bytes_on_disk(self) -> int:
+        """Return the size of the packs that were indexed, with their indexes."""
+        return sum(file.stat().st_size for file in (self.objects / "pack").iterdir())
+
     def migrate(self) -> None:
         """Move the indexed packs into the repository, durably: all of them or none.
 
@@ -111,6 +115,7 @@ class BareRepository:
         self.upstream_url = upstream_url
         self.source = source
         self.graph = CommitGraph(source, index=self.objects / "info" / "commit-graph")
+        self._leftovers = Leftovers()
         self._packed_refs: tuple[_Identity, RefTable, Mapping[ObjectId, int]] | None = None
         self.confirmed_before = _modified_at(path / _CONFIRMED)
         """When the upstream had confirmed the refs, as far as was known when this was opened."""
@@ -145,11 +150,14 @@ class BareRepository:
             LocalError: It is not a repository that can be read.
         """
         url = upstream_url_of(path)
+        leftovers = Leftovers()
         try:
-            _clear_leftovers(path)
+            _clear_leftovers(path, leftovers)
         except OSError as error:
             raise LocalError(f"{path} can't be tidied up: {error}") from error
-        return cls(path, ObjectSource(path / "objects"), url)
+        opened = cls(path, ObjectSource(path / "objects"), url)
+        opened._leftovers = leftovers
+        return opened
 
     @classmethod
     def open_beside(cls, path: Path) -> Self:
@@ -212,6 +220,9 @@ class BareRepository:
                 fsync_directory(self.path)
             self._packed_refs = (_identity(self.path / "packed-refs"), refs, dict(stored.kept))
         except OSError as error:
+            for name in contents:  # a full disk needs the room
+                with suppress(OSError):
+                    (self.path / f"{name}.tmp").unlink(missing_ok=True)
             raise LocalError(f"can't write the refs of {self.path}: {error.strerror}") from error
 
     def note_confirmed(self, at: float) -> None:
@@ -249,6 +260,7 @@ class BareRepository:
             LocalError: It can't be made.
         """
         objects = self.objects / (_QUARANTINE_PREFIX + secrets.token_hex(6))
+        self._leftovers.try_again()
         try:
             try:
                 (objects / "pack").mkdir(parents=True)
@@ -259,7 +271,7 @@ class BareRepository:
                 raise LocalError(message) from error
             yield Quarantine(self, objects)
         finally:
-            shutil.rmtree(objects, ignore_errors=True)
+            self._leftovers.remove(objects)
 
     def pack_files(self) -> list[Path]:
         """Return the packs on disk."""
@@ -302,11 +314,11 @@ def upstream_url_of(path: Path) -> str:
         raise LocalError(f"{path} is not a mirror: {error}") from error
 
 
-def _clear_leftovers(path: Path) -> None:
+def _clear_leftovers(path: Path, leftovers: Leftovers) -> None:
     """Remove what a crash, or a git that was killed, may have left."""
     objects = path / "objects"
     for directory in objects.glob(_QUARANTINE_PREFIX + "*"):
-        shutil.rmtree(directory, ignore_errors=True)
+        leftovers.remove(directory)
     packs = objects / "pack"
     halves = (pack for pack in packs.glob("pack-*.pack") if not pack.with_suffix(".idx").exists())
     files = (
@@ -319,7 +331,7 @@ def _clear_leftovers(path: Path) -> None:
         *halves,
     )
     for file in files:
-        file.unlink(missing_ok=True)
+        leftovers.remove_file(file)
 
 
 def _modified_at(path: Path) -> float | None:

@@ -29,6 +29,7 @@ from typing import IO, Final
 import structlog
 
 from mirror.errors import LocalError, UpstreamUnavailable
+from mirror.space import Room
 from mirror.wire.lfs import Pointer
 
 TOUCH_SECONDS: Final = 60.0
@@ -72,8 +73,15 @@ class Found:
 class LfsStore:
     """The objects and the grants below one directory."""
 
-    def __init__(self, directory: Path, *, bytes_max: int) -> None:
-        """Open the store; `bytes_max` is the most that objects take, those on their way too."""
+    def __init__(self, directory: Path, *, bytes_max: int, room: Room | None = None) -> None:
+        """Open the store.
+
+        Args:
+            directory: Where it is.
+            bytes_max: The most that objects take, those on their way too.
+            room: What they must leave free on the disk; `None` for nothing.
+        """
+        self._room = room
         self._directory = directory
         self._objects = directory / "objects"
         self._tmp = directory / "tmp"
@@ -196,11 +204,34 @@ class LfsStore:
     # --- room ----------------------------------------------------------------------------------
 
     def make_room(self, reserved: int) -> int:
-        """Remove objects until `reserved` bytes fit the limit beside the rest; returns how many."""
+        """Remove objects until `reserved` bytes fit the limit beside the rest; returns how many.
+
+        Raises:
+            StoreFull: The disk has no room for them.
+        """
+        removed = 0
         with self._lock:
-            if self._stored_bytes + reserved <= self._bytes_max:
-                return 0
-            return self._sweep(self._bytes_max - reserved)
+            if self._stored_bytes + reserved > self._bytes_max:
+                removed = self._sweep(self._bytes_max - reserved)
+            lacking = 0 if self._room is None else self._room.lacking(reserved)
+            if lacking:
+                removed += self._sweep_off(lacking)
+        if lacking and self._room is not None and self._room.lacking(reserved):
+            raise StoreFull(
+                "the mirror's disk has no room for an LFS object beside what limits.disk_reserve"
+                " keeps free; make room there"
+            )
+        return removed
+
+    def give(self, size: int) -> int:
+        """Remove objects of that many bytes, if there are so many; returns of how many."""
+        with self._lock:
+            before = self._stored_bytes
+            self._sweep_off(size)
+            return before - self._stored_bytes
+
+    def _sweep_off(self, size: int) -> int:
+        return self._sweep(max(0, int((self._stored_bytes - size) / SWEEP_TO)))
 
     def make_half_empty(self) -> int:
         """Remove half of the objects, as the disk is full; returns how many."""

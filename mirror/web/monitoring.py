@@ -43,6 +43,7 @@ class OwnFigures:
         engine: PackEngine,
         *,
         relays: Callable[[], dict[str, Any]],
+        disk: Callable[[], dict[str, Any] | None] = lambda: None,
     ) -> None:
         """Watch over all there is.
 
@@ -51,7 +52,9 @@ class OwnFigures:
             metrics: Of this process.
             engine: The pack engine.
             relays: Returns the status of the receivers, by name; times in seconds since the epoch.
+            disk: Returns that of the disk, `None` where nobody watches it.
         """
+        self._disk = disk
         self._relays = relays
         self._registry = registry
         self._metrics = metrics
@@ -72,6 +75,7 @@ class OwnFigures:
                 "engine": {"name": self._engine.name, "version": self._engine.version},
                 "started_at": _iso(self._started_at),
                 "repositories": {one.mirror.name: describe(one) for one in self._registry},
+                "disk": self._disk(),
                 "relays": {name: _with_dates(one) for name, one in self._relays().items()},
             }
         ).encode()
@@ -138,6 +142,7 @@ def repository_state(hosted: Hosted) -> RepositoryState:
         bundle_age_seconds=time.time() - bundles.built_at if bundles is not None else None,
         bundle_bytes=bundles.size if bundles is not None else 0,
         credentials_failing=None if standing is None else standing.failing_since is not None,
+        disk_bytes=mirror.disk_bytes,
         credentials_expire_at=None if standing is None else standing.expires_at,
         vanished=0 if mirror.vanishing is None else len(mirror.vanishing.since),
     )
@@ -155,6 +160,7 @@ def describe(hosted: Hosted) -> dict[str, Any]:
         "state": _state(hosted),
         "age_seconds": None if state.age_seconds is None else round(state.age_seconds, 3),
         "refs": state.refs,
+        "bytes": state.disk_bytes,
         "snapshot": snapshot.number if snapshot else None,
         "head": _text(snapshot.head_target) if snapshot else None,
         "head_commit": _text(snapshot.head) if snapshot else None,
@@ -171,6 +177,7 @@ def describe(hosted: Hosted) -> dict[str, Any]:
             "noticed_at": _iso(vanishing.noticed_at),
             "looks": vanishing.looks,
         },
+        "last_error_kind": last.kind,
         "credentials": _describe_credentials(mirror.credentials),
         "bundles": None
         if (bundles := mirror.bundles) is None

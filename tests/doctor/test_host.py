@@ -1,12 +1,12 @@
 import os
-import shutil
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
+from mirror.doctor import host
 from mirror.doctor.finding import Verdict
 from mirror.doctor.host import FILES_FIXED, examine_host, file_limit, free_space, sync_latency
+from mirror.space import Reserve, Space
 
 
 def test_writes_to_the_disk_are_timed_and_leave_nothing_behind(tmp_path: Path) -> None:
@@ -19,7 +19,8 @@ def test_writes_to_the_disk_are_timed_and_leave_nothing_behind(tmp_path: Path) -
 def test_a_data_directory_that_is_not_there_yet_is_looked_at_where_it_will_be(
     tmp_path: Path,
 ) -> None:
-    findings = list(examine_host(tmp_path / "not" / "yet", repositories=1, pid=None))
+    place = tmp_path / "not" / "yet"
+    findings = list(examine_host(place, reserve=Reserve(0, None), repositories=1, pid=None))
     assert [one.verdict for one in findings].count(Verdict.PROBLEM) == 0
     assert list(tmp_path.iterdir()) == []
 
@@ -43,9 +44,19 @@ def test_a_disk_that_can_not_be_written_is_a_problem(
 def test_a_disk_that_fills_up_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: int, verdict: Verdict
 ) -> None:
-    usage = SimpleNamespace(total=100 << 30, free=free)
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
-    assert free_space(tmp_path).verdict is verdict
+    monkeypatch.setattr(host, "look_at", lambda _: Space(100 << 30, free))
+    found = free_space(tmp_path, Reserve())
+    assert found.verdict is verdict
+    assert "1.0 GiB kept free" in found.figure
+
+
+def test_a_disk_that_is_read_only_is_a_problem(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(host, "look_at", lambda _: Space(100 << 30, 50 << 30, is_read_only=True))
+    found = free_space(tmp_path, Reserve())
+    assert found.verdict is Verdict.PROBLEM
+    assert "read-only" in found.advice
 
 
 def test_the_file_limit_is_that_of_the_running_service() -> None:

@@ -7,7 +7,14 @@ from pathlib import Path
 import pytest
 
 from mirror.errors import UpstreamUnavailable
-from mirror.repository.lfs_store import GRANT_SECONDS, TOUCH_SECONDS, LfsStore, Part
+from mirror.repository.lfs_store import (
+    GRANT_SECONDS,
+    TOUCH_SECONDS,
+    LfsStore,
+    Part,
+    StoreFull,
+)
+from mirror.space import Reserve, Room, Space
 from mirror.wire.lfs import Pointer
 from tests.lfs_server import noise, oid_of
 
@@ -149,3 +156,28 @@ def test_room_is_made_of_what_was_used_least_recently(tmp_path: Path) -> None:
     assert [store.is_stored(one) for one in pointers] == [False, True, True, True]
     assert store.make_half_empty() == 2
     assert store.stored_bytes == 20_000
+
+
+def test_objects_leave_the_reserve_alone(tmp_path: Path) -> None:
+    """What there is goes for what is asked for, and what does not fit even so is refused."""
+    free = [100_000]
+    room = Room(tmp_path, Reserve(40_000, None), look=lambda _: Space(1 << 20, free[0]))
+    store = LfsStore(tmp_path / "lfs", bytes_max=1 << 20, room=room)
+    store.prepare()
+    pointers = [put(store, noise(20_000, seed)) for seed in range(2)]
+    assert store.make_room(60_000) == 0
+    free[0] = 30_000
+    with pytest.raises(StoreFull, match=r"limits\.disk_reserve"):
+        store.make_room(10_000)
+    assert not any(store.is_stored(one) for one in pointers)
+
+
+def test_objects_go_when_the_disk_is_short(tmp_path: Path) -> None:
+    store = LfsStore(tmp_path / "lfs", bytes_max=1 << 20)
+    store.prepare()
+    for seed in range(4):
+        put(store, noise(20_000, seed))
+    assert store.give(25_000) == 40_000
+    assert store.give(1 << 30) == 40_000
+    assert store.give(1) == 0
+    assert store.stored_bytes == 0

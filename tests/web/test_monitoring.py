@@ -64,6 +64,7 @@ async def test_the_status_says_how_each_repository_is(
     assert datetime.now(UTC) - ended < timedelta(minutes=1)
     assert repository.pop("last_change_at")
     assert repository.pop("age_seconds") >= 0
+    assert repository.pop("bytes") > 0
     assert repository == {
         "upstream": mirror.forge.repository_url(upstream.name),
         "pull_through": None,
@@ -78,6 +79,7 @@ async def test_the_status_says_how_each_repository_is(
         "last_webhook_at": None,
         "last_error": None,
         "vanished": None,
+        "last_error_kind": None,
         "credentials": None,
         "bundles": None,
         "progress": None,

@@ -80,8 +80,9 @@ def note_reads(times: Iterable[tuple[Path, float]]) -> None:
 
 
 def forget_read(path: Path) -> None:
-    """Make a mirror one that did not come by `upstreams`."""
-    (path / _READ).unlink(missing_ok=True)
+    """Make a mirror one that did not come by `upstreams`; on a read-only disk, at a later start."""
+    with suppress(OSError):
+        (path / _READ).unlink()
 
 
 def throw_away(path: Path, trash: Path, name: str) -> None:

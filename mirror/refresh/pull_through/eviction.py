@@ -21,6 +21,7 @@ class Reason(enum.StrEnum):
     UNUSED = "unused"
     COUNT = "count"
     SIZE = "size"
+    DISK = "disk"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,9 +46,17 @@ class Kept:
 
 
 def choose(
-    kept: Iterable[Kept], now: float, *, count_max: int, bytes_max: int
+    kept: Iterable[Kept], now: float, *, count_max: int, bytes_max: int, lacking: int = 0
 ) -> dict[str, Reason]:
-    """Choose which mirrors go, the first to go first."""
+    """Choose which mirrors go, the first to go first.
+
+    Args:
+        kept: All there are.
+        now: The time.
+        count_max: So many may stay.
+        bytes_max: Of so many bytes together.
+        lacking: So many bytes are to go in any case, for the disk is short of them.
+    """
     by_age = sorted(kept, key=lambda one: one.read_at)
     chosen: dict[str, Reason] = {}
     for one in by_age:
@@ -59,12 +68,14 @@ def choose(
             chosen[one.name] = Reason.UNUSED
     rest = [one for one in by_age if one.name not in chosen]
     count, size = len(rest), sum(one.size for one in rest)
+    spared = size - lacking
     for one in rest:
-        if count <= count_max and size <= bytes_max:
+        if count <= count_max and size <= min(bytes_max, spared):
             break
         if one.is_busy or now - one.read_at < IDLE_SECONDS_MIN:
             continue
-        chosen[one.name] = Reason.COUNT if count > count_max else Reason.SIZE
+        by_size = Reason.SIZE if size > bytes_max else Reason.DISK
+        chosen[one.name] = Reason.COUNT if count > count_max else by_size
         count -= 1
         size -= one.size
     return chosen

@@ -67,6 +67,29 @@ class Ledger:
                 path.with_name(path.name + end).unlink(missing_ok=True)
             return cls(_connect(path))
 
+    @classmethod
+    def open_copy(cls, path: Path) -> Self:
+        """Open what the file at `path` says, in memory: for a disk that takes nothing.
+
+        What is noted there is lost at the end, and told once more by the next. What was not yet
+        moved from the log to the file itself is not seen, to the same end.
+
+        Raises:
+            sqlite3.Error: It can't be read.
+        """
+        database = sqlite3.connect(":memory:")
+        try:
+            if path.exists():
+                place = f"{path.absolute().as_uri()}?mode=ro&immutable=1"
+                with closing(sqlite3.connect(place, uri=True)) as source:
+                    source.backup(database)
+            database.executescript(_SCHEMA)
+            _check(database)
+        except BaseException:
+            database.close()
+            raise
+        return cls(database)
+
     def close(self) -> None:
         """Close the file."""
         self._database.close()

@@ -25,6 +25,7 @@ from mirror.refresh.relay.ledger import Ledger
 from mirror.refresh.relay.outbox import Delivery
 from mirror.refresh.relay.sender import Sender, origin_of, reason_of_os, verification
 from mirror.repository.snapshot import RefSnapshot
+from mirror.space import look_at
 from mirror.wire.names import ObjectId, RefName
 
 P = ParamSpec("P")
@@ -32,6 +33,9 @@ T = TypeVar("T")
 
 PROBE_SECONDS_MAX: Final = 10.0
 """A receiver that takes longer only to accept a connection would be late for each event."""
+
+LEDGER_BYTES_MIN: Final = 1 << 20
+"""With less free, an error of the ledger is the disk's."""
 
 logger = structlog.stdlib.get_logger()
 
@@ -149,7 +153,7 @@ class Relays:
 
     def _load(self, places: DataDirectory) -> None:
         """Open the ledger and compare what it says with what is served."""
-        self._ledger = Ledger.open(places.relays, set_aside=places.set_aside)
+        self._ledger = _ledger(places)
         told = [
             (sender, mirror)
             for sender in self._senders
@@ -194,6 +198,27 @@ class Relays:
             self._ledger.record(relay, repository, tips, number)
         except sqlite3.Error as error:
             _log_lost(relay, repository, error)
+
+
+def _ledger(places: DataDirectory) -> Ledger:
+    """Open the ledger; a copy in memory where the disk takes nothing.
+
+    Raises:
+        LocalError: It can't be opened.
+        sqlite3.Error: So it is.
+    """
+    try:
+        return Ledger.open(places.relays, set_aside=places.set_aside)
+    except (LocalError, sqlite3.Error, OSError) as error:
+        space = look_at(places.root)
+        if not space.is_read_only and space.free_bytes > LEDGER_BYTES_MIN:
+            raise
+        logger.error(  # noqa: TRY400 - the reason is the disk, which is watched
+            "relay_ledger_in_memory",
+            reason=str(error),
+            advice="make room; receivers are told again after the next start what they were told",
+        )
+        return Ledger.open_copy(places.relays)
 
 
 def _log_lost(relay: str, repository: str, error: sqlite3.Error) -> None:

@@ -15,7 +15,7 @@ import hashlib
 import os
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import aclosing, asynccontextmanager, suppress
+from contextlib import ExitStack, aclosing, asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -37,6 +37,9 @@ FORMAT: Final = "1"
 LOCK_POLL_SECONDS: Final = 0.01
 LOCK_POLL_SECONDS_MAX: Final = 0.1
 
+LET_GO_SECONDS: Final = 2.0
+"""So soon a file that another process removed makes room on the disk."""
+
 logger = structlog.stdlib.get_logger()
 
 
@@ -50,6 +53,8 @@ class PackBuild:
         self.readers = 0
         self.pack_bytes = 0
         self.task: asyncio.Task[None] | None = None
+        self.lock = ExitStack()
+        """What others wait for that want the same, in other processes too."""
         self.stored: StoredPack | None = None
         """What became of it; a pack that was found in a file after all is here at once."""
 
@@ -183,7 +188,7 @@ class PackCache:
             yield pack
             return
         build = self._running.get(key)
-        if build is None:
+        if build is None or not build.spool.is_joinable:
             build = self._begin(repository, request, key)
         build.readers += 1
         try:
@@ -216,6 +221,20 @@ class PackCache:
         if pack is not None:
             self._store.admit(key, pack)
 
+    async def give(self, size: int) -> int:
+        """Remove packs of that many bytes from the disk; returns of how many."""
+        return await run_to_end(self._store.give, size)
+
+    async def follow_removals(self) -> None:
+        """Let go of what other processes remove, now and then, until cancelled."""
+        while True:
+            await asyncio.sleep(LET_GO_SECONDS)
+            await run_to_end(self._store.let_go)
+
+    async def bytes_on_disk(self) -> int:
+        """Return what the packs take there."""
+        return await asyncio.to_thread(self._store.bytes_on_disk)
+
     async def close(self) -> None:
         """End what still runs."""
         for task in self._tasks:
@@ -238,7 +257,8 @@ class PackCache:
     ) -> None:
         """Build a pack, or find that another process did."""
         try:
-            async with self._lock(key):
+            with build.lock:
+                await self._lock(key, build.lock)
                 if self._is_shared:
                     build.stored = await asyncio.to_thread(self._store.open, key)
                 if build.stored is not None:
@@ -281,6 +301,8 @@ class PackCache:
             async with aclosing(chunks):
                 async for chunk in chunks:
                     await build.append(chunk)
+                    if build.spool.is_passing:
+                        build.lock.close()  # there will be no file to wait for
                     if not build.readers:
                         self._check_worth(build)
             outcome = "ok"
@@ -295,22 +317,27 @@ class PackCache:
             self._metrics.record_build_ended(self._engine.name, outcome, seconds, build.pack_bytes)
 
     def _check_worth(self, build: PackBuild) -> None:
-        if build.spool.size > self._store.entry_bytes_max:
-            raise PackError("nobody waits for this pack, and it is too long to keep")
+        if build.spool.is_passing or build.spool.size > self._store.entry_bytes_max:
+            raise PackError("nobody waits for this pack, and it can't be kept")
 
     async def _keep(self, key: PackKey, build: PackBuild) -> None:
         """Let the readers have the end, then keep the pack."""
         memory = build.spool.memory
         build.spool.end()
+        if build.spool.is_passing:
+            return
         pack = await run_to_end(self._store.keep, key, memory, build.path, build.pack_bytes)
         if pack is not None:
             self._store.admit(key, pack)
 
-    @asynccontextmanager
-    async def _lock(self, key: PackKey) -> AsyncIterator[None]:
-        """Hold the key's lock among the processes; a process that dies lets go of it."""
+    async def _lock(self, key: PackKey, stack: ExitStack) -> None:
+        """Take the key's lock among the processes; a process that dies lets go of it.
+
+        Args:
+            key: The pack's name.
+            stack: Gets its end.
+        """
         if not self._is_shared:
-            yield
             return
         lock = self._store.lock_file(key)
         try:
@@ -318,23 +345,19 @@ class PackCache:
         except OSError as error:
             # Better twice than not at all.
             logger.warning("pack_not_locked", path=str(lock), error=error.strerror)
-            yield
             return
+        # Who waits for this very file finds it gone and the pack there, or begins anew.
+        stack.callback(os.close, descriptor)
+        stack.callback(_unlink, lock)
         pause = LOCK_POLL_SECONDS
-        try:
-            while True:
-                try:
-                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError:
-                    await asyncio.sleep(pause)
-                    pause = min(2 * pause, LOCK_POLL_SECONDS_MAX)
-            yield
-        finally:
-            # Who waits for this very file finds it gone and the pack there, or begins anew.
-            with suppress(OSError):
-                lock.unlink()
-            os.close(descriptor)
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, LOCK_POLL_SECONDS_MAX)
+            else:
+                return
 
     def _left(self, build: PackBuild) -> None:
         """A reader left: what nobody waits for and has not begun is not begun."""
@@ -352,7 +375,13 @@ class PackCache:
             del self._running[key]
         if not build.spool.ended:
             build.spool.end(PackError("the service is stopping"))
-        if build.spool.failed:
-            build.path.unlink(missing_ok=True)
+        if build.spool.failed or build.spool.is_passing:
+            _unlink(build.path)
         if not build.readers:
             build.spool.close()
+
+
+def _unlink(path: Path) -> None:
+    """Remove a file if it is there; one on a disk that takes no change goes at the next start."""
+    with suppress(OSError):
+        path.unlink()

@@ -10,6 +10,7 @@ looked at when a process first takes a file up. What was used least recently goe
 the last use is the file's mtime, which is put forward at most once in `TOUCH_SECONDS`.
 """
 
+import math
 import mmap
 import os
 import struct
@@ -26,6 +27,7 @@ import structlog
 
 from mirror.errors import LocalError
 from mirror.repository.packing.spool import PackSpool
+from mirror.space import Room
 
 PackKey = NewType("PackKey", str)
 """The name of a pack: hex digits that stand for a repository and a request."""
@@ -42,6 +44,8 @@ SWEEP_TO: Final = 0.9
 
 SWEEP_AFTER: Final = 1 / 16
 """A sweep comes when so much of the limit was written since the last."""
+
+COMPLAINT_SECONDS: Final = 60.0
 
 LEFT_BEHIND_SECONDS: Final = 2 * 3600.0
 """Nothing is written to for so long and still wanted."""
@@ -72,14 +76,24 @@ class StoredPack:
 class PackStore:
     """The packs of one process, and the directory that it may share with others."""
 
-    def __init__(self, directory: Path, *, bytes_max: int, memory_bytes_max: int) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        bytes_max: int,
+        memory_bytes_max: int,
+        room: Room | None = None,
+    ) -> None:
         """Open the store.
 
         Args:
             directory: Made if need be; several processes may use it.
             bytes_max: The most that the files may take; 0 to keep none.
             memory_bytes_max: The most that this process keeps in memory.
+            room: What the files must leave free on the disk; `None` for nothing.
         """
+        self._room = room
+        self._complained_at = -math.inf
         self._directory = directory
         self._tmp = directory / "tmp"
         self._bytes_max = bytes_max
@@ -107,7 +121,8 @@ class PackStore:
         try:
             self._tmp.mkdir(parents=True, exist_ok=True, mode=0o750)
             for left in self._tmp.iterdir():
-                left.unlink(missing_ok=True)
+                with suppress(OSError):  # on a disk that is read-only, it goes later
+                    left.unlink(missing_ok=True)
         except OSError as error:
             raise LocalError(f"can't use {self._directory}: {error.strerror}") from error
         self.sweep()
@@ -116,7 +131,7 @@ class PackStore:
         """Return an empty spool and where its file will be, if it gets one."""
         self._number += 1
         path = self._tmp / f"{os.getpid()}-{self._number}"
-        return PackSpool(path, make_room=self.make_room), path
+        return PackSpool(path, make_room=self.make_room, has_room=self.has_room), path
 
     def lock_file(self, key: PackKey) -> Path:
         """Return the file whose lock says that a process builds this pack."""
@@ -133,7 +148,8 @@ class PackStore:
         for kept in (self._memory, self._mapped):
             pack = kept.get(key)
             if pack is not None:
-                kept.move_to_end(key)
+                with suppress(KeyError):  # let go of by another thread at this very moment
+                    kept.move_to_end(key)
                 return pack
         return None
 
@@ -159,7 +175,8 @@ class PackStore:
         pack_bytes = _checked(view)
         if pack_bytes is None:
             logger.warning("cached_pack_damaged", path=str(path))
-            path.unlink(missing_ok=True)
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
             return None
         whole.madvise(mmap.MADV_DONTNEED)  # the check has read it all; not all will be sent
         framed = view[: -_TRAILER.size]
@@ -201,7 +218,7 @@ class PackStore:
         """
         try:
             size = len(framed) if framed is not None else spooled.stat().st_size
-            if size > self.entry_bytes_max:
+            if size > self.entry_bytes_max or not self.has_room(len(framed or b"")):
                 spooled.unlink(missing_ok=True)
                 return self._unfiled(key, framed, pack_bytes)
             with spooled.open("ab" if framed is None else "wb") as file:
@@ -212,8 +229,9 @@ class PackStore:
             path.parent.mkdir(exist_ok=True, mode=0o750)
             spooled.rename(path)
         except OSError as error:
-            logger.warning("pack_not_cached", error=error.strerror, directory=str(self._directory))
-            spooled.unlink(missing_ok=True)
+            self._complain(error)
+            with suppress(OSError):
+                spooled.unlink(missing_ok=True)
             return self._unfiled(key, framed, pack_bytes)
         self._written_bytes += size
         if self._written_bytes > self._bytes_max * SWEEP_AFTER:
@@ -230,6 +248,43 @@ class PackStore:
     def sweep(self) -> None:
         """Remove what was used least recently until the files fit the limit; blocking."""
         self._sweep(self._bytes_max)
+
+    def _complain(self, error: OSError) -> None:
+        """Say that packs are not kept, now and then: it may be so for each of them."""
+        now = time.monotonic()
+        if now - self._complained_at >= COMPLAINT_SECONDS:
+            self._complained_at = now
+            logger.warning("pack_not_cached", error=error.strerror, directory=str(self._directory))
+
+    def has_room(self, size: int) -> bool:
+        """Tell whether so many bytes may be written, after other packs made room; blocking."""
+        if self._room is None or not (lacking := self._room.lacking(size)):
+            return True
+        self.give(lacking)
+        return not self._room.lacking(size)
+
+    def give(self, size: int) -> int:
+        """Remove packs of that many bytes, if there are so many; returns of how many; blocking."""
+        before = self.bytes_on_disk()
+        if before:
+            self._sweep(max(0, int((before - size) / SWEEP_TO)))
+        return before - self.bytes_on_disk()
+
+    def let_go(self) -> None:
+        """Let go of the files that another process removed; blocking.
+
+        As long as one is mapped, the disk does not get its room back.
+        """
+        for pack in tuple(self._mapped.values()):
+            if not pack.path.exists():
+                self._let_go(pack.path)
+
+    def _let_go(self, path: Path) -> None:
+        self._mapped.pop(PackKey(path.name), None)
+
+    def bytes_on_disk(self) -> int:
+        """Return what the finished packs take; blocking."""
+        return sum(size for _, size, _ in self._files())
 
     def make_room(self) -> bool:
         """Remove half of the files, as the disk is full; tells whether there were any; blocking."""
@@ -248,6 +303,7 @@ class PackStore:
                     if total <= left:
                         break
                     path.unlink(missing_ok=True)
+                    self._let_go(path)
                     total -= size
                     removed += 1
             except OSError as error:

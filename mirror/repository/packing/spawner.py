@@ -10,12 +10,11 @@ import os
 import signal
 import socket
 import subprocess
-import tempfile
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, ExitStack, aclosing, suppress
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import BinaryIO, Final, TypeVar
 
 from mirror.errors import PackError
 
@@ -155,11 +154,15 @@ class Spawner:
         output: socket.socket,
         errors: socket.socket,
     ) -> subprocess.Popen[bytes]:
-        """Start the child; in a thread. Its stdin is a file, so that nobody has to feed a pipe."""
+        """Start the child; in a thread.
+
+        Its stdin is a file, so that nobody has to feed a pipe; one in memory, for the disk may be
+        full, and readers are to get their packs all the same.
+        """
         with (
             output,
             errors,
-            tempfile.TemporaryFile() if isinstance(stdin, bytes) else stdin.open("rb") as source,
+            _in_memory() if isinstance(stdin, bytes) else stdin.open("rb") as source,
         ):
             if isinstance(stdin, bytes):
                 source.write(stdin)
@@ -195,6 +198,10 @@ class Spawner:
         self._pool.shutdown()
         self._end_all()  # what was being started meanwhile
         self._waits.shutdown()
+
+
+def _in_memory() -> BinaryIO:
+    return os.fdopen(os.memfd_create("stdin"), "w+b")
 
 
 class _Tail(asyncio.Protocol):

@@ -1,18 +1,23 @@
 """A pack while it is made: one writer, and readers that follow it from the beginning.
 
 It is written at full speed, however slow its readers are: a few stalled clients must not hold all
-the places for builds. Small ones stay in memory, the rest goes to a file.
+the places for builds. Small ones stay in memory, the rest goes to a file; and where the disk takes
+no more, what follows passes by in a window (`window`), so that its readers get all of it.
 """
 
 import asyncio
 import errno
 import os
+import sys
 from collections.abc import AsyncGenerator, Callable
-from contextlib import suppress
+from contextlib import aclosing, suppress
 from pathlib import Path
 from typing import IO, Final
 
-from mirror.errors import LocalError, MirrorError
+import structlog
+
+from mirror.errors import MirrorError
+from mirror.repository.packing.window import Cursor, TooSlow, Window
 from mirror.repository.threads import run_to_end
 
 MEMORY_BYTES_MAX: Final = 1 << 20
@@ -23,23 +28,40 @@ READ_BYTES: Final = 256 * 1024
 MakeRoom = Callable[[], bool]
 """Makes room on the disk; tells whether there was anything to remove."""
 
+HasRoom = Callable[[int], bool]
+"""Tells whether so many bytes may be written, after making room for them if need be."""
+
+logger = structlog.stdlib.get_logger()
+
 
 class PackSpool:
     """The framed bytes of one pack while it is written and read."""
 
-    def __init__(self, path: Path, *, make_room: MakeRoom = lambda: False) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        make_room: MakeRoom = lambda: False,
+        has_room: HasRoom = lambda _: True,
+    ) -> None:
         """Make an empty one.
 
         Args:
             path: The file to be made once it is too long for memory.
             make_room: Called in a thread when the disk is full.
+            has_room: Called in a thread before something is written.
         """
         self._path = path
         self._make_room = make_room
+        self._has_room = has_room
+        self._window: Window | None = None
+        self._cursors: set[Cursor] = set()
         self._memory = bytearray()
         self._file: IO[bytes] | None = None
         self._grown = asyncio.Event()
         self._error: MirrorError | None = None
+        self._kept = sys.maxsize
+        """How much of it is in memory or in the file; what follows is in the window."""
         self.ended = False
         self.size = 0
 
@@ -49,41 +71,64 @@ class PackSpool:
         return self._error is not None
 
     @property
+    def is_passing(self) -> bool:
+        """Whether its end goes by without being kept."""
+        return self._window is not None
+
+    @property
+    def is_joinable(self) -> bool:
+        """Whether a reader that comes now gets all of it."""
+        return self._window is None or self._window.start == self._kept
+
+    @property
     def memory(self) -> bytes | None:
         """All of it, where it is in memory."""
-        return bytes(self._memory) if self._file is None else None
+        return bytes(self._memory) if self._file is None and self._window is None else None
 
     async def append(self, data: bytes) -> None:
-        """Add what was made.
-
-        Raises:
-            LocalError: The disk is full or broken.
-        """
+        """Add what was made; where no disk takes it, once the slowest reader is near enough."""
         if not data:
             return
-        if self._file is None and self.size + len(data) <= MEMORY_BYTES_MAX:
-            self._memory += data
-        else:
-            await run_to_end(self._write, data)
-            self._memory = bytearray()
+        if self._window is None:
+            if self._file is None and self.size + len(data) <= MEMORY_BYTES_MAX:
+                self._memory += data
+            else:
+                await self._write_or_pass(data)
+        if self._window is not None:
+            await self._window.add(data, self._cursors)
         self.size += len(data)
         self._wake()
 
-    def _write(self, data: bytes) -> None:
-        """Write to the file; in a thread, for a busy disk lets writers wait."""
+    async def _write_or_pass(self, data: bytes) -> None:
+        """Write to the file; if that can't be, begin the window with what is next."""
         try:
-            if self._file is None:
-                file = self._path.open("w+b", buffering=0)
-                try:
-                    self._write_all(file, self._memory)
-                except BaseException:
-                    file.close()
-                    raise
-                self._file = file
-            self._write_all(self._file, data)
+            await run_to_end(self._write, data)
         except OSError as error:
-            message = f"can't spool a pack in {self._path.parent}: {error.strerror}"
-            raise LocalError(message) from error
+            logger.warning(
+                "pack_not_spooled", directory=str(self._path.parent), error=error.strerror
+            )
+            self._window = Window(self.size)
+            self._kept = self.size
+        else:
+            self._memory = bytearray()
+
+    def _write(self, data: bytes) -> None:
+        """Write to the file; in a thread, for a busy disk lets writers wait.
+
+        Raises:
+            OSError: The disk takes no more.
+        """
+        if not self._has_room(len(self._memory) + len(data)):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        if self._file is None:
+            file = self._path.open("w+b", buffering=0)
+            try:
+                self._write_all(file, self._memory)
+            except BaseException:
+                file.close()
+                raise
+            self._file = file
+        self._write_all(self._file, data)
 
     def _write_all(self, file: IO[bytes], data: bytes | bytearray) -> None:
         left = memoryview(data)
@@ -115,13 +160,26 @@ class PackSpool:
         """Yield it from its beginning; an empty piece whenever nothing came for a while.
 
         Raises:
-            MirrorError: What the build ended with.
+            MirrorError: What the build ended with, or that this reader did not keep up with it.
         """
-        position = 0
+        cursor = Cursor()
+        self._cursors.add(cursor)
+        try:
+            async with aclosing(self._follow(cursor, idle_seconds)) as pieces:
+                async for piece in pieces:
+                    yield piece
+        finally:
+            self._cursors.discard(cursor)
+            if self._window is not None:
+                self._window.moved()
+
+    async def _follow(self, cursor: Cursor, idle_seconds: float) -> AsyncGenerator[bytes, None]:
         while True:
-            if position < self.size:
-                piece = self._read(position)
-                position += len(piece)
+            if cursor.position < self.size:
+                piece = self._read(cursor)
+                cursor.position += len(piece)
+                if self._window is not None:
+                    self._window.moved()
                 yield piece
             elif self._error is not None:
                 raise self._error
@@ -142,10 +200,19 @@ class PackSpool:
             with suppress(OSError):  # of a full disk, said already
                 self._file.close()
 
-    def _read(self, position: int) -> bytes:
+    def _read(self, cursor: Cursor) -> bytes:
+        position, window = cursor.position, self._window
+        if window is not None and position >= self._kept:
+            if cursor.is_let_go or position < window.start:
+                raise TooSlow(
+                    "this fetch did not keep up, and the mirror's disk has no room to keep its pack"
+                    " meanwhile; try again"
+                )
+            return window.read(position)
+        end = min(self.size, self._kept, position + READ_BYTES)
         if self._file is None:
-            return bytes(self._memory[position : position + READ_BYTES])
-        return os.pread(self._file.fileno(), min(READ_BYTES, self.size - position), position)
+            return bytes(self._memory[position:end])
+        return os.pread(self._file.fileno(), end - position, position)
 
     def _wake(self) -> None:
         grown, self._grown = self._grown, asyncio.Event()
