@@ -25,6 +25,7 @@ Raise where the mistake is found; translate at one boundary (`mirror.web.app`); 
     │       └── NotUpstream      the upstream says that there is no such repository
     ├── LocalError               this machine: disk, child process, configuration
     │   ├── PackError            a pack could not be made or indexed
+    │   │   └── Damaged          what lies on disk is not what was written there
     │   └── ConfigError          the configuration file, with every mistake in it
     └── (nothing else)
 """
@@ -193,6 +194,12 @@ class PackError(LocalError):
     """A pack could not be made, indexed or verified."""
 
     label = "pack_error"
+
+
+class Damaged(PackError):
+    """What lies on disk is not what was written there: found by a checksum, never served."""
+
+    label = "damaged"
 
 
 class ConfigError(LocalError):

@@ -19,6 +19,8 @@ class RepositoryState:
         bundle_bytes: Of the bundles that it offers.
         credentials_failing: Whether those for the upstream are; `None` where there are none.
         credentials_expire_at: Seconds since the epoch; `None` where the forge does not tell.
+        is_damaged: Whether something of it on disk is not what was written.
+        scrub_age_seconds: Since all of its files were found right; `None` for never.
     """
 
     name: str
@@ -30,6 +32,8 @@ class RepositoryState:
     bundle_bytes: int = 0
     credentials_failing: bool | None = None
     credentials_expire_at: float | None = None
+    is_damaged: bool = False
+    scrub_age_seconds: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +91,20 @@ class RepositoryCollector(Collector):
             "When a repository's credentials end, where the forge tells.",
             labels=["repository"],
         )
+        damaged = GaugeMetricFamily(
+            "git_mirror_repository_damaged",
+            "1 while files of a repository are damaged and not mended yet.",
+            labels=["repository"],
+        )
+        scrubbed = GaugeMetricFamily(
+            "git_mirror_repository_scrub_age_seconds",
+            "Seconds since all files of a repository were last read and found right.",
+            labels=["repository"],
+        )
         for state in self._states():
+            damaged.add_metric([state.name], float(state.is_damaged))
+            if state.scrub_age_seconds is not None:
+                scrubbed.add_metric([state.name], state.scrub_age_seconds)
             if state.bundle_age_seconds is not None:
                 bundle_age.add_metric([state.name], state.bundle_age_seconds)
                 bundle_bytes.add_metric([state.name], state.bundle_bytes)
@@ -101,6 +118,7 @@ class RepositoryCollector(Collector):
             if state.credentials_expire_at is not None:
                 expiry.add_metric([state.name], state.credentials_expire_at)
         yield from (age, stale, refs, failures, bundle_age, bundle_bytes, failing, expiry)
+        yield from (damaged, scrubbed)
 
 
 class RelayCollector(Collector):

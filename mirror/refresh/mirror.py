@@ -112,6 +112,9 @@ class Mirror:
         credentials: How those for the upstream stand, where there are any and they are used here.
         readers: How many requests of this process it is being read by.
         read_at: When it was last read in this process; of a monotonic clock.
+        damage: What is wrong with it on disk, until it is mended; `None` for nothing.
+        damaged_since: When that was found; seconds since the epoch.
+        scrubbed_at: When all of its files were last read and checked; seconds since the epoch.
         denied: When the upstream first and last said that there is no such repository (of a
             monotonic clock); `None` once it says otherwise.
     """
@@ -134,6 +137,9 @@ class Mirror:
     readers: int = 0
     read_at: float = float("-inf")
     denied: tuple[float, float] | None = None
+    damage: str | None = None
+    damaged_since: float | None = None
+    scrubbed_at: float | None = None
 
     @property
     def name(self) -> str:

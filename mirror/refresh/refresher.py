@@ -18,8 +18,9 @@ from urllib.parse import urlsplit
 
 import structlog
 
-from mirror.errors import LocalError, MirrorError, NotUpstream, UpstreamUnavailable
+from mirror.errors import Damaged, LocalError, MirrorError, NotUpstream, UpstreamUnavailable
 from mirror.metrics import Metrics
+from mirror.refresh.healing import Healer
 from mirror.refresh.mirror import Mirror
 from mirror.refresh.schedule import Schedule
 from mirror.refresh.update import Updated, Updater
@@ -56,6 +57,7 @@ class Trigger(enum.StrEnum):
     MAX_AGE = "max_age"
     PUSH = "push"
     MANUAL = "manual"
+    DAMAGE = "damage"
 
 
 @dataclass(slots=True)
@@ -150,6 +152,7 @@ class Refresher:
         engine: PackEngine,
         *,
         places: RefreshPlaces,
+        healer: Healer | None = None,
         metrics: Metrics,
         refresh_seconds_max: float,
         on_published: OnPublished = _tell_nobody,
@@ -162,6 +165,7 @@ class Refresher:
         self._updater = updater
         self._engine = engine
         self._places = places
+        self._healer = healer
         self._metrics = metrics
         self._refresh_seconds_max = refresh_seconds_max
         self._on_published = on_published
@@ -258,9 +262,7 @@ class Refresher:
         delay: float | None = None
         try:
             async with asyncio.timeout(self._refresh_seconds_max):
-                updated = await self._updater.update(
-                    self.mirror, self._remote, [one.change for one in self._expected]
-                )
+                updated = await self._update(is_damage_met=Trigger.DAMAGE in pending.triggers)
             covers = await self._hold_back(updated, covers)
             delay = self._succeeded(updated, trigger, began_at=began_at, covers=covers)
         except TimeoutError:
@@ -294,6 +296,27 @@ class Refresher:
                 pending.outcome.set_exception(error)
                 pending.outcome.exception()  # seen: nobody has to be waiting
         return delay
+
+    async def _update(self, *, is_damage_met: bool) -> Updated:
+        """Refresh the repository; first it is mended, where it is damaged."""
+        mirror = self.mirror
+        if self._healer is not None and (is_damage_met or mirror.damage is not None):
+            healed = await self._healer.heal(is_damage_met=is_damage_met)
+            if healed is not None:
+                self._is_indexed = False
+                return healed
+        try:
+            return await self._updater.update(
+                mirror, self._remote, [one.change for one in self._expected]
+            )
+        except Damaged as error:
+            if self._healer is None:
+                raise
+            mirror.damage = mirror.damage or str(error)
+            healed = await self._healer.heal(is_damage_met=True)
+            if healed is None:  # mended here
+                return await self._updater.update(mirror, self._remote)
+            return healed
 
     async def _hold_back(self, updated: Updated, covers: int) -> int:
         """Hold readers in all processes before the first of these shows what is new.
@@ -419,6 +442,9 @@ class Refresher:
         before = len(repository.pack_files())
         try:
             await self._engine.repack(repository)
+        except Damaged as error:
+            self._log.warning("repack_failed", error=str(error))
+            self.request(Trigger.DAMAGE)
         except LocalError as error:
             self._log.warning("repack_failed", error=str(error))
         except Exception:  # noqa: BLE001 - nor must it stop this repository's refreshes

@@ -139,6 +139,10 @@ def repository_state(hosted: Hosted) -> RepositoryState:
         bundle_bytes=bundles.size if bundles is not None else 0,
         credentials_failing=None if standing is None else standing.failing_since is not None,
         credentials_expire_at=None if standing is None else standing.expires_at,
+        is_damaged=mirror.damage is not None,
+        scrub_age_seconds=None
+        if mirror.scrubbed_at is None
+        else max(0.0, time.time() - mirror.scrubbed_at),
     )
 
 
@@ -163,6 +167,9 @@ def describe(hosted: Hosted) -> dict[str, Any]:
         "last_failure_at": _iso(last.failed_at),
         "last_webhook_at": _iso(last.announced_at),
         "last_error": last.error,
+        "damage": mirror.damage,
+        "damaged_since": _iso(mirror.damaged_since),
+        "scrubbed_at": _iso(mirror.scrubbed_at),
         "credentials": _describe_credentials(mirror.credentials),
         "bundles": None
         if (bundles := mirror.bundles) is None
