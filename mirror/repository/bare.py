@@ -135,8 +135,8 @@ class BareRepository:
         self._packed_refs: tuple[Identity, StoredRefs] | None = None
         self.confirmed_before = _modified_at(path / _CONFIRMED)
         """When the upstream had confirmed the refs, as far as was known when this was opened."""
-        self.scrubbed_before = _modified_at(path / _SCRUBBED)
-        """When all files had been checked, as far as was known when this was opened."""
+        self.scrubbed_before = _modified_at(path / _SCRUBBED) or _modified_at(path / "config")
+        """When all files had been checked, or cloned, as far as was known when this was opened."""
         self._place = _inode(path)
 
     @classmethod
@@ -290,12 +290,19 @@ class BareRepository:
 
     # --- damage --------------------------------------------------------------------------------
 
-    def check(self, on_read: OnRead = pass_over, *, since: float = CHECKED_SECONDS) -> list[Damage]:
+    def check(
+        self,
+        on_read: OnRead = pass_over,
+        *,
+        since: float = CHECKED_SECONDS,
+        soundness: Soundness | None = None,
+    ) -> list[Damage]:
         """Read all files and return what is damaged. Blocking; from any thread.
 
         Args:
             on_read: Told of the bytes that are read.
             since: Packs that were found right in the last so many seconds are not read again.
+            soundness: Findings of one's own; by default the repository's.
         """
         found: list[Damage] = []
         try:
@@ -310,7 +317,7 @@ class BareRepository:
             upstream_url_of(self.path)
         except LocalError as error:
             found.append(Damage(Kind.CONFIG, self.path / "config", str(error)))
-        found += self.soundness.check(on_read, since=since)
+        found += (soundness or self.soundness).check(on_read, since=since)
         passed_over = self.source.damaged.items()
         known = {one.path.stem for one in found}
         found += [

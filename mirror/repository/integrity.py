@@ -203,6 +203,6 @@ class Soundness:
         Raises:
             Damaged: Something is wrong.
         """
-        found = self.check()
+        found = self.check(since=CHECKED_SECONDS)
         if found:
             raise Damaged(f"the mirror is damaged, and is being mended: {found[0]}")

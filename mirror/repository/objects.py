@@ -18,6 +18,8 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from io import BytesIO
 from pathlib import Path
+from traceback import clear_frames
+from types import TracebackType
 from typing import IO, Final
 
 from dulwich.errors import ApplyDeltaError, ChecksumMismatch, ObjectFormatException
@@ -109,10 +111,12 @@ class OpenPack:
             size = self.identity[2]
             self._index = load_pack_index_file(os.fspath(path), index, SHA1)
             stack.callback(self._index.close)
+            stack.push(_let_go)
             self._index.check()  # a hash over the whole, a millisecond for each megabyte
             cached = min(DELTA_CACHE_BYTES_MAX, max(DELTA_CACHE_BYTES_MIN, size))
             self._data = PackData(path, SHA1, data, delta_base_cache_limit=cached)
             stack.callback(self._data.close)
+            stack.push(_let_go)
             if len(self._index) != len(self._data) or (
                 self._index.get_pack_checksum() != self._data.get_stored_checksum()
             ):
@@ -182,6 +186,12 @@ class OpenPack:
     def ids(self) -> Iterator[ObjectId]:
         """Yield the id of each object."""
         return map(ObjectId, self._index)
+
+
+def _let_go(_: object, __: object, traceback: TracebackType | None) -> None:
+    """Clear what an error still refers to: a mapping can't be closed while somebody looks at it."""
+    if traceback is not None:
+        clear_frames(traceback)
 
 
 Identity = tuple[int, int, int]
@@ -299,6 +309,8 @@ class ObjectSource:
         try:
             return pack.raw(sha)
         except PACK_DAMAGE as error:
+            # Without the frames: they look into the mapping, which could not be closed.
+            error = error.with_traceback(None)
             raise Damaged(f"object {oid.decode()} is damaged in {pack.path}: {error}") from error
 
     def size(self, oid: ObjectId) -> int:

@@ -110,6 +110,7 @@ class _Writer:
         try:
             stored = pack.stored(hex_to_sha(DulwichId(place.oid)), place.offset)
         except PACK_DAMAGE as error:
+            error = error.with_traceback(None)  # as in `ObjectSource.raw`
             raise Damaged(
                 f"object {place.oid.decode()} is damaged in {pack.path}: {error}"
             ) from error
