@@ -204,7 +204,7 @@ def open_mirror(settings: RepositorySettings, places: DataDirectory, updater: Up
         repository = BareRepository.open(mirror.path, upstream_url=settings.upstream)
         _check_upstream(repository, settings)
         snapshot = updater.open(repository)
-        mirror.damage = _look_for_damage(repository, snapshot)
+        mirror.damage = look_for_damage(repository, snapshot)
         mirror.repository, mirror.snapshot = repository, snapshot
         mirror.scrubbed_at = repository.scrubbed_before
     except LocalError as error:
@@ -218,7 +218,7 @@ def open_mirror(settings: RepositorySettings, places: DataDirectory, updater: Up
     return mirror
 
 
-def _look_for_damage(repository: BareRepository, snapshot: RefSnapshot) -> str | None:
+def look_for_damage(repository: BareRepository, snapshot: RefSnapshot) -> str | None:
     """Return what is wrong, as far as one look tells; what is right in full takes the scrub.
 
     Raises:

@@ -42,6 +42,9 @@ KEPT_CARRIED_MAX: Final = 200
 HAVES_MAX: Final = 256
 """Tips of the new clone that an old tip is packed against."""
 
+LOOKED_SECONDS: Final = 5.0
+"""What an answer met is looked for in all files, but those that were read so lately."""
+
 COMPLETE_SECONDS: Final = 3600.0
 """What readers miss although all files are right is looked for so often at most: it takes a walk of
 all that there is."""
@@ -91,7 +94,7 @@ class Healer:
         mirror, repository = self._mirror, self._mirror.repository
         if repository is None or mirror.snapshot is None:
             return None
-        since = 0.0 if is_damage_met else CHECKED_SECONDS
+        since = LOOKED_SECONDS if is_damage_met else CHECKED_SECONDS
         found = await asyncio.to_thread(repository.check, since=since)
         is_damage_met = not found and (is_damage_met or mirror.damage is not None)
         self._note(found)

@@ -16,7 +16,7 @@ from weakref import ref
 import structlog
 from aiohttp import web
 
-from mirror.errors import Damaged, LocalError, MirrorError, NotOurRef, ProtocolError
+from mirror.errors import LocalError, MirrorError, NotOurRef, PackError, ProtocolError
 from mirror.metrics import Metrics
 from mirror.refresh.foresight import Foresight
 from mirror.refresh.gate import Admitted
@@ -304,8 +304,8 @@ def _wants_all_in_band(command: FetchRequest | UploadPackRequest) -> bool:
 
 
 def _tell_of_damage(hosted: Hosted, error: MirrorError) -> None:
-    """Have the repository looked through, and mended, when an answer met what is damaged."""
-    if isinstance(error, Damaged):
+    """Have the repository looked through, and mended, when an answer may have met damage."""
+    if isinstance(error, PackError):
         hosted.refresher.request(Trigger.DAMAGE)
 
 

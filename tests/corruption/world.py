@@ -100,7 +100,8 @@ class Judge:
             try:
                 await ask(url)
             except GitFailed as error:
-                said = error.completed.stderr
+                lines = error.completed.stderr.splitlines()
+                said = "\n".join(line for line in lines if "remote" not in line)
                 # A client that had to find it out by itself was handed what is damaged.
                 for word in ("bad object", "inflate", "corrupt", "mismatch", "did not receive"):
                     assert word not in said, f"{number}: {said}"
