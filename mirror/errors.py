@@ -31,6 +31,7 @@ Raise where the mistake is found; translate at one boundary (`mirror.web.app`); 
     │   │   ├── DiskFull         no room, or none but the reserve
     │   │   └── DiskReadOnly     it is mounted read-only
     │   ├── OverQuota            a repository would take more of the disk than it may
+    │   │   └── Damaged          what lies on disk is not what was written there
     │   └── ConfigError          the configuration file, with every mistake in it
     └── (nothing else)
 """
@@ -287,6 +288,12 @@ class OverQuota(LocalError):
 
     status = 507
     label = "over_quota"
+
+
+class Damaged(PackError):
+    """What lies on disk is not what was written there: found by a checksum, never served."""
+
+    label = "damaged"
 
 
 class ConfigError(LocalError):

@@ -11,10 +11,11 @@ from contextlib import AsyncExitStack
 import structlog
 
 from mirror.config import RepositorySettings, Settings
-from mirror.errors import LocalError
+from mirror.errors import Damaged, LocalError
 from mirror.metrics import Metrics
 from mirror.places import DataDirectory
 from mirror.refresh.bounds import Bounds
+from mirror.refresh.healing import Healer
 from mirror.refresh.lfs import BATCHES_MAX, LargeFiles, LfsRepository
 from mirror.refresh.mirror import Mirror
 from mirror.refresh.refresher import OnPublished, OnServed, Refresher, RefreshPlaces
@@ -22,6 +23,7 @@ from mirror.refresh.registry import Hosted, Registry
 from mirror.refresh.update import Updater
 from mirror.repository.bare import BareRepository
 from mirror.repository.packing.engine import PackEngine
+from mirror.repository.snapshot import RefSnapshot
 from mirror.serving import lfs_store, room_of
 from mirror.upstream.connect import (
     Sessions,
@@ -121,6 +123,7 @@ class Mirroring:
                 updater,
                 engine,
                 places=shared,
+                healer=Healer(mirror, remote, updater, engine, metrics, set_aside=places.set_aside),
                 metrics=metrics,
                 refresh_seconds_max=settings.limits.refresh_timeout_seconds,
                 on_published=on_published,
@@ -198,17 +201,20 @@ class Mirroring:
 def open_mirror(settings: RepositorySettings, places: DataDirectory, updater: Updater) -> Mirror:
     """Open a repository's mirror if there is one on disk; blocking.
 
-    One that can't be read, or that is of another upstream, is set aside and cloned anew.
+    One that can't be read, or that is of another upstream, is set aside and cloned anew. One that
+    is damaged in parts is served, as far as it is sound, until it is mended.
     """
     mirror = Mirror(settings, places.repository(settings.name))
     if not mirror.path.exists():
         return mirror
     repository = None
     try:
-        repository = BareRepository.open(mirror.path)
+        repository = BareRepository.open(mirror.path, upstream_url=settings.upstream)
         _check_upstream(repository, settings)
-        mirror.snapshot = updater.open(repository)
-        mirror.repository = repository
+        snapshot = updater.open(repository)
+        mirror.damage = look_for_damage(repository, snapshot)
+        mirror.repository, mirror.snapshot = repository, snapshot
+        mirror.scrubbed_at = repository.scrubbed_before
     except LocalError as error:
         if repository is not None:
             repository.close()
@@ -218,6 +224,28 @@ def open_mirror(settings: RepositorySettings, places: DataDirectory, updater: Up
             "mirror_set_aside", repository=settings.name, reason=str(error), path=str(aside)
         )
     return mirror
+
+
+def look_for_damage(repository: BareRepository, snapshot: RefSnapshot) -> str | None:
+    """Return what is wrong, as far as one look tells; what is right in full takes the scrub.
+
+    Raises:
+        Damaged: There is nothing left to serve.
+    """
+    contains = repository.source.contains
+    missing = [ref for ref in snapshot.refs if not contains(ref.oid)]
+    if missing:
+        one = missing[0]
+        reason = f"{one.name.decode('utf-8', 'replace')} names an object that is missing"
+        if len(missing) == len(snapshot.refs):
+            raise Damaged(f"{repository.path}: {reason}, and so does every other ref")
+    elif repository.source.damaged:
+        name, what = next(iter(repository.source.damaged.items()))
+        reason = f"{name}: {what}"
+    else:
+        return None
+    logger.error("mirror_damaged", path=str(repository.path), reason=reason)
+    return reason
 
 
 def _check_upstream(repository: BareRepository, settings: RepositorySettings) -> None:

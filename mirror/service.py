@@ -4,6 +4,7 @@ import asyncio
 import os
 import socket
 import ssl
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING
 
@@ -27,6 +28,7 @@ from mirror.refresh.lfs import LargeFiles
 from mirror.refresh.mirror import Mirror
 from mirror.refresh.registry import Registry, unknown
 from mirror.refresh.relay.relays import Relays, probe_receivers
+from mirror.refresh.scrub import Scrubber, Store
 from mirror.refresh.update import Updated, Updater
 from mirror.repository.snapshot import RefSnapshot
 from mirror.serving import (
@@ -89,7 +91,7 @@ class Service:
         for task in done:
             task.result()
 
-    async def _start(self) -> None:
+    async def _start(self) -> None:  # noqa: PLR0915 - one part after the other
         """Start from the bottom up; what is entered here is left in the opposite order."""
         stack, settings = self._stack, self.settings
         stack.enter_context(self._places.held())
@@ -175,6 +177,7 @@ class Service:
         if self.pulling is not None:
             self._tasks.append(asyncio.create_task(self.pulling.run(), name="pull-through"))
             stack.push_async_callback(_cancelled, self._tasks[-1])
+        self._scrub([packs, bundler, lfs], metrics)
         await self._listen_for_control(figures)
         logger.info(
             "serving",
@@ -238,6 +241,21 @@ class Service:
         self._stack.push_async_callback(self.supervisor.close)
         self._tasks += await self.supervisor.start()
         return address
+
+    def _scrub(self, stores: Sequence[Store], metrics: Metrics) -> None:
+        """Begin to read, slowly, all that is on the disk."""
+        limits = self.settings.limits
+        if limits.scrub_interval_seconds is None:
+            return
+        scrubber = Scrubber(
+            self.registry,
+            stores,
+            metrics,
+            interval_seconds=limits.scrub_interval_seconds,
+            bytes_per_second=limits.scrub_bytes_per_second,
+        )
+        self._tasks.append(asyncio.create_task(scrubber.run(), name="scrub"))
+        self._stack.push_async_callback(_cancelled, self._tasks[-1])
 
     async def _listen_for_control(self, figures: OwnFigures) -> None:
         control = await open_runner(self._stack, build_control_app(self.registry, figures))

@@ -28,6 +28,7 @@ from mirror.refresh.announcements import Announcer
 from mirror.refresh.lfs import LfsSource
 from mirror.refresh.refresher import Trigger
 from mirror.refresh.registry import Registry
+from mirror.repository.integrity import Kind
 from mirror.repository.lfs_store import LfsStore
 from mirror.repository.packing.auto_engine import AutoEngine
 from mirror.repository.packing.dulwich_engine import DulwichEngine
@@ -98,7 +99,11 @@ def build_metrics(engine: PackEngine) -> Metrics:
     """Make the metrics of a process, with every series that matters at 0."""
     metrics = Metrics(__version__)
     metrics.create_series(
-        operations=Operation, triggers=Trigger, forges=RECEIVERS, engines=[engine.name]
+        operations=Operation,
+        triggers=Trigger,
+        forges=RECEIVERS,
+        engines=[engine.name],
+        damage=Kind,
     )
     return metrics
 

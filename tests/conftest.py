@@ -36,6 +36,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
     parser.addoption("--fault-seed", type=int, default=1, help="the random faults to play")
     parser.addoption("--day-rounds", type=int, default=1, help="so many days, from that one on")
+    parser.addoption(
+        "--corruption-flips",
+        default="9",
+        help="how many bits the tests of corruption flip in each of their runs",
+    )
+    parser.addoption("--corruption-seed", default="1", help="what chooses these bits")
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -113,6 +113,8 @@ def read_tokens(file: Path) -> list[Token]:
     try:
         with file.open("rb") as opened:
             found = json.loads(opened.read(FILE_BYTES_MAX))  # what is longer breaks off
+        if "sum" in found and found["sum"] != _sum_of(found["tokens"]):
+            raise ValueError("it is damaged: its checksum is not right; put a copy in its place")  # noqa: TRY301
         return [
             Token(**{**entry, "repositories": tuple(entry["repositories"])})
             for entry in found["tokens"]
@@ -186,7 +188,8 @@ def _changing(file: Path) -> Iterator[list[Token]]:
 
 
 def _write(file: Path, tokens: list[Token]) -> None:
-    document = {"version": 1, "tokens": [asdict(one) for one in tokens]}
+    entries = [asdict(one) for one in tokens]
+    document = {"version": 1, "sum": _sum_of(entries), "tokens": entries}
     fresh = file.with_name(file.name + ".new")
     with open(fresh, "w", opener=_private, encoding="utf-8") as opened:
         json.dump(document, opened, indent=1)
@@ -206,6 +209,11 @@ def _write(file: Path, tokens: list[Token]) -> None:
         os.fsync(directory)
     finally:
         os.close(directory)
+
+
+def _sum_of(entries: list[dict[str, object]]) -> str:
+    """Return a checksum of all entries: a flipped bit must not let anybody in, or in elsewhere."""
+    return hashlib.sha256(json.dumps(entries, sort_keys=True).encode()).hexdigest()
 
 
 def _private(path: str, flags: int) -> int:

@@ -6,6 +6,7 @@
     sync           sync
     status         status
     doctor         doctor
+    fsck           fsck
     configuration  check, config schema, config reference
     webhook        webhook install
     token          token create, list, revoke
@@ -13,7 +14,7 @@
 Exit codes: 0 all well; 1 something is wrong and said so; 2 a mistake on the command line.
 """
 
-from mirror.cli import configuration, doctor, serve, status, sync, token, webhook
+from mirror.cli import configuration, doctor, fsck, serve, status, sync, token, webhook
 from mirror.cli.root import main
 
-__all__ = ["configuration", "doctor", "main", "serve", "status", "sync", "token", "webhook"]
+__all__ = ["configuration", "doctor", "fsck", "main", "serve", "status", "sync", "token", "webhook"]

@@ -4,7 +4,14 @@ from typing import Annotated
 
 from pydantic import Field
 
-from mirror.config.notation import count, duration, size, size_or_none, size_or_share
+from mirror.config.notation import (
+    count,
+    duration,
+    duration_or_never,
+    size,
+    size_or_none,
+    size_or_share,
+)
 from mirror.config.section import DefaultWords, Section
 
 
@@ -71,6 +78,15 @@ class LimitSettings(Section):
     lfs_downloads_max: Annotated[int, count(1, 256)] = 8
     """How many Git LFS objects are downloaded from upstreams at once; up to 1000 further ones
     wait."""
+
+    scrub_interval_seconds: Annotated[float | None, duration_or_never("1s", "365d")] = Field(
+        default=7 * 24 * 3600.0, alias="scrub_interval"
+    )
+    """Within this time all that is kept on disk is read and compared with its checksums; what is
+    damaged is mended or fetched again. `never` leaves it to those who read it."""
+
+    scrub_bytes_per_second: Annotated[int, size("4KiB", "100GiB")] = 32 * 1024**2
+    """How much of the disk's speed that may take."""
 
     upstream_timeout_seconds: Annotated[float, duration("100ms", "1h")] = Field(
         default=60.0, alias="upstream_timeout"

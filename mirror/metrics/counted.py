@@ -43,6 +43,7 @@ IN_PROCESS: Final = "dulwich"
 FORESEEN_OUTCOMES: Final = ("built", "ready", "failed")
 BUNDLE_OUTCOMES: Final = ("ok", "abandoned", "local_error", "pack_error")
 RELAY_FAILURES: Final = ("unavailable", "refused")
+HEALED: Final = ("locally", "fetched")
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 
 _REQUEST_SECONDS: Final = (
@@ -212,6 +213,23 @@ class Metrics:
             ["relay", "kind"],
             registry=self.registry,
         )
+        self._scrubbed = Counter(
+            "git_mirror_scrubbed_bytes",
+            "Bytes read from disk to see whether they are what was written.",
+            registry=self.registry,
+        )
+        self._damage = Counter(
+            "git_mirror_damage_found",
+            "Files found damaged on disk, by their kind.",
+            ["kind"],
+            registry=self.registry,
+        )
+        self._healed = Counter(
+            "git_mirror_healed",
+            "Repositories mended after damage: from what is here, or by a new clone.",
+            ["how"],
+            registry=self.registry,
+        )
         self._workers = Gauge(
             "git_mirror_workers", "Processes that serve readers.", registry=self.registry
         )
@@ -228,6 +246,7 @@ class Metrics:
         triggers: Iterable[str],
         forges: Iterable[str],
         engines: Sequence[str],
+        damage: Iterable[str],
     ) -> None:
         """Make the series that matter exist at 0, so that a rate over them is never "no data"."""
         at_zero: list[tuple[Counter | Histogram, Iterable[Sequence[str]]]] = [
@@ -243,6 +262,8 @@ class Metrics:
             (self._foreseen, product(FORESEEN_OUTCOMES)),
             (self._pushes, product(PUSH_OUTCOMES)),
             (self._bundles, product(BUNDLE_OUTCOMES)),
+            (self._healed, product(HEALED)),
+            (self._damage, product(damage)),
             (self._lfs_objects, product(PACK_RESULTS)),
             (self._lfs_downloads, product(("ok", "upstream_unavailable", "upstream_refused"))),
         ]
@@ -377,6 +398,18 @@ class Metrics:
     def record_relay_failure(self, relay: str, kind: str) -> None:
         """A receiver did not take an event: it was `unavailable`, or has `refused` it."""
         self._relay_failures.labels(relay, kind).inc()
+
+    def record_scrubbed(self, size: int) -> None:
+        """So many bytes were read and compared with their checksums."""
+        self._scrubbed.inc(size)
+
+    def record_damage(self, kind: str) -> None:
+        """A file was found damaged."""
+        self._damage.labels(kind).inc()
+
+    def record_healed(self, how: str) -> None:
+        """A repository was mended `locally`, or `fetched` anew."""
+        self._healed.labels(how).inc()
 
     def set_workers(self, count: int) -> None:
         """So many processes serve."""

@@ -21,6 +21,8 @@ class RepositoryState:
         credentials_expire_at: Seconds since the epoch; `None` where the forge does not tell.
         vanished: Refs that the upstream does not list any more, but that are served on.
         disk_bytes: Of its packs.
+        is_damaged: Whether something of it on disk is not what was written.
+        scrub_age_seconds: Since all of its files were found right; `None` for never.
     """
 
     name: str
@@ -34,6 +36,8 @@ class RepositoryState:
     credentials_expire_at: float | None = None
     vanished: int = 0
     disk_bytes: int = 0
+    is_damaged: bool = False
+    scrub_age_seconds: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,9 +105,22 @@ class RepositoryCollector(Collector):
             "Bytes of a repository's packs on disk.",
             labels=["repository"],
         )
+        damaged = GaugeMetricFamily(
+            "git_mirror_repository_damaged",
+            "1 while files of a repository are damaged and not mended yet.",
+            labels=["repository"],
+        )
+        scrubbed = GaugeMetricFamily(
+            "git_mirror_repository_scrub_age_seconds",
+            "Seconds since all files of a repository were last read and found right.",
+            labels=["repository"],
+        )
         for state in self._states():
             vanished.add_metric([state.name], state.vanished)
             disk_bytes.add_metric([state.name], state.disk_bytes)
+            damaged.add_metric([state.name], float(state.is_damaged))
+            if state.scrub_age_seconds is not None:
+                scrubbed.add_metric([state.name], state.scrub_age_seconds)
             if state.bundle_age_seconds is not None:
                 bundle_age.add_metric([state.name], state.bundle_age_seconds)
                 bundle_bytes.add_metric([state.name], state.bundle_bytes)
@@ -118,6 +135,7 @@ class RepositoryCollector(Collector):
                 expiry.add_metric([state.name], state.credentials_expire_at)
         yield from (age, stale, refs, vanished, failures, disk_bytes)
         yield from (bundle_age, bundle_bytes, failing, expiry)
+        yield from (damaged, scrubbed)
 
 
 class RelayCollector(Collector):

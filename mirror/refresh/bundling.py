@@ -11,7 +11,7 @@ import asyncio
 import hashlib
 import shutil
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from typing import Final
@@ -28,6 +28,7 @@ from mirror.refresh.patterns import patterns_of
 from mirror.repository.bare import BareRepository
 from mirror.repository.bundles import BundleDraft, BundleShelf
 from mirror.repository.frontier import find_frontier
+from mirror.repository.integrity import Damage, Kind, OnRead
 from mirror.repository.packing.engine import PackEngine, PackRequest
 from mirror.repository.snapshot import RefSnapshot
 from mirror.repository.threads import run_to_end
@@ -98,6 +99,7 @@ class Bundler:
         self._working = asyncio.Lock()
         self._making: str | None = None
         self._task: asyncio.Task[None] | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     async def open(self, mirrors: Iterable[Mirror]) -> None:
         """Offer what is on disk; what no repository wants any more is removed.
@@ -140,7 +142,8 @@ class Bundler:
 
     def start(self) -> "asyncio.Task[None]":
         """Begin; the task should never end."""
-        self._task = asyncio.create_task(self._run(), name="bundles")
+        self._loop = asyncio.get_running_loop()
+        self._task = self._loop.create_task(self._run(), name="bundles")
         return self._task
 
     async def close(self) -> None:
@@ -196,6 +199,20 @@ class Bundler:
             is_done = await self.bundle(one.mirror.name)
             interval = one.interval_seconds
             one.due_at = self._clock() + (interval if is_done else min(RETRY_SECONDS, interval))
+
+    def scrub(self, on_read: OnRead) -> Iterator[Damage]:
+        """Read all bundles; where one is damaged, have them made anew at once. Blocking."""
+        for one in list(self._bundled.values()):
+            name = one.shelf.damaged(on_read)
+            path = one.shelf.path(name) if name is not None else None
+            if path is not None:
+                if self._loop is not None:
+                    self._loop.call_soon_threadsafe(self._hurry, one)
+                yield Damage(Kind.BUNDLE, path, "its checksum is not right")
+
+    def _hurry(self, one: _Bundled) -> None:
+        one.due_at = self._clock()
+        self._due.set()
 
     def _pause(self, due_at: float | None) -> float | None:
         """Return the seconds until there is something to do; `None`: until somebody says so."""

@@ -10,7 +10,7 @@ grows in (`LfsStore.open_part`), whichever process they are served by.
 import asyncio
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, MutableMapping, Sequence
+from collections.abc import AsyncIterator, Iterator, MutableMapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -21,6 +21,7 @@ import structlog
 from mirror.config import LimitSettings
 from mirror.errors import MirrorError, Overloaded, UpstreamUnavailable
 from mirror.metrics import Metrics
+from mirror.repository.integrity import Damage, OnRead
 from mirror.repository.lfs_store import LfsStore, Part, StoreFull
 from mirror.repository.threads import run_to_end
 from mirror.upstream.failures import BrokenOff
@@ -127,6 +128,10 @@ class LargeFiles:
     def stored_bytes(self) -> int:
         """What the objects take."""
         return self._store.stored_bytes
+
+    def scrub(self, on_read: OnRead) -> Iterator[Damage]:
+        """Read all objects; yield those that are damaged, which are removed. Blocking."""
+        return self._store.scrub(on_read)
 
     async def close(self) -> None:
         """End what is under way."""

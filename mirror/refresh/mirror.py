@@ -117,6 +117,9 @@ class Mirror:
         readers: How many requests of this process it is being read by.
         read_at: When it was last read in this process; of a monotonic clock.
         vanishing: Refs that the upstream does not list any more, but that are served on.
+        damage: What is wrong with it on disk, until it is mended; `None` for nothing.
+        damaged_since: When that was found; seconds since the epoch.
+        scrubbed_at: When all of its files were last read and checked; seconds since the epoch.
         denied: When the upstream first and last said that there is no such repository (of a
             monotonic clock); `None` once it says otherwise.
         disk_bytes: What its packs took when they were last looked at; only the main process knows.
@@ -142,6 +145,9 @@ class Mirror:
     vanishing: Vanishing | None = None
     denied: tuple[float, float] | None = None
     disk_bytes: int = 0
+    damage: str | None = None
+    damaged_since: float | None = None
+    scrubbed_at: float | None = None
 
     @property
     def name(self) -> str:

@@ -18,8 +18,17 @@ from urllib.parse import urlsplit
 
 import structlog
 
-from mirror.errors import DiskTrouble, LocalError, MirrorError, NotUpstream, Trouble, UpstreamUnavailable
+from mirror.errors import (
+    Damaged,
+    DiskTrouble,
+    LocalError,
+    MirrorError,
+    NotUpstream,
+    Trouble,
+    UpstreamUnavailable,
+)
 from mirror.metrics import Metrics
+from mirror.refresh.healing import Healer
 from mirror.refresh.mirror import Mirror
 from mirror.refresh.schedule import Schedule
 from mirror.refresh.update import Updated, Updater
@@ -59,6 +68,7 @@ class Trigger(enum.StrEnum):
     MANUAL = "manual"
     ACCEPT = "accept"  # as MANUAL, and what vanished upstream was deleted
     ROOM = "room"  # on the disk, after there was none
+    DAMAGE = "damage"
 
 
 @dataclass(slots=True)
@@ -153,6 +163,7 @@ class Refresher:
         engine: PackEngine,
         *,
         places: RefreshPlaces,
+        healer: Healer | None = None,
         metrics: Metrics,
         refresh_seconds_max: float,
         on_published: OnPublished = _tell_nobody,
@@ -165,6 +176,7 @@ class Refresher:
         self._updater = updater
         self._engine = engine
         self._places = places
+        self._healer = healer
         self._metrics = metrics
         self._refresh_seconds_max = refresh_seconds_max
         self._on_published = on_published
@@ -261,12 +273,7 @@ class Refresher:
         delay: float | None = None
         try:
             async with asyncio.timeout(self._refresh_seconds_max):
-                updated = await self._updater.update(
-                    self.mirror,
-                    self._remote,
-                    [one.change for one in self._expected],
-                    accepts_deletions=Trigger.ACCEPT in pending.triggers,
-                )
+                updated = await self._update(pending.triggers)
             covers = await self._hold_back(updated, covers)
             delay = self._succeeded(updated, trigger, began_at=began_at, covers=covers)
         except TimeoutError:
@@ -301,6 +308,29 @@ class Refresher:
                 pending.outcome.set_exception(error)
                 pending.outcome.exception()  # seen: nobody has to be waiting
         return delay
+
+    async def _update(self, triggers: Sequence[Trigger]) -> Updated:
+        """Refresh the repository; first it is mended, where it is damaged."""
+        mirror = self.mirror
+        is_damage_met, accepts = Trigger.DAMAGE in triggers, Trigger.ACCEPT in triggers
+        if self._healer is not None and (is_damage_met or mirror.damage is not None):
+            healed = await self._healer.heal(is_damage_met=is_damage_met)
+            if healed is not None:
+                self._is_indexed = False
+                return healed
+        try:
+            expected = [one.change for one in self._expected]
+            return await self._updater.update(
+                mirror, self._remote, expected, accepts_deletions=accepts
+            )
+        except Damaged as error:
+            if self._healer is None:
+                raise
+            mirror.damage = mirror.damage or str(error)
+            healed = await self._healer.heal(is_damage_met=True)
+            if healed is None:  # mended here
+                return await self._updater.update(mirror, self._remote, accepts_deletions=accepts)
+            return healed
 
     async def _hold_back(self, updated: Updated, covers: int) -> int:
         """Hold readers in all processes before the first of these shows what is new.
@@ -442,6 +472,9 @@ class Refresher:
             return
         try:
             await self._engine.repack(repository)
+        except Damaged as error:
+            self._log.warning("repack_failed", error=str(error))
+            self.request(Trigger.DAMAGE)
         except LocalError as error:
             self._log.warning("repack_failed", error=str(error))
         except Exception:  # noqa: BLE001 - nor must it stop this repository's refreshes

@@ -19,8 +19,8 @@ from typing import Final
 from urllib.parse import quote
 
 from mirror.errors import LocalError
-from mirror.refresh.doubt import Doubt
 from mirror.refresh.bounds import Bounds
+from mirror.refresh.doubt import Doubt
 from mirror.refresh.mirror import Mirror, Progress
 from mirror.refresh.news import News, choose_haves, compare
 from mirror.refresh.patterns import patterns_of
@@ -210,15 +210,9 @@ class Updater:
         """Make the first snapshot of a repository that is on disk already.
 
         Raises:
-            LocalError: Its refs can't be read, or name objects that are not there.
+            LocalError: Its refs can't be read.
         """
-        stored = repository.read_refs()
-        for ref in stored.refs.values():
-            if not repository.source.contains(ref.oid):
-                raise LocalError(
-                    f"{repository.path}: {ref.name.decode()} names an object that is missing"
-                )
-        return self._snapshot(1, stored).prepare()
+        return self._snapshot(1, repository.read_refs()).prepare()
 
     async def weigh(self, mirror: Mirror, repository: BareRepository) -> None:
         """Take note of what a repository takes on disk."""
@@ -258,17 +252,47 @@ class Updater:
 
     async def _clone(self, mirror: Mirror, receiver: Receiver, listing: Listing) -> Updated:
         """Clone into the staging directory and rename: a half-finished clone is never served."""
+        async with self._staged(mirror, receiver, listing) as (staged, updated):
+            await run_to_end(_put_in_place, staged, mirror.path)
+        repository = await asyncio.to_thread(BareRepository.open, mirror.path)
+        return replace(updated, repository=repository)
+
+    @asynccontextmanager
+    async def cloned_beside(
+        self, mirror: Mirror, remote: Remote
+    ) -> AsyncIterator[tuple[BareRepository, bytes]]:
+        """Clone a repository anew, for what is there is damaged; what is served stays as it is.
+
+        Provides the clone, in the staging directory, which is removed in the end, and the digest of
+        what the upstream listed.
+
+        Raises:
+            UpstreamError: The upstream did not answer as it should.
+            LocalError: Something on this machine failed.
+        """
+        listing = await self._list_anew(mirror, remote)
+        alone = Mirror(mirror.settings, mirror.path)
+        alone.watch = lambda one: mirror.report(one.progress)
+        receiver = Receiver(self._engine, alone, remote, self.bounds)
+        async with self._staged(alone, receiver, listing) as (staged, _):
+            yield staged, listing.digest
+
+    def snapshot_after(self, before: RefSnapshot, stored: StoredRefs) -> RefSnapshot:
+        """Make the snapshot that follows one, not prepared yet."""
+        return self._snapshot(before.number + 1, stored)
+
+    @asynccontextmanager
+    async def _staged(
+        self, mirror: Mirror, receiver: Receiver, listing: Listing
+    ) -> AsyncIterator[tuple[BareRepository, Updated]]:
         place = self._staging / f"{quote(mirror.name, safe='')}.{secrets.token_hex(4)}.git"
         url = mirror.settings.upstream
         try:
             await run_to_end(self._leftovers.try_again)
             with closing(await run_to_end(_create, place, url)) as staged:
-                updated = await self._refresh(mirror, staged, receiver, listing, None)
-            await run_to_end(_put_in_place, staged, mirror.path)
+                yield staged, await self._refresh(mirror, staged, receiver, listing, None)
         finally:
             await run_to_end(self._leftovers.remove, place)
-        repository = await asyncio.to_thread(BareRepository.open, mirror.path)
-        return replace(updated, repository=repository)
 
     async def _refresh(
         self,

@@ -7,8 +7,14 @@ that they reach is there. Each step is durable before the next: objects, then re
 
 Tips that a force-push or a deletion took away are kept under `refs/git-mirror/kept/<until>/<id>`
 (seconds since the epoch), in the same file and thus the same atomic step.
+
+What is read is checked: refs by `refs_file`, objects by `objects`, the configuration by a line of
+its own. What can be made anew from the rest (HEAD, the configuration) is, at the next start or by
+`mend`; the rest is for the refresher, which fetches it again.
 """
 
+import hashlib
+import io
 import os
 import secrets
 from collections.abc import Iterator, Mapping
@@ -20,21 +26,28 @@ from typing import Final, Self
 from dulwich.config import ConfigFile, StackedConfig
 from dulwich.repo import Repo
 
-from mirror.errors import LocalError, ProtocolError
+from mirror.errors import Damaged, LocalError, ProtocolError
 from mirror.repository.graph import CommitGraph
+from mirror.repository.integrity import CHECKED_SECONDS, Damage, Kind, OnRead, Soundness, pass_over
 from mirror.repository.leftovers import Leftovers
-from mirror.repository.objects import ObjectSource
-from mirror.wire.names import ObjectId, Ref, RefName, object_id, ref_name
+from mirror.repository.objects import Identity, ObjectSource, identity
+from mirror.repository.refs_file import (
+    encode_refs,
+    head_content,
+    parse_head,
+    parse_refs,
+    upstream_mark,
+)
+from mirror.wire.names import ObjectId, Ref, RefName
 from mirror.wire.ref_table import Chunk, RefTable, packed_lines, parse_packed_lines
 
 KEPT_PREFIX: Final = b"refs/git-mirror/kept/"
 """Ours alone: never taken from an upstream, never advertised."""
 
-_PACKED_REFS_HEADER: Final = b"# pack-refs with: peeled fully-peeled sorted \n"
 _CONFIRMED: Final = "git-mirror-confirmed"  # an empty file: its time is what counts
+_SCRUBBED: Final = "git-mirror-scrubbed"  # as well
 _QUARANTINE_PREFIX: Final = "tmp_objdir-incoming-"  # git's own name for it: its gc knows it
-
-_Identity = tuple[int, int, int]
+_CONFIG_SUM: Final = b"# git-mirror "  # and the SHA-256 of what follows that line
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,9 +129,13 @@ class BareRepository:
         self.source = source
         self.graph = CommitGraph(source, index=self.objects / "info" / "commit-graph")
         self._leftovers = Leftovers()
-        self._packed_refs: tuple[_Identity, RefTable, Mapping[ObjectId, int]] | None = None
+        self.soundness = Soundness(self.objects)
+        self._packed_refs: tuple[Identity, StoredRefs] | None = None
         self.confirmed_before = _modified_at(path / _CONFIRMED)
         """When the upstream had confirmed the refs, as far as was known when this was opened."""
+        self.scrubbed_before = _modified_at(path / _SCRUBBED) or _modified_at(path / "config")
+        """When all files had been checked, or cloned, as far as was known when this was opened."""
+        self._place = _inode(path)
 
     @classmethod
     def create(cls, path: Path, *, upstream_url: str) -> Self:
@@ -129,35 +146,48 @@ class BareRepository:
         """
         try:
             path.mkdir(parents=True, mode=0o750)
-            with Repo.init_bare(path, default_branch=b"main", config=StackedConfig([])) as repo:
-                config = repo.get_config()
-                config.set((b"core",), b"logAllRefUpdates", b"false")
-                config.set((b"gc",), b"auto", b"0")
-                config.set((b"remote", b"origin"), b"url", upstream_url.encode())
-                config.set((b"remote", b"origin"), b"fetch", b"+refs/*:refs/*")
-                config.set((b"remote", b"origin"), b"mirror", b"true")
-                config.write_to_path()
-            (path / "packed-refs").write_bytes(_PACKED_REFS_HEADER)
+            Repo.init_bare(path, default_branch=b"main", config=StackedConfig([])).close()
+            (path / "config").write_bytes(_config(upstream_url))
+            head = (path / "HEAD").read_bytes()
+            refs = encode_refs(b"", upstream=upstream_url, head=head)
+            (path / "packed-refs").write_bytes(refs)
         except OSError as error:
             raise LocalError(f"can't create the repository {path}: {error.strerror}") from error
         return cls.open(path)
 
     @classmethod
-    def open(cls, path: Path) -> Self:
-        """Open the repository at `path` and clear away what a crash may have left.
+    def open(cls, path: Path, *, upstream_url: str | None = None) -> Self:
+        """Open the repository at `path`, clear away what a crash may have left, and `mend` it.
+
+        Packs that are damaged are passed over.
+
+        Args:
+            path: Where it is.
+            upstream_url: What it should mirror, by which a damaged configuration is made anew.
 
         Raises:
-            LocalError: It is not a repository that can be read.
+            Damaged: It can't be read, and can't be mended here.
+            LocalError: It is not a repository.
         """
-        url = upstream_url_of(path)
         leftovers = Leftovers()
+        try:
+            url = upstream_url_of(path)
+        except Damaged:
+            if upstream_url is None:
+                raise
+            url = upstream_url
         try:
             _clear_leftovers(path, leftovers)
         except OSError as error:
             raise LocalError(f"{path} can't be tidied up: {error}") from error
-        opened = cls(path, ObjectSource(path / "objects"), url)
-        opened._leftovers = leftovers
-        return opened
+        repository = cls(path, ObjectSource(path / "objects", passes_over=True), url)
+        repository._leftovers = leftovers
+        try:
+            repository.mend()
+        except BaseException:
+            repository.close()
+            raise
+        return repository
 
     @classmethod
     def open_beside(cls, path: Path) -> Self:
@@ -168,7 +198,8 @@ class BareRepository:
         Raises:
             LocalError: It is not a repository that can be read.
         """
-        return cls(path, ObjectSource(path / "objects"), upstream_url_of(path))
+        source = ObjectSource(path / "objects", passes_over=True)
+        return cls(path, source, upstream_url_of(path))
 
     def close(self) -> None:
         """Release the mapped packs."""
@@ -180,16 +211,19 @@ class BareRepository:
         """Read all refs from disk.
 
         Raises:
-            LocalError: They can't be read or are damaged.
+            Damaged: They are not what was written.
+            LocalError: They can't be read.
         """
+        path = self.path / "packed-refs"
         try:
-            head = (self.path / "HEAD").read_bytes().strip()
-            refs, kept = self._read_packed_refs()
-            if head.startswith(b"ref: "):
-                return StoredRefs(refs, ref_name(head.removeprefix(b"ref: ").strip()), None, kept)
-            return StoredRefs(refs, None, object_id(head), kept)
-        except (OSError, ValueError, ProtocolError) as error:
+            now = identity(path)
+            if self._packed_refs is None or self._packed_refs[0] != now:
+                self._packed_refs = (now, self._parse_refs(path.read_bytes()))
+            return self._packed_refs[1]
+        except OSError as error:
             raise LocalError(f"the refs of {self.path} can't be read: {error}") from error
+        except (ValueError, ProtocolError) as error:
+            raise Damaged(f"the refs of {self.path} are damaged: {error}") from error
 
     def write_refs(self, stored: StoredRefs) -> None:
         """Replace all refs, durably and in one step; HEAD, which names one of them, follows.
@@ -204,13 +238,11 @@ class BareRepository:
         )
         table = refs.replace({ref.name: ref for ref in kept})
         lines = (packed_lines(chunk.lines) for chunk in table.chunks)
-        if stored.head_target is not None:
-            head = b"ref: %b\n" % stored.head_target
-        else:
-            head = (stored.head or b"ref: refs/heads/main") + b"\n"
-        contents = {"packed-refs": b"".join((_PACKED_REFS_HEADER, *lines))}
+        head = head_content(stored.head_target, stored.head)
+        content = encode_refs(b"".join(lines), upstream=self.upstream_url, head=head)
+        contents = {"packed-refs": content}
         try:
-            if (self.path / "HEAD").read_bytes() != head:
+            if not (self.path / "HEAD").exists() or (self.path / "HEAD").read_bytes() != head:
                 contents["HEAD"] = head
             # All that a full disk can spoil comes before the first of them is replaced.
             for name, content in contents.items():
@@ -218,7 +250,8 @@ class BareRepository:
             for name in contents:
                 (self.path / f"{name}.tmp").rename(self.path / name)
                 fsync_directory(self.path)
-            self._packed_refs = (_identity(self.path / "packed-refs"), refs, dict(stored.kept))
+            written = StoredRefs(refs, *parse_head(head), dict(stored.kept))
+            self._packed_refs = (identity(self.path / "packed-refs"), written)
         except OSError as error:
             for name in contents:  # a full disk needs the room
                 with suppress(OSError):
@@ -230,25 +263,122 @@ class BareRepository:
 
         A hint for people: lost in a crash, and not written where the disk has no room.
         """
-        with suppress(OSError):
-            (self.path / _CONFIRMED).touch()
-            os.utime(self.path / _CONFIRMED, (at, at))
+        _note_time(self.path / _CONFIRMED, at)
 
-    def _read_packed_refs(self) -> tuple[RefTable, Mapping[ObjectId, int]]:
-        """Return the mirrored refs and the kept tips; of a file that is known, without reading."""
-        path = self.path / "packed-refs"
-        identity = _identity(path)
-        if self._packed_refs is None or self._packed_refs[0] != identity:
-            content = path.read_bytes()
-            start = content.index(b"\n") + 1 if content.startswith(b"#") else 0
-            table = RefTable(parse_packed_lines(content[start:]))
-            ours = [ref for lines in table.lines_with(KEPT_PREFIX) for ref in Chunk(lines).refs()]
-            kept = {
-                ref.oid: int(ref.name.removeprefix(KEPT_PREFIX).partition(b"/")[0]) for ref in ours
-            }
-            refs = table.replace(dict.fromkeys(ref.name for ref in ours))
-            self._packed_refs = (identity, refs, kept)
-        return self._packed_refs[1:]
+    def note_scrubbed(self, at: float) -> None:
+        """Keep for the next start when all files were found right (seconds since the epoch)."""
+        _note_time(self.path / _SCRUBBED, at)
+
+    def was_replaced(self) -> bool:
+        """Tell whether another repository is in its place now; what was opened is still read."""
+        return _inode(self.path) != self._place
+
+    def _parse_refs(self, content: bytes) -> StoredRefs:
+        """Return what a file of refs says.
+
+        Raises:
+            ValueError: It is damaged, or of another upstream.
+            ProtocolError: It names what can't be a ref.
+            OSError: It has no checksum, and the file HEAD can't be read.
+        """
+        file = parse_refs(content)
+        if file.upstream not in (None, upstream_mark(self.upstream_url)):
+            raise ValueError("they are of another upstream")
+        head = file.head if file.head is not None else (self.path / "HEAD").read_bytes()
+        table = RefTable(parse_packed_lines(file.lines))
+        ours = [ref for lines in table.lines_with(KEPT_PREFIX) for ref in Chunk(lines).refs()]
+        kept = {ref.oid: int(ref.name.removeprefix(KEPT_PREFIX).partition(b"/")[0]) for ref in ours}
+        refs = table.replace(dict.fromkeys(ref.name for ref in ours))
+        return StoredRefs(refs, *parse_head(head), kept)
+
+    # --- damage --------------------------------------------------------------------------------
+
+    def check(
+        self,
+        on_read: OnRead = pass_over,
+        *,
+        since: float = CHECKED_SECONDS,
+        soundness: Soundness | None = None,
+    ) -> list[Damage]:
+        """Read all files and return what is damaged. Blocking; from any thread.
+
+        Args:
+            on_read: Told of the bytes that are read.
+            since: Packs that were found right in the last so many seconds are not read again.
+            soundness: Findings of one's own; by default the repository's.
+        """
+        found: list[Damage] = []
+        try:
+            # Not what is in memory, and not by way of it: that may be right.
+            parsed = self._parse_refs((self.path / "packed-refs").read_bytes())
+            head = head_content(parsed.head_target, parsed.head)
+            if (self.path / "HEAD").read_bytes() != head:
+                found.append(Damage(Kind.HEAD, self.path / "HEAD", "it is not what was written"))
+        except (OSError, ValueError, ProtocolError) as error:
+            found.append(Damage(Kind.REFS, self.path / "packed-refs", str(error)))
+        try:
+            upstream_url_of(self.path)
+        except LocalError as error:
+            found.append(Damage(Kind.CONFIG, self.path / "config", str(error)))
+        found += (soundness or self.soundness).check(on_read, since=since)
+        passed_over = self.source.damaged.items()
+        known = {one.path.stem for one in found}
+        found += [
+            Damage(Kind.PACK, self.objects / "pack" / name, reason)
+            for name, reason in passed_over
+            if Path(name).stem not in known
+        ]
+        return found
+
+    def mend(self) -> None:
+        """Make anew what can be, from the refs and what is known: HEAD, the configuration.
+
+        Raises:
+            Damaged: The refs are.
+            LocalError: They can't be read, or nothing can be written.
+        """
+        stored = self.read_refs()
+        head = head_content(stored.head_target, stored.head)
+        anew: dict[str, bytes] = {}
+        try:
+            try:
+                upstream_url_of(self.path)
+            except Damaged:
+                anew["config"] = _config(self.upstream_url)
+            if not (self.path / "HEAD").exists() or (self.path / "HEAD").read_bytes() != head:
+                anew["HEAD"] = head
+            for name, content in anew.items():
+                _write_durably(self.path / f"{name}.tmp", content)
+                (self.path / f"{name}.tmp").rename(self.path / name)
+                fsync_directory(self.path)
+        except OSError as error:
+            raise LocalError(f"can't mend {self.path}: {error.strerror}") from error
+
+    def write_known_refs(self) -> None:
+        """Write the refs that were read or written last, in the place of damaged ones.
+
+        Raises:
+            Damaged: None were.
+            LocalError: They could not be written.
+        """
+        if self._packed_refs is None:
+            raise Damaged(f"the refs of {self.path} are damaged")
+        self.write_refs(self._packed_refs[1])
+
+    def drop(self, auxiliary: Path) -> None:
+        """Remove a damaged file that only makes things quicker; git does without, or makes it anew.
+
+        Raises:
+            LocalError: It can't be removed.
+        """
+        try:
+            auxiliary.unlink(missing_ok=True)
+            if auxiliary.name == "multi-pack-index":  # its bitmap is of no use without it
+                for beside in auxiliary.parent.glob("multi-pack-index-*"):
+                    beside.unlink(missing_ok=True)
+        except OSError as error:
+            raise LocalError(f"can't remove {auxiliary}: {error.strerror}") from error
+        self.graph.forget()
 
     # --- objects -------------------------------------------------------------------------------
 
@@ -295,21 +425,44 @@ class BareRepository:
             fsync_directory(Path(directory))
 
 
-def _identity(path: Path) -> _Identity:
-    """Return what tells a file from any other that was or will be in its place."""
-    found = path.stat()
-    return found.st_ino, found.st_mtime_ns, found.st_size
+def _config(upstream_url: str) -> bytes:
+    """Return the configuration that git reads."""
+    config = ConfigFile()
+    config.set((b"core",), b"repositoryformatversion", b"0")
+    config.set((b"core",), b"filemode", b"true")
+    config.set((b"core",), b"bare", b"true")
+    config.set((b"core",), b"logAllRefUpdates", b"false")
+    config.set((b"gc",), b"auto", b"0")
+    config.set((b"remote", b"origin"), b"url", upstream_url.encode())
+    config.set((b"remote", b"origin"), b"fetch", b"+refs/*:refs/*")
+    config.set((b"remote", b"origin"), b"mirror", b"true")
+    text = io.BytesIO()
+    config.write_to_file(text)
+    content = text.getvalue()
+    return _CONFIG_SUM + hashlib.sha256(content).hexdigest().encode() + b"\n" + content
 
 
 def upstream_url_of(path: Path) -> str:
     """Return what the repository at `path` mirrors.
 
     Raises:
+        Damaged: Its configuration is not what was written.
         LocalError: It is not a mirror, or can't be read.
     """
     try:
-        config = ConfigFile.from_path(str(path / "config"))
+        content = (path / "config").read_bytes()
+        first, _, rest = content.partition(b"\n")
+        if first.startswith(_CONFIG_SUM[:2]):  # older ones have no such line
+            if first != _CONFIG_SUM + hashlib.sha256(rest).hexdigest().encode():
+                raise Damaged(f"{path / 'config'} is damaged: its checksum is not right")
+        elif not first.startswith(b"["):
+            raise Damaged(f"{path / 'config'} is damaged")
+        config = ConfigFile.from_file(io.BytesIO(content))
         return config.get((b"remote", b"origin"), b"url").decode()
+    except FileNotFoundError as error:
+        if (path / "packed-refs").exists():
+            raise Damaged(f"{path / 'config'} is gone") from error
+        raise LocalError(f"{path} is not a mirror: {error}") from error
     except (OSError, KeyError, ValueError) as error:
         raise LocalError(f"{path} is not a mirror: {error}") from error
 
@@ -337,6 +490,19 @@ def _clear_leftovers(path: Path, leftovers: Leftovers) -> None:
 def _modified_at(path: Path) -> float | None:
     try:
         return path.stat().st_mtime
+    except OSError:
+        return None
+
+
+def _note_time(path: Path, at: float) -> None:
+    with suppress(OSError):
+        path.touch()
+        os.utime(path, (at, at))
+
+
+def _inode(path: Path) -> int | None:
+    try:
+        return path.stat().st_ino
     except OSError:
         return None
 

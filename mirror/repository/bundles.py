@@ -23,6 +23,7 @@ from typing import BinaryIO, Final
 
 from mirror.errors import LocalError, ProtocolError
 from mirror.repository.bare import fsync_directory
+from mirror.repository.integrity import OnRead, pass_over
 from mirror.wire.bundles import (
     BUNDLE_NAME,
     Bundle,
@@ -178,15 +179,18 @@ class BundleShelf:
                 raise LocalError(f"bundle {bundle.name} can't be read: {error}") from error
         return tips
 
-    def damaged(self) -> str | None:
+    def damaged(self, on_read: OnRead = pass_over) -> str | None:
         """Read all that is offered; return the name of a bundle that is not as it was made."""
         for bundle in self.listed.bundles if self.listed is not None else ():
             try:
-                with (self._directory / bundle.name).open("rb") as file:
-                    digest = hashlib.file_digest(file, "sha256").hexdigest()
+                digest = hashlib.sha256()
+                with (self._directory / bundle.name).open("rb", buffering=0) as file:
+                    while piece := file.read(_READ_BYTES):
+                        digest.update(piece)
+                        on_read(len(piece))
             except OSError:
                 return bundle.name
-            if digest != bundle.digest:
+            if digest.hexdigest() != bundle.digest:
                 return bundle.name
         return None
 

@@ -68,6 +68,11 @@ class CommitGraph:
         self._index: CommitGraphFile | None = None
         self._index_identity: tuple[int, int, int] | None = None
 
+    def forget(self) -> None:
+        """Forget all that was read: what it was read from turned out to be damaged."""
+        self._index = self._index_identity = None
+        self._nodes = {}
+
     def node(self, oid: ObjectId) -> CommitNode | None:
         """Return the commit `oid`, or `None` when that is not a commit.
 

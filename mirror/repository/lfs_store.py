@@ -29,10 +29,12 @@ from typing import IO, Final
 import structlog
 
 from mirror.errors import LocalError, UpstreamUnavailable
+from mirror.repository.integrity import Damage, Kind, OnRead
 from mirror.space import Room
 from mirror.wire.lfs import Pointer
 
 TOUCH_SECONDS: Final = 60.0
+_READ_BYTES: Final = 1 << 20
 SWEEP_TO: Final = 0.9
 """A sweep goes on until so much of the limit is in use: it is not to come at every object."""
 
@@ -200,6 +202,33 @@ class LfsStore:
         """Note that an object was published."""
         with self._lock:
             self._stored_bytes += size
+
+    def remove_damaged(self, pointer: Pointer) -> None:
+        """Remove an object that is not what its id says; the next who asks has it fetched anew."""
+        logger.error("lfs_object_damaged", oid=pointer.oid)
+        with suppress(OSError):
+            self._path(pointer.oid).unlink()
+
+    def scrub(self, on_read: OnRead) -> Iterator[Damage]:
+        """Read all objects; yield those that are not what their ids say, which are removed."""
+        for _, size, path in list(self._files()):
+            digest = hashlib.sha256()
+            try:
+                with path.open("rb", buffering=0) as file:
+                    while piece := file.read(_READ_BYTES):
+                        digest.update(piece)
+                        on_read(len(piece))
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                reason = f"it can't be read: {error.strerror}"
+            else:
+                if digest.hexdigest() == path.name:
+                    continue
+                reason = "it is not what its id says"
+            self.remove_damaged(Pointer(path.name, size))
+            self.added(-size)
+            yield Damage(Kind.LFS_OBJECT, path, reason)
 
     # --- room ----------------------------------------------------------------------------------
 

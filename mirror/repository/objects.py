@@ -3,8 +3,12 @@
 dulwich reads packs; which packs there are is kept here. Its own object store closes a pack that a
 repack has removed even while another thread reads it; here a pack stays open, mapped into memory,
 until the last who uses it lets go. Loose objects are not looked for: a mirror has none.
+
+Disks lie. An object counts only once its content hashes to its id, and what goes out as it is
+stored, only once its checksum is the index's; an index, only once its own checksum is right.
 """
 
+import hashlib
 import os
 import struct
 import threading
@@ -14,6 +18,8 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from io import BytesIO
 from pathlib import Path
+from traceback import clear_frames
+from types import TracebackType
 from typing import IO, Final
 
 from dulwich.errors import ApplyDeltaError, ChecksumMismatch, ObjectFormatException
@@ -23,12 +29,15 @@ from dulwich.objects import hex_to_sha
 from dulwich.pack import (
     Pack,
     PackData,
+    PackIndex2,
     UnpackedObject,
     UnresolvedDeltas,
+    bisect_find_sha,
     load_pack_index_file,
+    unpack_object_at,
 )
 
-from mirror.errors import LocalError
+from mirror.errors import Damaged, LocalError
 from mirror.wire.names import ObjectId
 
 EMPTY_TREE: Final = ObjectId(b"4b825dc642cb6eb9a060e54bf8d69288fbee4904")
@@ -68,6 +77,9 @@ PACK_DAMAGE: Final = (
 """What dulwich raises over bytes that are no pack."""
 
 
+_TYPE_NAMES: Final = {1: b"commit", 2: b"tree", 3: b"blob", 4: b"tag"}
+
+
 class PackGone(Exception):
     """A pack that was listed a moment ago is not there any longer."""
 
@@ -93,14 +105,18 @@ class OpenPack:
             try:
                 data = stack.enter_context(_opened(path))
                 index = stack.enter_context(_opened(path.with_suffix(".idx")))
-                size = path.stat().st_size
+                self.identity = identity(path)
             except FileNotFoundError as error:
                 raise PackGone from error
+            size = self.identity[2]
             self._index = load_pack_index_file(os.fspath(path), index, SHA1)
             stack.callback(self._index.close)
+            stack.push(_let_go)
+            self._index.check()  # a hash over the whole, a millisecond for each megabyte
             cached = min(DELTA_CACHE_BYTES_MAX, max(DELTA_CACHE_BYTES_MIN, size))
             self._data = PackData(path, SHA1, data, delta_base_cache_limit=cached)
             stack.callback(self._data.close)
+            stack.push(_let_go)
             if len(self._index) != len(self._data) or (
                 self._index.get_pack_checksum() != self._data.get_stored_checksum()
             ):
@@ -122,16 +138,70 @@ class OpenPack:
             return None
 
     def raw(self, sha: bytes) -> tuple[int, bytes]:
-        """Return the number of an object's type and its content."""
-        return self._pack.get_raw(DulwichId(sha))
+        """Return the number of an object's type and its content, which is checked by its id.
 
-    def stored_at(self, offset: int) -> UnpackedObject:
-        """Return an object as it is stored: whole or as a delta, and compressed."""
-        return self._data.get_unpacked_object_at(offset, include_comp=True)
+        Raises:
+            ChecksumMismatch: It is damaged; so may be any of `PACK_DAMAGE`.
+        """
+        kind, content = self._pack.get_raw(DulwichId(sha))
+        digest = hashlib.sha1(b"%b %d\0" % (_TYPE_NAMES[kind], len(content)), usedforsecurity=False)
+        digest.update(content)
+        if digest.digest() != sha:
+            raise ChecksumMismatch(sha.hex(), digest.hexdigest())
+        return kind, content
+
+    def stored(self, sha: bytes, offset: int) -> UnpackedObject:
+        """Return an object as it is stored: whole or as a delta, and compressed.
+
+        Checked by the index's CRC, as git does where it copies objects: a delta can be checked by
+        its id only once all of its bases are read.
+
+        Raises:
+            ChecksumMismatch: It is damaged; so may be any of `PACK_DAMAGE`.
+        """
+        stored, _ = unpack_object_at(
+            self._data._buffer(),  # noqa: SLF001 - dulwich's own way to the CRC hides it
+            offset,
+            hashlib.sha1,
+            compute_crc32=True,
+            include_comp=True,
+        )
+        crc32 = self._crc32(sha)
+        if crc32 is None:
+            self.raw(sha)
+        elif crc32 != stored.crc32:
+            raise ChecksumMismatch(f"{crc32:08x}", f"{stored.crc32:08x}")
+        return stored
+
+    def _crc32(self, sha: bytes) -> int | None:
+        """Return what the index says; `None` where it is of the first version, and says nothing."""
+        index = self._index
+        if not isinstance(index, PackIndex2):
+            return None
+        position = bisect_find_sha(0, len(index) - 1, sha, index._unpack_name)  # noqa: SLF001
+        if position is None:
+            raise KeyError(sha)
+        return index._unpack_crc32_checksum(position)  # noqa: SLF001
 
     def ids(self) -> Iterator[ObjectId]:
         """Yield the id of each object."""
         return map(ObjectId, self._index)
+
+
+def _let_go(_: object, __: object, traceback: TracebackType | None) -> None:
+    """Clear what an error still refers to: a mapping can't be closed while somebody looks at it."""
+    if traceback is not None:
+        clear_frames(traceback)
+
+
+Identity = tuple[int, int, int]
+"""Inode, time of the last change in nanoseconds, and size."""
+
+
+def identity(path: Path) -> Identity:
+    """Return what tells a file from any other that was or will be in its place."""
+    found = path.stat()
+    return found.st_ino, found.st_mtime_ns, found.st_size
 
 
 def _opened(path: Path) -> IO[bytes]:
@@ -146,18 +216,26 @@ def _opened(path: Path) -> IO[bytes]:
 class ObjectSource:
     """The objects of one object directory, and of another one behind it."""
 
-    def __init__(self, objects: Path, *, behind: "ObjectSource | None" = None) -> None:
+    def __init__(
+        self, objects: Path, *, behind: "ObjectSource | None" = None, passes_over: bool = False
+    ) -> None:
         """Open the packs.
 
         Args:
             objects: The object directory.
             behind: Where to look for what is not in it.
+            passes_over: Whether packs that can't be opened are passed over, and named in `damaged`:
+                what lies in the others can be read.
 
         Raises:
-            LocalError: A pack is damaged.
+            Damaged: A pack is, and is not passed over.
+            LocalError: The packs can't be listed.
         """
         self._directory = objects / "pack"
         self._behind = behind
+        self._passes_over = passes_over
+        self.damaged: dict[str, str] = {}
+        """What is wrong, by the name of each pack that was passed over."""
         self._scanning = threading.Lock()
         self._packs: tuple[OpenPack, ...] = ()
         self._changed_at = -1
@@ -167,7 +245,7 @@ class ObjectSource:
         """Take note of the packs that came and went.
 
         Raises:
-            LocalError: The packs can't be listed, or one is damaged.
+            LocalError: The packs can't be listed, or one is damaged and not passed over.
         """
         with self._scanning:
             for _ in range(SCANS_MAX):
@@ -187,17 +265,22 @@ class ObjectSource:
 
     def _scan(self) -> tuple[OpenPack, ...]:
         """Open what is new; the newest packs come first, for they are asked most."""
-        known = {pack.path.name: pack for pack in self._packs}
+        known = {(pack.path.name, pack.identity): pack for pack in self._packs}
         found: list[tuple[int, OpenPack]] = []
+        damaged: dict[str, str] = {}
         for index in sorted(self._directory.glob("pack-*.idx")):
             path = index.with_suffix(".pack")
             try:
-                made_at = path.stat().st_mtime_ns
-                found.append((made_at, known.get(path.name) or OpenPack(path)))
+                # Another file of the same name takes its place when a damaged pack is healed.
+                pack = known.get((path.name, identity(path))) or OpenPack(path)
+                found.append((pack.identity[1], pack))
             except FileNotFoundError:  # an index alone is no pack, for git neither
                 continue
             except PACK_DAMAGE as error:
-                raise LocalError(f"{path} is damaged: {error}") from error
+                if not self._passes_over:
+                    raise Damaged(f"{path} is damaged: {error}") from error
+                damaged[path.name] = f"it can't be opened: {type(error).__name__} {error}"
+        self.damaged = damaged
         found.sort(key=lambda pair: pair[0], reverse=True)
         return tuple(pack for _, pack in found)
 
@@ -213,18 +296,22 @@ class ObjectSource:
         """Return the number of the object's type and its content.
 
         Raises:
-            LocalError: It is not here, or damaged.
+            LocalError: It is not here, or damaged (`Damaged`).
         """
         sha = hex_to_sha(DulwichId(oid))
         pack = self._pack_with(sha)
         if pack is None:
             if oid == EMPTY_TREE:
                 return TREE, b""
-            raise LocalError(f"object {oid.decode()} is missing in {self._directory.parent}")
+            message = f"object {oid.decode()} is missing in {self._directory.parent}"
+            # In a quarantine that is the upstream's fault.
+            raise Damaged(message) if self._behind is None else LocalError(message)
         try:
             return pack.raw(sha)
         except PACK_DAMAGE as error:
-            raise LocalError(f"object {oid.decode()} is damaged in {pack.path}: {error}") from error
+            # Without the frames: they look into the mapping, which could not be closed.
+            error = error.with_traceback(None)
+            raise Damaged(f"object {oid.decode()} is damaged in {pack.path}: {error}") from error
 
     def size(self, oid: ObjectId) -> int:
         """Return the object's size in bytes.

@@ -16,10 +16,11 @@ from weakref import ref
 import structlog
 from aiohttp import web
 
-from mirror.errors import LocalError, MirrorError, NotOurRef, ProtocolError
+from mirror.errors import LocalError, MirrorError, NotOurRef, PackError, ProtocolError
 from mirror.metrics import Metrics
 from mirror.refresh.foresight import Foresight
 from mirror.refresh.gate import Admitted
+from mirror.refresh.refresher import Trigger
 from mirror.refresh.registry import Hosted
 from mirror.repository.fetching import FetchPlan, UnknownRef, missing_objects, plan_v0, plan_v2
 from mirror.repository.packing.engine import PackRequest
@@ -131,6 +132,7 @@ class Fetches:
                 if planned is not None:
                     self._plans.add(hosted.mirror, seen.snapshot, version, body, planned)
         except _REFUSALS as error:
+            _tell_of_damage(hosted, error)
             in_band = _wants_all_in_band(command)
             return await _refuse(request, error, admitted, in_band=in_band)
         if planned is None:
@@ -179,6 +181,7 @@ class Fetches:
                 self._count(hosted, planned, "joined" if found.readers > 1 else "miss")
                 return await self._send_build(request, hosted, admitted, planned, found)
         except _REFUSALS as error:
+            _tell_of_damage(hosted, error)
             return await _refuse(request, error, admitted, in_band=planned.sideband_all)
 
     def _count(self, hosted: Hosted, planned: Planned, result: str) -> None:
@@ -271,6 +274,7 @@ class Fetches:
                 if not response.prepared:
                     raise
                 request[OUTCOME] = error.label
+                _tell_of_damage(hosted, error)
                 logger.warning("pack_broke_off", kind=error.label, error=str(error))
                 if band is SideBand.NONE:
                     raise ConnectionAbortedError("no side-band to tell an error by") from error
@@ -297,6 +301,12 @@ def _plan(admitted: Admitted, command: FetchRequest | UploadPackRequest) -> Fetc
 
 def _wants_all_in_band(command: FetchRequest | UploadPackRequest) -> bool:
     return isinstance(command, FetchRequest) and command.sideband_all
+
+
+def _tell_of_damage(hosted: Hosted, error: MirrorError) -> None:
+    """Have the repository looked through, and mended, when an answer may have met damage."""
+    if isinstance(error, PackError):
+        hosted.refresher.request(Trigger.DAMAGE)
 
 
 async def _refuse(

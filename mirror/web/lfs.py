@@ -16,10 +16,11 @@ import structlog
 from aiohttp import web
 
 from mirror.config import LimitSettings, RepositorySettings
-from mirror.errors import ClientError, MirrorError, Overloaded, ProtocolError, ReadOnly
+from mirror.errors import ClientError, Damaged, MirrorError, Overloaded, ProtocolError, ReadOnly
 from mirror.metrics import Metrics
 from mirror.refresh.lfs import LfsSource
 from mirror.refresh.registry import Hosted
+from mirror.repository.integrity import Kind
 from mirror.repository.lfs_store import Found, LfsStore
 from mirror.web.forwarded import Proxies
 from mirror.web.guard import Guard
@@ -174,7 +175,12 @@ class LfsHandlers:
         file = await asyncio.to_thread(self._store.open, pointer)
         if file is not None:
             self._metrics.record_lfs_object("hit")
-            await send_stored(request, response, file, span)
+            try:
+                await send_stored(request, response, file, pointer, span)
+            except Damaged:
+                self._metrics.record_damage(Kind.LFS_OBJECT.value)
+                await asyncio.to_thread(self._store.remove_damaged, pointer)
+                raise
         else:
             fetch = self._source.fetch(hosted.mirror.name, pointer)
             await send_arriving(request, response, self._store, pointer, span, fetch=fetch)

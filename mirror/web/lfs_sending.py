@@ -6,13 +6,14 @@ for what is new, in whichever process it is served, so there is nothing to be to
 """
 
 import asyncio
+import hashlib
 import os
 from collections.abc import Coroutine
 from typing import IO, Any, Final, NamedTuple
 
 from aiohttp import web
 
-from mirror.errors import LocalError
+from mirror.errors import Damaged, LocalError
 from mirror.repository.lfs_store import LfsStore
 from mirror.repository.threads import run_to_end
 from mirror.web.protocol import check_connected, send
@@ -42,15 +43,48 @@ class Gone(LocalError):
 
 
 async def send_stored(
-    request: web.Request, response: web.StreamResponse, file: IO[bytes], span: Span
+    request: web.Request,
+    response: web.StreamResponse,
+    file: IO[bytes],
+    pointer: Pointer,
+    span: Span,
 ) -> None:
-    """Send a part of an object that is whole; `file` is closed.
+    """Send an object that is here, or a part of it; `file` is closed.
+
+    The whole is hashed on its way, and its end held back until it is found right. Of a part this
+    can't be told: who puts parts together has to check the whole, as git-lfs does.
 
     Raises:
+        Damaged: It is not what its id says; the answer may have begun.
         ConnectionError: The client is gone.
     """
     with file:
-        await _send_span(request, response, file, span.start, span.stop)
+        if span.stop - span.start < pointer.size:
+            await _send_span(request, response, file, span.start, span.stop)
+            return
+        digest = hashlib.sha256()
+        position, held = 0, memoryview(b"")
+        while position < pointer.size:
+            piece = await _read(file, position, min(PIECE_BYTES, pointer.size - position))
+            if not piece:
+                raise LocalError("an LFS object's file was cut while it was read")
+            hashing = asyncio.create_task(asyncio.to_thread(digest.update, piece))
+            try:
+                if held:
+                    await _begun(request, response)
+                    await send(response, held)
+            finally:
+                await asyncio.wait((hashing,))
+            position, held = position + len(piece), piece
+        if digest.hexdigest() != pointer.oid:
+            raise Damaged("the LFS object is damaged here; it is fetched anew: try again")
+        await _begun(request, response)
+        await send(response, held)
+
+
+async def _begun(request: web.Request, response: web.StreamResponse) -> None:
+    if not response.prepared:
+        await response.prepare(request)
 
 
 async def send_arriving(
@@ -115,8 +149,7 @@ def _is_same(part: IO[bytes] | None, file: IO[bytes]) -> bool:
 async def _send_span(
     request: web.Request, response: web.StreamResponse, file: IO[bytes], start: int, stop: int
 ) -> None:
-    if not response.prepared:
-        await response.prepare(request)
+    await _begun(request, response)
     position = start
     while position < stop:
         piece = await _read(file, position, min(PIECE_BYTES, stop - position))

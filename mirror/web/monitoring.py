@@ -145,6 +145,10 @@ def repository_state(hosted: Hosted) -> RepositoryState:
         disk_bytes=mirror.disk_bytes,
         credentials_expire_at=None if standing is None else standing.expires_at,
         vanished=0 if mirror.vanishing is None else len(mirror.vanishing.since),
+        is_damaged=mirror.damage is not None,
+        scrub_age_seconds=None
+        if mirror.scrubbed_at is None
+        else max(0.0, time.time() - mirror.scrubbed_at),
     )
 
 
@@ -178,6 +182,9 @@ def describe(hosted: Hosted) -> dict[str, Any]:
             "looks": vanishing.looks,
         },
         "last_error_kind": last.kind,
+        "damage": mirror.damage,
+        "damaged_since": _iso(mirror.damaged_since),
+        "scrubbed_at": _iso(mirror.scrubbed_at),
         "credentials": _describe_credentials(mirror.credentials),
         "bundles": None
         if (bundles := mirror.bundles) is None

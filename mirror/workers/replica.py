@@ -176,7 +176,7 @@ def _load(mirror: Mirror, news: SnapshotNews, agent: bytes) -> tuple[BareReposit
         LocalError: The repository can't be read, or the news are about another snapshot.
     """
     repository = mirror.repository
-    if repository is None:
+    if repository is None or repository.was_replaced():
         repository = BareRepository.open_beside(mirror.path)
     else:
         repository.source.rescan()  # now, not at the first object that a reader lacks

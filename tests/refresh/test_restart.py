@@ -295,10 +295,6 @@ DAMAGES: dict[str, Damage] = {
     "refs to what is not there": lambda path: (path / "packed-refs").write_bytes(
         b"%b refs/heads/main\n" % (b"1" * 40)
     ),
-    "no HEAD": lambda path: (path / "HEAD").unlink(),
-    "garbage in HEAD": lambda path: (path / "HEAD").write_bytes(b"what?"),
-    "an empty HEAD": lambda path: (path / "HEAD").write_bytes(b""),
-    "no configuration": lambda path: (path / "config").unlink(),
     "garbage in the configuration": lambda path: (path / "config").write_bytes(b"[what\0?"),
     "no objects": lambda path: shutil.rmtree(path / "objects"),
     "a pack without its index": lambda path: _index(path).unlink(),
@@ -307,6 +303,28 @@ DAMAGES: dict[str, Damage] = {
     "an index cut short": lambda path: os.truncate(_index(path), 100),
     "a file in its place": _file_in_its_place,
 }
+
+
+MENDED: dict[str, Damage] = {
+    "no HEAD": lambda path: (path / "HEAD").unlink(),
+    "garbage in HEAD": lambda path: (path / "HEAD").write_bytes(b"what?"),
+    "an empty HEAD": lambda path: (path / "HEAD").write_bytes(b""),
+    "no configuration": lambda path: (path / "config").unlink(),
+}
+
+
+@pytest.mark.parametrize("damage", MENDED.values(), ids=MENDED.keys())
+async def test_what_can_be_made_anew_is_without_the_upstream(
+    upstream: Upstream, forge: HttpBackend, data_dir: Path, url: str, damage: Damage
+) -> None:
+    async with serving(settings(data_dir, url)) as mirror:
+        await mirrored(mirror)
+    damage(mirror.path)
+    forge.faults = Faults(status=500)
+    async with serving(settings(data_dir, url)) as mirror:
+        assert shown(mirror) == upstream.refs()
+    assert not files(data_dir / "set-aside")
+    is_whole(mirror)
 
 
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES.keys())

@@ -3,17 +3,20 @@
 import asyncio
 from collections.abc import Callable
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from mirror.config import EngineChoice
 from mirror.demo.forge import Faults, ForgeRequest, HttpBackend
-from mirror.errors import LocalError, UpstreamError
+from mirror.errors import Damaged, UpstreamError
+from mirror.mirroring import look_for_damage
 from mirror.repository.bare import BareRepository
 from mirror.repository.packing.engine import PackEngine, PackRequest
 from mirror.serving import open_engine
-from mirror.wire.names import ObjectId
+from mirror.wire.names import ObjectId, Ref, RefName
+from mirror.wire.ref_table import RefTable
 from tests.git_client import Upstream
 from tests.refresh.bench import moved, shown_by_git
 from tests.refresh.conftest import MakeBench
@@ -308,20 +311,25 @@ async def test_a_renamed_upstream_is_noted(
     bench.mirrors()
 
 
-async def test_a_mirror_whose_refs_name_what_is_not_there_is_not_opened(
+async def test_a_mirror_whose_refs_name_what_is_not_there_is_served_without_that(
     rich: Upstream, make_bench: MakeBench
 ) -> None:
     bench = make_bench(rich)
     await bench.update()
-    with (bench.path / "packed-refs").open("ab") as file:
-        file.write(b"%b refs/tags/zzz\n" % (b"e" * 40))
     repository = BareRepository.open(bench.path)
     try:
-        with pytest.raises(LocalError, match="refs/tags/zzz names an object that is missing"):
-            bench.updater.open(repository)
+        stored = repository.read_refs()
+        gone = Ref(RefName(b"refs/tags/zzz"), ObjectId(b"e" * 40))
+        repository.write_refs(replace(stored, refs=RefTable.of([*stored.refs.values(), gone])))
+        snapshot = bench.updater.open(repository)
+        assert "refs/tags/zzz names an object that is missing" in str(
+            look_for_damage(repository, snapshot)
+        )
+        repository.write_refs(replace(stored, refs=RefTable.of([gone])))
+        with pytest.raises(Damaged, match="and so does every other ref"):
+            look_for_damage(repository, bench.updater.open(repository))
     finally:
         repository.close()
-    assert not bench.holds(ObjectId(b"e" * 40).decode())
 
 
 async def test_a_listing_that_says_what_is_shown_is_not_looked_into(

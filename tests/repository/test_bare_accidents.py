@@ -210,14 +210,17 @@ def test_a_mirror_without_objects_is_not_opened(scratch: Scratch) -> None:
 
 @pytest.mark.parametrize("suffix", [".pack", ".idx"])
 @pytest.mark.parametrize("content", [b"", b"PACK", bytes(2000), b"\xfftOc\0\0\0\2" + bytes(400)])
-def test_a_damaged_pack_is_an_error(filled: BareRepository, suffix: str, content: bytes) -> None:
+def test_a_damaged_pack_is_passed_over(filled: BareRepository, suffix: str, content: bytes) -> None:
     filled.close()
     (pack,) = filled.pack_files()
     file = pack.with_suffix(suffix)
     file.chmod(0o644)
     file.write_bytes(content)
-    with pytest.raises(LocalError, match="damaged"):
-        BareRepository.open(filled.path)
+    opened = BareRepository.open(filled.path)
+    assert opened.source.damaged.keys() == {pack.name}
+    assert not opened.source.packs()
+    assert [one.path.stem for one in opened.check()] == [pack.stem]
+    opened.close()
 
 
 def test_where_something_is_no_mirror_is_made(scratch: Scratch, tmp_path: Path) -> None:

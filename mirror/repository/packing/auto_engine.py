@@ -1,7 +1,9 @@
 """The pack engine for `engine: auto` where git is there: the quicker of the two for each work.
 
 What a push brings is mostly a few objects: these are taken in within this process, in less time
-than it takes to start git. All else, and all that is doubtful, is git's.
+than it takes to start git. All else, and all that is doubtful, is git's. Only from a mirror that is
+damaged dulwich makes the packs, however large: it checks each object, so that whatever does not
+need what is damaged is still served.
 """
 
 from collections.abc import AsyncGenerator, Sequence
@@ -9,7 +11,7 @@ from contextlib import aclosing
 
 import structlog
 
-from mirror.errors import PackError
+from mirror.errors import Damaged, PackError
 from mirror.repository.bare import BareRepository, Quarantine
 from mirror.repository.packing.dulwich_engine import DulwichEngine
 from mirror.repository.packing.engine import IndexProgress, PackRequest
@@ -55,6 +57,8 @@ class AutoEngine:
         """See `PackEngine.build_small`. What dulwich stumbles over is for git to judge."""
         try:
             return await self._dulwich.build_small(repository, request)
+        except Damaged:
+            raise
         except PackError as error:
             logger.info("small_build_failed", path=str(repository.path), error=str(error))
             return None
@@ -63,8 +67,20 @@ class AutoEngine:
         self, repository: BareRepository, request: PackRequest
     ) -> AsyncGenerator[bytes, None]:
         """See `PackEngine.build_pack`."""
-        pack = self._git.build_pack(repository, request)
-        async with aclosing(pack):
+        has_begun = False
+        if not repository.soundness.damage:
+            try:
+                async with aclosing(self._git.build_pack(repository, request)) as pack:
+                    async for chunk in pack:
+                        has_begun = True
+                        yield chunk
+            except Damaged as error:
+                if has_begun:
+                    raise
+                logger.warning("mirror_damaged", path=str(repository.path), error=str(error))
+            else:
+                return
+        async with aclosing(self._dulwich.build_pack(repository, request)) as pack:
             async for chunk in pack:
                 yield chunk
 

@@ -3,6 +3,10 @@
 git runs on our repositories only, with a configuration of its own: no system or user file, no hook,
 no credential helper, no lazy fetch, and nothing of a request on its command line but filter-specs
 that we wrote ourselves; object ids go through stdin.
+
+What git copies into a pack for a reader it does not check: with `--stdout` not even by the index's
+CRC, and commit-graphs, indexes and bitmaps it believes as they are. So the files that it reads are
+checked while it works, and the end of the pack is held back until they are found right.
 """
 
 import asyncio
@@ -13,7 +17,7 @@ from contextlib import aclosing
 from pathlib import Path
 from typing import Final
 
-from mirror.errors import PackError
+from mirror.errors import Damaged, PackError
 from mirror.repository.bare import BareRepository, Quarantine
 from mirror.repository.packing.engine import OBJECT_BYTES_MAX, IndexProgress, PackRequest
 from mirror.repository.packing.pack_sizes import HEADER_BYTES, object_count
@@ -147,12 +151,13 @@ class GitEngine:
             stdin=b"\n".join(lines) + b"\n",
             timeout_seconds=BUILD_SECONDS_MAX,
         )
-        async with aclosing(child):
-            async for chunk in child:
+        async with aclosing(_while_sound(repository, child)) as pack:
+            async for chunk in pack:
                 yield chunk
 
     async def repack(self, repository: BareRepository) -> None:
         """See `PackEngine.repack`: small packs are merged so that sizes grow geometrically."""
+        await asyncio.to_thread(repository.soundness.demand)  # not to give damage a new checksum
         env = _environment(GIT_DIR=str(repository.path))
         # Left by a git that was killed; there is one repack at a time.
         for lock in ("info/commit-graph.lock", "pack/multi-pack-index.lock"):
@@ -192,6 +197,41 @@ class GitEngine:
             timeout_seconds=timeout_seconds,
             on_stderr=on_stderr,
         )
+
+
+async def _while_sound(
+    repository: BareRepository, child: AsyncGenerator[bytes, None]
+) -> AsyncGenerator[bytes, None]:
+    """Pass on what git makes, one piece late: the last only once what it read was found right.
+
+    Raises:
+        Damaged: Something is not.
+        PackError: git failed, for another reason.
+    """
+    checking = asyncio.create_task(asyncio.to_thread(repository.soundness.demand))
+    # The thread goes on to its end, and what it finds is kept for the next.
+    checking.add_done_callback(_seen)
+    held = b""
+    try:
+        async with aclosing(child):
+            async for chunk in child:
+                if checking.done():
+                    checking.result()
+                if held:
+                    yield held
+                held = chunk
+    except Damaged:
+        raise
+    except PackError:
+        await asyncio.shield(checking)  # if that is why, it is the better reason
+        raise
+    await asyncio.shield(checking)
+    yield held
+
+
+def _seen(checking: "asyncio.Task[None]") -> None:
+    if not checking.cancelled():
+        checking.exception()
 
 
 def _environment(**more: str) -> dict[str, str]:

@@ -14,7 +14,7 @@ import fcntl
 import hashlib
 import os
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import ExitStack, aclosing, asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -25,6 +25,7 @@ import structlog
 from mirror.errors import MirrorError, Overloaded, PackError
 from mirror.metrics import Metrics
 from mirror.repository.bare import BareRepository
+from mirror.repository.integrity import Damage, OnRead
 from mirror.repository.packing.engine import PackEngine, PackRequest
 from mirror.repository.packing.framing import frame
 from mirror.repository.packing.pack_store import PackKey, PackStore, StoredPack
@@ -151,6 +152,10 @@ class PackCache:
     def admit(self, key: PackKey, pack: StoredPack) -> None:
         """Keep a pack at hand."""
         self._store.admit(key, pack)
+
+    def scrub(self, on_read: OnRead) -> Iterator[Damage]:
+        """Read all packs on disk; yield those that are damaged, which are removed. Blocking."""
+        return self._store.scrub(on_read)
 
     def use(self, pack: StoredPack) -> None:
         """Note that a pack is used once more."""

@@ -18,6 +18,7 @@ import threading
 import time
 import zlib
 from collections import OrderedDict
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ from typing import Final, NewType
 import structlog
 
 from mirror.errors import LocalError
+from mirror.repository.integrity import Damage, Kind, OnRead
 from mirror.repository.packing.spool import PackSpool
 from mirror.space import Room
 
@@ -39,6 +41,9 @@ MAPPED_MAX: Final = 128
 """Mapped files at once: each costs a mapping, and a descriptor before Python 3.13."""
 
 TOUCH_SECONDS: Final = 60.0
+RECHECK_SECONDS: Final = 600.0
+"""A mapped pack that is in use is read anew, and compared with its checksum, so often at most."""
+
 SWEEP_TO: Final = 0.9
 """A sweep goes on until so much of the limit is in use, so that it does not come at every pack."""
 
@@ -65,12 +70,18 @@ class StoredPack:
         framed: It, as readers get it.
         pack_bytes: Its length before it was framed.
         path: Its file, whose time is put forward when it is used; it may be gone.
+        crc: The checksum of what is mapped.
+        checked_at: When it was last found right, where it is mapped.
+        is_damaged: Whether it was found wrong since it was mapped.
     """
 
     framed: bytes | memoryview
     pack_bytes: int
     path: Path
     touched_at: float
+    crc: int = 0
+    checked_at: float = 0.0
+    is_damaged: bool = False
 
 
 class PackStore:
@@ -148,6 +159,9 @@ class PackStore:
         for kept in (self._memory, self._mapped):
             pack = kept.get(key)
             if pack is not None:
+                if pack.is_damaged:
+                    kept.pop(key, None)
+                    return None
                 with suppress(KeyError):  # let go of by another thread at this very moment
                     kept.move_to_end(key)
                 return pack
@@ -158,10 +172,32 @@ class PackStore:
         return now - pack.touched_at > TOUCH_SECONDS
 
     def touch(self, pack: StoredPack) -> None:
-        """Put forward the time of a pack's last use; blocking."""
-        pack.touched_at = time.time()
+        """Put forward the time of a pack's last use; blocking.
+
+        What is mapped is on the disk, and not right for ever: now and then it is checked anew.
+        """
+        pack.touched_at = now = time.time()
         with suppress(OSError):  # it was swept away; whoever has it keeps it
             os.utime(pack.path)
+        if isinstance(pack.framed, memoryview) and now - pack.checked_at > RECHECK_SECONDS:
+            if zlib.crc32(pack.framed) == pack.crc:
+                pack.checked_at = now
+            else:
+                pack.is_damaged = True
+                self._remove_damaged(pack.path)
+
+    def _remove_damaged(self, path: Path) -> None:
+        logger.warning("cached_pack_damaged", path=str(path))
+        with suppress(OSError):  # a read-only disk keeps it
+            path.unlink(missing_ok=True)
+
+    def scrub(self, on_read: OnRead) -> Iterator[Damage]:
+        """Read all files; yield those that are damaged, which are removed. Blocking."""
+        for _, _, path in self._files():
+            reason = _whats_wrong(path, on_read)
+            if reason is not None:
+                self._remove_damaged(path)
+                yield Damage(Kind.CACHED_PACK, path, reason)
 
     def open(self, key: PackKey) -> StoredPack | None:
         """Open a pack's file, if there is one that is whole; blocking. Give it to `admit`."""
@@ -174,14 +210,13 @@ class PackStore:
         view = memoryview(whole)
         pack_bytes = _checked(view)
         if pack_bytes is None:
-            logger.warning("cached_pack_damaged", path=str(path))
-            with suppress(OSError):
-                path.unlink(missing_ok=True)
+            self._remove_damaged(path)
             return None
         whole.madvise(mmap.MADV_DONTNEED)  # the check has read it all; not all will be sent
         framed = view[: -_TRAILER.size]
         content = bytes(framed) if len(framed) <= ENTRY_MEMORY_BYTES_MAX else framed
-        pack = StoredPack(content, pack_bytes, path, 0.0)
+        crc = _TRAILER.unpack(view[-_TRAILER.size :])[3]
+        pack = StoredPack(content, pack_bytes, path, 0.0, crc, time.time())
         self.touch(pack)
         return pack
 
@@ -343,6 +378,29 @@ def _checked(view: memoryview) -> int | None:
     if magic != _MAGIC or size != len(framed) or zlib.crc32(framed) != crc:
         return None
     return int(pack_bytes)
+
+
+def _whats_wrong(path: Path, on_read: OnRead) -> str | None:
+    """Return what is wrong with a file; `None` for nothing, or when it is gone."""
+    crc = 0
+    try:
+        with path.open("rb", buffering=0) as file:
+            left = os.fstat(file.fileno()).st_size - _TRAILER.size
+            if left < 0:
+                return "it is cut off"
+            size = left
+            while left > 0 and (piece := file.read(min(left, _CRC_STEP_BYTES))):
+                crc = zlib.crc32(piece, crc)
+                left -= len(piece)
+                on_read(len(piece))
+            trailer = file.read(_TRAILER.size)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        return f"it can't be read: {error.strerror}"
+    magic, length, _, expected = _TRAILER.unpack(trailer.ljust(_TRAILER.size, b"\0"))
+    is_right = (magic, length, expected) == (_MAGIC, size, crc)
+    return None if is_right else "its checksum is not right"
 
 
 def _crc_of(path: Path) -> int:

@@ -16,7 +16,7 @@ from dulwich.objects import ObjectID as DulwichId
 from dulwich.objects import hex_to_sha
 from dulwich.pack import OFS_DELTA, REF_DELTA, UnpackedObject, create_delta, pack_object_header
 
-from mirror.errors import LocalError
+from mirror.errors import Damaged, LocalError
 from mirror.repository.objects import PACK_DAMAGE, ObjectSource
 from mirror.repository.packing.selection import Selection
 from mirror.wire.names import ObjectId
@@ -108,9 +108,10 @@ class _Writer:
             return self._made(place.oid)
         pack = self._packs[place.pack]
         try:
-            stored = pack.stored_at(place.offset)
+            stored = pack.stored(hex_to_sha(DulwichId(place.oid)), place.offset)
         except PACK_DAMAGE as error:
-            raise LocalError(
+            error = error.with_traceback(None)  # as in `ObjectSource.raw`
+            raise Damaged(
                 f"object {place.oid.decode()} is damaged in {pack.path}: {error}"
             ) from error
         if stored.pack_type_num not in (OFS_DELTA, REF_DELTA):

@@ -1,0 +1,1 @@
+"""What a flipped bit on the disk may do: nothing that a reader takes for good."""
