@@ -4,6 +4,7 @@
     running        what every command needs: the configuration, logs, one way to run and to fail
     serve          serve, worker, demo
     sync           sync
+    reload         reload
     status         status
     doctor         doctor
     configuration  check, config schema, config reference
@@ -13,7 +14,17 @@
 Exit codes: 0 all well; 1 something is wrong and said so; 2 a mistake on the command line.
 """
 
-from mirror.cli import configuration, doctor, serve, status, sync, token, webhook
+from mirror.cli import configuration, doctor, reload, serve, status, sync, token, webhook
 from mirror.cli.root import main
 
-__all__ = ["configuration", "doctor", "main", "serve", "status", "sync", "token", "webhook"]
+__all__ = [
+    "configuration",
+    "doctor",
+    "main",
+    "reload",
+    "serve",
+    "status",
+    "sync",
+    "token",
+    "webhook",
+]

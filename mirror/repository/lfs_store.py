@@ -78,7 +78,7 @@ class LfsStore:
         self._objects = directory / "objects"
         self._tmp = directory / "tmp"
         self._grants = directory / "grants"
-        self._bytes_max = bytes_max
+        self.bytes_max = bytes_max
         self._stored_bytes = 0
         self._lock = threading.Lock()
         self._pruned_at = 0.0
@@ -96,7 +96,7 @@ class LfsStore:
         except OSError as error:
             raise LocalError(f"can't use {self._directory}: {error.strerror}") from error
         with self._lock:
-            self._sweep(self._bytes_max)
+            self._sweep(self.bytes_max)
 
     @property
     def stored_bytes(self) -> int:
@@ -198,9 +198,9 @@ class LfsStore:
     def make_room(self, reserved: int) -> int:
         """Remove objects until `reserved` bytes fit the limit beside the rest; returns how many."""
         with self._lock:
-            if self._stored_bytes + reserved <= self._bytes_max:
+            if self._stored_bytes + reserved <= self.bytes_max:
                 return 0
-            return self._sweep(self._bytes_max - reserved)
+            return self._sweep(self.bytes_max - reserved)
 
     def make_half_empty(self) -> int:
         """Remove half of the objects, as the disk is full; returns how many."""
