@@ -120,7 +120,8 @@ class Changeover:
             for mirror in opened.values():
                 close_mirror(mirror)
             retired, told = self._switch(difference, added, certificates)
-        await told
+        if told is not None:
+            await told
         gone = [one.mirror for one in retired]
         changed = [
             hosted.mirror
@@ -158,7 +159,7 @@ class Changeover:
 
     def _switch(
         self, difference: Difference, added: list[Mirror], certificates: ssl.SSLContext | None
-    ) -> tuple[list[Retired], Awaitable[None]]:
+    ) -> tuple[list[Retired], Awaitable[None] | None]:
         """Go by the new configuration from now on: the one step, in which nothing waits.
 
         Returns:
@@ -168,7 +169,7 @@ class Changeover:
         before = parts.mirroring.registry.copy()
         retired = parts.mirroring.change(difference, added)
         gone = [one.mirror for one in retired]
-        told: Awaitable[None] = asyncio.sleep(0)
+        told: Awaitable[None] | None = None
         if parts.workers is not None:
             told = parts.workers.change(new, gone, added)
         if parts.serving is not None:
