@@ -1,7 +1,6 @@
 """Another configuration while readers poll: nothing fails, and nothing old is shown afterwards."""
 
 import asyncio
-import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -12,7 +11,7 @@ import pytest
 from mirror.config import compare, parse, restart_keys, why_not
 from mirror.demo.forge import HttpBackend
 from tests.git_client import Upstream
-from tests.mirror_service import NAME, MirrorService, configuration, mirroring
+from tests.mirror_service import NAME, MirrorService, configuration, mirroring, serving
 
 OTHER = "acme/other"
 
@@ -122,18 +121,34 @@ async def test_a_key_that_needs_a_restart_is_named_and_the_rest_is_applied(
         await mirror.mirrored(OTHER)
 
 
+@pytest.mark.parametrize("as_volume", [False, True])
 async def test_a_file_that_is_replaced_is_read_again_by_itself(
-    forge: HttpBackend, other: Upstream, tmp_path: Path
+    forge: HttpBackend,
+    upstream: Upstream,
+    tmp_path: Path,
+    as_volume: bool,  # noqa: FBT001 - a parameter
 ) -> None:
-    async with mirroring(forge, tmp_path / "m") as mirror:
-        new = configuration(forge, tmp_path / "new", names=[NAME, OTHER])
-        text = new.read_text()
-        file = tmp_path / "m" / "mirror.yaml"
-        (tmp_path / "m" / "other.yaml").write_text(text)
-        os.replace(tmp_path / "m" / "other.yaml", file)
-        async with asyncio.timeout(20):
-            while mirror.service.registry.get(OTHER) is None:
-                await asyncio.sleep(0.05)
+    directory = tmp_path / "m"
+    file = configuration(forge, directory)
+    text = file.read_text()
+    if as_volume:  # as kubelet does: a link to a link to a directory, which is swapped
+        for name in ("one", "two"):
+            (directory / name).mkdir()
+        (directory / "one" / "mirror.yaml").write_text(text)
+        (directory / "data-link").symlink_to("one")
+        file.unlink()
+        file.symlink_to("data-link/mirror.yaml")
+    new = text.replace("poll_interval: never", "poll_interval: never\n  hold: 17s")
+    async with serving(file, forge) as mirror:
+        await mirror.mirrored()
+        if as_volume:
+            (directory / "two" / "mirror.yaml").write_text(new)
+            (directory / "next-link").symlink_to("two")
+            (directory / "next-link").rename(directory / "data-link")
+        else:
+            (directory / "other.yaml").write_text(new)
+            (directory / "other.yaml").rename(file)
+        await mirror.until(lambda one: one.settings.hold_seconds == 17.0)
 
 
 async def test_many_reloads_leave_nothing_behind(
@@ -150,11 +165,11 @@ async def test_many_reloads_leave_nothing_behind(
 
         for _ in range(3):
             await both()
-        tasks, files = len(asyncio.all_tasks()), len(os.listdir("/proc/self/fd"))
+        tasks, files = len(asyncio.all_tasks()), len(list(Path("/proc/self/fd").iterdir()))
         for _ in range(30):
             await both()
         assert len(asyncio.all_tasks()) <= tasks + 2
-        assert len(os.listdir("/proc/self/fd")) <= files + 6
+        assert len(list(Path("/proc/self/fd").iterdir())) <= files + 6
 
 
 def test_every_key_that_needs_a_restart_stays_as_it_is() -> None:
