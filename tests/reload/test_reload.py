@@ -126,7 +126,7 @@ async def test_a_file_that_is_replaced_is_read_again_by_itself(
     forge: HttpBackend,
     upstream: Upstream,
     tmp_path: Path,
-    as_volume: bool,  # noqa: FBT001 - a parameter
+    as_volume: bool,
 ) -> None:
     directory = tmp_path / "m"
     file = configuration(forge, directory)
