@@ -5,12 +5,13 @@ Knows nothing of who serves them. There is one of these per data directory.
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import AsyncExitStack
+from dataclasses import dataclass
 
 import structlog
 
-from mirror.config import RepositorySettings, Settings
+from mirror.config import Difference, LimitSettings, RepositorySettings, Settings
 from mirror.errors import Damaged, LocalError
 from mirror.metrics import Metrics
 from mirror.places import DataDirectory
@@ -25,15 +26,20 @@ from mirror.repository.bare import BareRepository
 from mirror.repository.packing.engine import PackEngine
 from mirror.repository.snapshot import RefSnapshot
 from mirror.serving import lfs_store, room_of
+from mirror.upstream.addresses import GuardedResolver
 from mirror.upstream.connect import (
     Sessions,
-    guarded_resolver,
+    admit_places,
     lfs_remote_for,
     open_sessions,
     remote_for,
 )
 from mirror.upstream.keyring import Keyring
+from mirror.upstream.remote import Remote
 from mirror.upstream.storage import Storage
+
+LFS_CONNECTIONS_MAX = 256 + BATCHES_MAX
+"""To one host: as many as `limits.lfs_downloads_max` can be; that is what bounds them."""
 
 Watch = Callable[[Mirror], None]
 
@@ -53,11 +59,13 @@ class Mirroring:
         self,
         open_one: Callable[[RepositorySettings], Awaitable[Mirror]],
         refresher_of: Callable[[Mirror], Refresher],
+        ways: "_Ways",
+        places: RefreshPlaces,
         upstreams: Sequence[RepositorySettings],
-        keyring: Keyring,
         bounds: Bounds,
     ) -> None:
-        self._keyring = keyring
+        self._ways = ways
+        self._places = places
         self.bounds = bounds
         self.refreshers: dict[str, Refresher] = {}
         self.registry = Registry([], upstreams)
@@ -100,6 +108,7 @@ class Mirroring:
         bounds = Bounds(room_of(settings), bytes_max=settings.limits.repositories_bytes_max)
         updater = Updater(engine, staging=places.staging, agent=agent, bounds=bounds)
         shared = RefreshPlaces.of(settings.limits.refreshes_max)
+        ways = _Ways(sessions, keyring, settings.limits, agent)
 
         async def open_one(repository: RepositorySettings) -> Mirror:
             try:
@@ -112,11 +121,7 @@ class Mirroring:
             return mirror
 
         def refresher_of(mirror: Mirror) -> Refresher:
-            session = sessions.of(mirror.settings)
-            remote = remote_for(session, keyring, mirror.settings, settings.limits, agent=agent)
-            # Only now that the remote has them: the keyring keeps none that nobody else has.
-            credentials = keyring.credentials(mirror.settings)
-            mirror.credentials = None if credentials is None else credentials.standing
+            remote = ways.remote(mirror)
             return Refresher(
                 mirror,
                 remote,
@@ -125,12 +130,12 @@ class Mirroring:
                 places=shared,
                 healer=Healer(mirror, remote, updater, engine, metrics, set_aside=places.set_aside),
                 metrics=metrics,
-                refresh_seconds_max=settings.limits.refresh_timeout_seconds,
+                refresh_seconds_max=ways.limits.refresh_timeout_seconds,
                 on_published=on_published,
                 on_served=on_served,
             )
 
-        mirroring = cls(open_one, refresher_of, settings.upstreams, keyring, bounds)
+        mirroring = cls(open_one, refresher_of, ways, shared, settings.upstreams, bounds)
         stack.push_async_callback(mirroring._end)
         for repository in settings.repositories.values():
             await mirroring.add(repository)
@@ -142,11 +147,68 @@ class Mirroring:
         Raises:
             LocalError: The one on disk can neither be used nor set aside.
         """
-        mirror = await self._open_one(settings)
+        return self.take(await self._open_one(settings))
+
+    def take(self, mirror: Mirror) -> Hosted:
+        """Take in a repository whose mirror was `opened`; nothing is refreshed yet."""
         refresher = self.refreshers[mirror.name] = self._refresher_of(mirror)
         hosted = Hosted.of(mirror, refresher)
         self.registry.add(hosted)
         return hosted
+
+    async def opened(self, settings: RepositorySettings) -> Mirror:
+        """Open a repository's mirror on disk, if there is one; it is not taken in yet.
+
+        Raises:
+            LocalError: The one on disk can neither be used nor set aside.
+        """
+        return await self._open_one(settings)
+
+    def change(self, difference: Difference, mirrors: Iterable[Mirror]) -> "list[Retired]":
+        """Have the repositories of another configuration, in one step; nothing is awaited.
+
+        Args:
+            difference: What changes.
+            mirrors: What was `opened` for those that are added; nothing is refreshed yet.
+
+        Returns:
+            Those that are not here any more: to be ended, and let go of after their last reader.
+        """
+        settings, ways, registry = difference.settings, self._ways, self.registry
+        if ways.limits.refreshes_max != settings.limits.refreshes_max:
+            self._places.resize(settings.limits.refreshes_max)
+        is_limited_otherwise = ways.limits != settings.limits
+        ways.limits = settings.limits
+        admit_places(ways.sessions.guard, settings)
+        registry.upstreams = settings.upstreams
+        retired = []
+        for name in difference.removed:
+            hosted = registry.get(name)
+            if hosted is not None:
+                registry.remove(name)
+                del self.refreshers[name]
+                hosted.mirror.replicas = None  # of another mirror from now on, or of none
+                task = self._tasks.pop(name, None)
+                if task is not None:
+                    task.cancel()
+                retired.append(Retired(hosted.mirror, task))
+        changed = {one.name: one for one in difference.changed}
+        for hosted in registry if changed or is_limited_otherwise else ():
+            mirror = hosted.mirror
+            refresher = self.refreshers[mirror.name]
+            now = changed.get(mirror.name, mirror.settings)
+            if now != mirror.settings:
+                registry.remove(mirror.name)
+            seconds_max = ways.limits.refresh_timeout_seconds
+            refresher.change(now, ways.remote(mirror, now), seconds_max)
+            if registry.get(mirror.name) is None:
+                registry.add(Hosted.of(mirror, refresher))
+        for mirror in mirrors:
+            refresher = self.refreshers[mirror.name] = self._refresher_of(mirror)
+            registry.add(Hosted.of(mirror, refresher))
+        in_use = (*(one.settings for one in registry), *settings.upstreams)
+        ways.keyring.keep_routes(one.route for one in in_use)
+        return retired
 
     def start(self) -> list[asyncio.Task[None]]:
         """Begin to refresh; returns tasks, none of which should ever end."""
@@ -155,7 +217,7 @@ class Mirroring:
             self.begin(one.mirror.name, at_once=is_pending)
         self._watching = [
             asyncio.create_task(self._until_broken(), name="refreshers"),
-            asyncio.create_task(self._keyring.watch(), name="look at credentials"),
+            asyncio.create_task(self._ways.keyring.watch(), name="look at credentials"),
         ]
         return self._watching
 
@@ -196,6 +258,39 @@ class Mirroring:
             self._broken.exception()  # seen: nobody has to be waiting
         for one in self.registry:
             close_mirror(one.mirror)
+
+
+@dataclass(slots=True)
+class _Ways:
+    """How upstreams are reached, by the configuration of the moment."""
+
+    sessions: Sessions
+    keyring: Keyring
+    limits: LimitSettings
+    agent: bytes
+
+    def remote(self, mirror: Mirror, settings: RepositorySettings | None = None) -> Remote:
+        """Make the client for a mirror's upstream, with its own settings or those it will have."""
+        settings = mirror.settings if settings is None else settings
+        session = self.sessions.of(settings)
+        remote = remote_for(session, self.keyring, settings, self.limits, agent=self.agent)
+        # Only now that the remote has them: the keyring keeps none that nobody else has.
+        credentials = self.keyring.credentials(settings)
+        mirror.credentials = None if credentials is None else credentials.standing
+        return remote
+
+
+@dataclass(frozen=True, slots=True)
+class Retired:
+    """A mirror that is not here any more, and the task that has kept it."""
+
+    mirror: Mirror
+    task: "asyncio.Task[None] | None"
+
+    async def end(self) -> None:
+        """Wait for the end of its refreshes."""
+        if self.task is not None:
+            await asyncio.wait((self.task,))
 
 
 def open_mirror(settings: RepositorySettings, places: DataDirectory, updater: Updater) -> Mirror:
@@ -274,25 +369,24 @@ async def open_large_files(
     Raises:
         LocalError: The store can't be used.
     """
-    limits, store = settings.limits, lfs_store(settings)
+    store = lfs_store(settings)
     await asyncio.to_thread(store.prepare)
     metrics.set_lfs_stored_bytes(store.stored_bytes)
-    connections_max = limits.lfs_downloads_max + BATCHES_MAX
     sessions = await stack.enter_async_context(
-        open_sessions(settings, connections_per_host_max=connections_max)
+        open_sessions(settings, connections_per_host_max=LFS_CONNECTIONS_MAX)
     )
-    guarded = guarded_resolver(settings)
     configured = Storage(stack)
-    below_places = Storage(stack, resolver=guarded)
+    below_places = Storage(stack, resolver=sessions.guard)
 
-    def repository_of(one: RepositorySettings) -> LfsRepository:
+    def repository_of(one: RepositorySettings, limits: LimitSettings) -> LfsRepository:
         storage = configured if one.place is None else below_places
         return LfsRepository(
             lfs_remote_for(sessions.of(one), keyring, storage, one, limits, agent=agent),
             store.scope(one.name, one.upstream),
         )
 
-    files = LargeFiles(store, _LfsRepositories(settings, repository_of), limits, metrics)
+    repositories = _LfsRepositories(settings, repository_of, sessions.guard)
+    files = LargeFiles(store, repositories, settings.limits, metrics)
     stack.push_async_callback(files.close)
     return files
 
@@ -301,15 +395,27 @@ class _LfsRepositories(dict[str, LfsRepository]):
     """LFS repositories by name, each made when it is first asked for."""
 
     def __init__(
-        self, settings: Settings, repository_of: Callable[[RepositorySettings], LfsRepository]
+        self,
+        settings: Settings,
+        repository_of: Callable[[RepositorySettings, LimitSettings], LfsRepository],
+        guard: GuardedResolver,
     ) -> None:
         super().__init__()
         self._settings = settings
         self._repository_of = repository_of
+        self._guard = guard
+
+    def change(self, settings: Settings) -> None:
+        """Make them by other settings from now on."""
+        was, self._settings = self._settings, settings
+        admit_places(self._guard, settings)
+        for name in tuple(self):
+            if settings.limits != was.limits or settings.find(name) != was.find(name):
+                del self[name]
 
     def __missing__(self, name: str) -> LfsRepository:
         settings = self._settings.find(name)
         if settings is None:
             raise KeyError(name)
-        found = self[name] = self._repository_of(settings)
+        found = self[name] = self._repository_of(settings, self._settings.limits)
         return found

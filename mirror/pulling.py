@@ -10,14 +10,14 @@ an address.
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
 from contextvars import Context
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 import structlog
 
-from mirror.config import RepositorySettings, Settings
+from mirror.config import Difference, RepositorySettings, Settings
 from mirror.errors import (
     LocalError,
     MirrorError,
@@ -98,7 +98,6 @@ class PullThrough:
             clock: Monotonic seconds.
             wall_clock: Seconds since the epoch.
         """
-        limits = settings.limits
         self.processes: Processes | None = None
         self._settings = settings
         self._places = DataDirectory(settings.data_dir)
@@ -111,16 +110,75 @@ class PullThrough:
         self._clock = clock
         self._wall_clock = wall_clock
         self._refusals = Refusals()
-        self._pace = Pace(
-            per_minute=limits.pull_through_per_minute,
-            per_client_per_minute=limits.pull_through_per_client_per_minute,
-        )
+        self._pace = _pace(settings)
         self._opening: dict[str, asyncio.Task[Hosted]] = {}
         self._coming: set[str] = set()
         self._leaving: dict[str, asyncio.Event] = {}
         self._noted: dict[str, float] = {}
         self._tidying = asyncio.Lock()
+        self._task: asyncio.Task[None] | None = None
         self._has_grown = asyncio.Event()
+
+    # --- another configuration -----------------------------------------------------------------
+
+    @asynccontextmanager
+    async def still(self) -> AsyncIterator[None]:
+        """Have nothing removed meanwhile."""
+        async with self._tidying:
+            yield
+
+    def change(self, difference: Difference, gone: Iterable[Mirror]) -> None:
+        """Go on by another configuration; nothing is awaited.
+
+        Args:
+            difference: What changes.
+            gone: The mirrors that are not here any more: those that came by a place are to be
+                `discard`ed.
+        """
+        settings, was = difference.settings, self._settings
+        self._settings = settings
+        if _rates(settings) != _rates(was):
+            self._pace = _pace(settings)
+        self._refusals = Refusals()
+        for mirror in gone:
+            if mirror.settings.place is not None:
+                self._leaving[mirror.name] = asyncio.Event()
+        now = self._clock()
+        for one in difference.changed:
+            hosted = self._registry.get(one.name)
+            if hosted is not None and one.place is not None:
+                hosted.mirror.read_at = max(hosted.mirror.read_at, now)
+        self._has_grown.set()  # the limits may be smaller now
+        self.start()
+
+    async def keep(self, chosen: Iterable[RepositorySettings]) -> None:
+        """Remove no mirror any more that the configuration names itself now."""
+        paths = [self._places.repository(one.name) for one in chosen if one.place is None]
+        for path in paths:
+            await run_to_end(disk.forget_read, path)
+
+    async def discard(self, mirror: Mirror) -> None:
+        """Remove the files of a mirror that came by a place, and that nobody reads any more."""
+        left = self._leaving.get(mirror.name)
+        try:
+            hosted = self._registry.get(mirror.name)
+            if hosted is None:  # else its place is taken, and cleared by who has taken it
+                await run_to_end(disk.throw_away, mirror.path, self._places.trash, mirror.name)
+                await run_to_end(disk.empty, self._places.trash)
+        except OSError as error:
+            logger.warning("mirror_not_removed", repository=mirror.name, error=str(error))
+        finally:
+            if left is not None and self._leaving.pop(mirror.name, None) is not None:
+                left.set()
+
+    def _check_still_there(self, settings: RepositorySettings) -> None:
+        """See that the configuration has not changed since a reader came.
+
+        Raises:
+            NotYetMirrored: It has.
+        """
+        if self._settings.find(settings.name) != settings:
+            raise NotYetMirrored(f"{settings.name} has just been configured otherwise; try again")
 
     # --- the first request ---------------------------------------------------------------------
 
@@ -147,6 +205,7 @@ class PullThrough:
         leaving = self._leaving.get(settings.name)
         if leaving is not None:
             await leaving.wait()
+        self._check_still_there(settings)
         hosted = self._registry.get(settings.name)
         if hosted is not None and hosted.gate.is_open():
             return hosted
@@ -204,7 +263,9 @@ class PullThrough:
         Raises:
             MirrorError: It can't be mirrored.
         """
-        hosted = await self._mirroring.add(settings)
+        mirror = await self._mirroring.opened(settings)
+        self._check_still_there(settings)
+        hosted = self._mirroring.take(mirror)
         try:
             await self._bring(hosted)
         except MirrorError:
@@ -230,12 +291,24 @@ class PullThrough:
 
     async def _drop(self, mirror: Mirror) -> None:
         """Take out a mirror that has nothing to read."""
+        hosted = self._registry.get(mirror.name)
+        if hosted is None or hosted.mirror is not mirror:
+            return  # another configuration has taken it out
         if self.processes is not None:
             await self.processes.removed(mirror, by_force=True)
+            if mirror.settings.place is None:  # the configuration has come to name it
+                self.processes.added(mirror)
+        if mirror.settings.place is None:
+            return
         await self._mirroring.remove(mirror.name)
         await self._bundler.forget(mirror.name)
 
     # --- tidying -------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Begin to tidy, once there are `upstreams`."""
+        if self._task is None and self._settings.upstreams:
+            self._task = asyncio.create_task(self.run(), name="pull-through")
 
     async def run(self) -> None:
         """Tidy now and then, until cancelled."""
@@ -378,11 +451,23 @@ class PullThrough:
         return found
 
     async def close(self) -> None:
-        """Give up the first clones under way."""
-        tasks = list(self._opening.values())
+        """Give up the first clones under way, and tidy no more."""
+        tasks: list[asyncio.Task[Any]] = list(self._opening.values())
+        if self._task is not None:
+            tasks.append(self._task)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _rates(settings: Settings) -> tuple[int, int]:
+    limits = settings.limits
+    return limits.pull_through_per_minute, limits.pull_through_per_client_per_minute
+
+
+def _pace(settings: Settings) -> Pace:
+    per_minute, per_client_per_minute = _rates(settings)
+    return Pace(per_minute=per_minute, per_client_per_minute=per_client_per_minute)
 
 
 def _told(name: str, error: MirrorError) -> MirrorError:

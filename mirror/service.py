@@ -3,17 +3,16 @@
 import asyncio
 import os
 import socket
-import ssl
 from collections.abc import Sequence
-from contextlib import AsyncExitStack
-from typing import TYPE_CHECKING
+from contextlib import AsyncExitStack, nullcontext
+from typing import TYPE_CHECKING, Any
 
 import structlog
 from aiohttp import web
 
 from mirror import __version__
-from mirror.config import ListenAddress, RepositorySettings, Settings
-from mirror.errors import MirrorError
+from mirror.config import ListenAddress, LogSettings, RepositorySettings, Settings
+from mirror.errors import LocalError, MirrorError
 from mirror.making_room import disk_watch
 from mirror.metrics import Metrics
 from mirror.mirroring import Mirroring, Watch, close_mirror, open_large_files, open_mirror
@@ -30,9 +29,13 @@ from mirror.refresh.registry import Registry, unknown
 from mirror.refresh.relay.relays import Relays, probe_receivers
 from mirror.refresh.scrub import Scrubber, Store
 from mirror.refresh.update import Updated, Updater
+from mirror.reload.changeover import Changeover, ConfigureLogs, Parts
+from mirror.reload.figures import ReloadFigures
+from mirror.reload.reloader import Reloader, Telling
 from mirror.repository.snapshot import RefSnapshot
 from mirror.serving import (
     AGENT,
+    Serving,
     Share,
     build_metrics,
     open_app,
@@ -48,6 +51,7 @@ from mirror.web.control import build_control_app
 from mirror.web.fetch import Fetches
 from mirror.web.listening import bound_unix_socket, listen, listen_on_unix_socket
 from mirror.web.monitoring import OwnFigures
+from mirror.web.tls import Tls
 
 if TYPE_CHECKING:
     from mirror.workers.supervisor import Supervisor
@@ -55,23 +59,46 @@ if TYPE_CHECKING:
 logger = structlog.stdlib.get_logger()
 
 
+def _log_as_before(log: LogSettings) -> None:
+    """Be the `configure_logs` of a service that somebody else logs for."""
+
+
 class Service:
     """The running service: `async with Service(settings) as service: await service.wait()`."""
 
-    def __init__(self, settings: Settings, *, watch: Watch | None = None) -> None:
-        self.settings = settings
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        watch: Watch | None = None,
+        configure_logs: ConfigureLogs = _log_as_before,
+        telling_reloads: Telling = nullcontext,
+    ) -> None:
+        """Be ready to start.
+
+        Args:
+            settings: The configuration.
+            watch: Called with each step of each refresh.
+            configure_logs: Called when another configuration logs otherwise.
+            telling_reloads: Entered while the configuration is read again; see `Reloader`.
+        """
+        self.started_with = settings
         self.registry = Registry([])
         self.url = ""
         self.workers = 0
         self.supervisor: Supervisor | None = None  # where there are several workers
         self.bundler: Bundler | None = None  # once started
         self.disk: DiskWatch | None = None  # once started
-        self.pulling: PullThrough | None = None  # where there are `upstreams`
+        self.pulling: PullThrough | None = None  # once started
+        self.reloader: Reloader | None = None  # once started
+        self._configure_logs = configure_logs
+        self._telling_reloads = telling_reloads
         self._watch = watch
         self._places = DataDirectory(settings.data_dir)
         self._stack = AsyncExitStack()
         self._tasks: list[asyncio.Task[None]] = []
-        self._tls: ssl.SSLContext | None = None
+        self._tls: Tls | None = None
+        self._serving: Serving | None = None  # where this process serves
         self._unix_socket: socket.socket | None = None
 
     async def __aenter__(self) -> "Service":
@@ -84,6 +111,23 @@ class Service:
 
     async def __aexit__(self, *_: object) -> None:
         await self._stack.aclose()
+
+    @property
+    def settings(self) -> Settings:
+        """What applies now."""
+        return self.started_with if self.reloader is None else self.reloader.settings
+
+    async def reload(self) -> dict[str, Any]:
+        """Read the configuration again; returns what came of it, see `Reloaded.describe`."""
+        if self.reloader is None:
+            raise LocalError("the service has not started yet")
+        reloaded = await asyncio.shield(self.reloader.reload())
+        return {"source": str(self.settings.source), **reloaded.describe()}
+
+    def reload_soon(self) -> None:
+        """Read the configuration again; the log tells what came of it."""
+        if self.reloader is not None:
+            self.reloader.reload()
 
     async def wait(self) -> None:
         """Wait until a part ends that should never end, and raise what it raised."""
@@ -148,8 +192,7 @@ class Service:
         )
         stack.push_async_callback(pulling.close)
         await pulling.reopen()
-        if settings.upstreams:
-            self.registry.opener = self.pulling = pulling
+        self.registry.opener = self.pulling = pulling
         await bundler.open(one.mirror for one in self.registry)
         await relays.open(stack, [one.mirror for one in self.registry], self._places)
         watch = self.disk = disk_watch(
@@ -174,10 +217,33 @@ class Service:
         stack.push_async_callback(_cancelled, self._tasks[-1])
         self.url = f"{'http' if settings.tls is None else 'https'}://{address}"
         self._tasks += relays.start(self._stack)
-        if self.pulling is not None:
-            self._tasks.append(asyncio.create_task(self.pulling.run(), name="pull-through"))
-            stack.push_async_callback(_cancelled, self._tasks[-1])
         self._scrub([packs, bundler, lfs], metrics)
+        pulling.start()
+        changeover = Changeover(
+            settings,
+            Parts(
+                places=self._places,
+                mirroring=mirroring,
+                packs=packs,
+                share=share,
+                foresight=foresight,
+                bundler=bundler,
+                relays=relays,
+                lfs=lfs,
+                pulling=pulling,
+                tls=self._tls,
+                configure_logs=self._configure_logs,
+                serving=self._serving,
+                workers=self.supervisor,
+            ),
+        )
+        stack.push_async_callback(changeover.close)
+        self.reloader = Reloader(
+            changeover, ReloadFigures(metrics.registry), telling=self._telling_reloads
+        )
+        figures.configuration = self.reloader.describe
+        stack.push_async_callback(self.reloader.close)
+        self.reloader.start()
         await self._listen_for_control(figures)
         logger.info(
             "serving",
@@ -201,7 +267,7 @@ class Service:
         """Serve from this process."""
         metrics.set_workers(1)
         self._tasks = mirroring.start()
-        runner = await open_app(
+        serving = self._serving = await open_app(
             self._stack,
             self.settings,
             self.registry,
@@ -212,8 +278,9 @@ class Service:
             lfs=lfs,
         )
         if self._unix_socket is not None:
-            await listen_on_unix_socket(runner, self._unix_socket)
-        return await listen(runner, self.settings.server.listen, tls=self._tls)
+            await listen_on_unix_socket(serving.runner, self._unix_socket)
+        context = None if self._tls is None else self._tls.context
+        return await listen(serving.runner, self.settings.server.listen, tls=context)
 
     async def _serve_by_workers(
         self, mirroring: Mirroring, figures: OwnFigures, lfs: LargeFiles, metrics: Metrics
@@ -258,7 +325,7 @@ class Service:
         self._stack.push_async_callback(_cancelled, self._tasks[-1])
 
     async def _listen_for_control(self, figures: OwnFigures) -> None:
-        control = await open_runner(self._stack, build_control_app(self.registry, figures))
+        control = await open_runner(self._stack, build_control_app(self.registry, figures, self))
         try:
             self._places.control.unlink(missing_ok=True)
             await web.UnixSite(control, str(self._places.control)).start()

@@ -5,7 +5,6 @@ with several workers, in another one.
 """
 
 import asyncio
-import ssl
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, closing
 from dataclasses import dataclass
@@ -27,7 +26,7 @@ from mirror.places import DataDirectory
 from mirror.refresh.announcements import Announcer
 from mirror.refresh.lfs import LfsSource
 from mirror.refresh.refresher import Trigger
-from mirror.refresh.registry import Registry
+from mirror.refresh.registry import Registry, unknown
 from mirror.repository.integrity import Kind
 from mirror.repository.lfs_store import LfsStore
 from mirror.repository.packing.auto_engine import AutoEngine
@@ -38,12 +37,13 @@ from mirror.repository.packing.pack_cache import PackCache
 from mirror.repository.packing.pack_store import PackStore
 from mirror.repository.packing.spawner import Spawner
 from mirror.space import Reserve, Room
-from mirror.upstream.connect import Sessions, open_sessions
+from mirror.upstream.connect import Sessions, admit_places, open_sessions
 from mirror.upstream.forges import RECEIVERS
 from mirror.upstream.keyring import Keyring
 from mirror.upstream.line import Line
 from mirror.web.app import build_app
 from mirror.web.bundle_files import BundleFiles
+from mirror.web.editions import Edition, Front
 from mirror.web.fast_lane import FastLane
 from mirror.web.fetch import Fetches
 from mirror.web.forwarded import Proxies
@@ -145,6 +145,17 @@ class Share:
     serves: bool = True
     is_first: bool = True
 
+    def pack_limits(self, settings: Settings) -> dict[str, int]:
+        """Return this process's part of the limits on packs, as `PackCache.change` takes them."""
+        limits = settings.limits
+        memory_bytes_max = limits.pack_cache_memory_bytes_max // self.processes
+        return {
+            "builds_max": -(-limits.pack_builds_max // self.processes),
+            "queued_max": -(-limits.pack_builds_queued_max // self.processes),
+            "bytes_max": limits.pack_cache_bytes_max,
+            "memory_bytes_max": memory_bytes_max * self.serves,
+        }
+
 
 async def open_packs(
     stack: AsyncExitStack,
@@ -158,11 +169,11 @@ async def open_packs(
     Raises:
         LocalError: The directory can't be used.
     """
-    limits = settings.limits
+    limits = share.pack_limits(settings)
     store = PackStore(
         DataDirectory(settings.data_dir).packs,
-        bytes_max=limits.pack_cache_bytes_max,
-        memory_bytes_max=limits.pack_cache_memory_bytes_max // share.processes * share.serves,
+        bytes_max=limits["bytes_max"],
+        memory_bytes_max=limits["memory_bytes_max"],
         room=room_of(settings),
     )
     if share.is_first:
@@ -170,8 +181,8 @@ async def open_packs(
     packs = PackCache(
         engine,
         store,
-        builds_max=-(-limits.pack_builds_max // share.processes),
-        queued_max=-(-limits.pack_builds_queued_max // share.processes),
+        builds_max=limits["builds_max"],
+        queued_max=limits["queued_max"],
         is_shared=share.processes > 1,
         metrics=metrics,
     )
@@ -187,6 +198,145 @@ async def open_packs(
     return packs
 
 
+class Serving:
+    """What serves readers in this process, by the configuration of the moment.
+
+    Attributes:
+        runner: Runs the application.
+    """
+
+    runner: web.AppRunner
+
+    def __init__(
+        self,
+        registry: Registry,
+        metrics: Metrics,
+        sessions: Sessions,
+        *,
+        fetches: Fetches,
+        announcer: Announcer,
+        figures: Figures,
+        lfs: LfsSource,
+        processes: int,
+    ) -> None:
+        self._registry = registry
+        self._metrics = metrics
+        self._sessions = sessions
+        # For its routes: clients' credentials are their own.
+        self._keyring = Keyring(sessions.configured, agent=AGENT)
+        self._fetches = fetches
+        self._announcer = announcer
+        self._figures = figures
+        self._lfs = lfs
+        self._processes = processes
+        self._front: Front | None = None
+
+    async def open(self, stack: AsyncExitStack, settings: Settings) -> None:
+        """Serve by `settings`, not listening yet; `stack` gets the end of that."""
+        edition = self._edition(settings)
+        lane = None
+        if settings.server.fast_lane:
+            proxies = edition.guard.proxies
+            lane = open_fast_lane(
+                self._metrics, keepalive_seconds=KEEPALIVE_SECONDS, proxies=proxies
+            )
+        self._front = front = Front(edition, lane)
+        stack.push_async_callback(front.close)
+        app = build_app(front, self._metrics, lane=lane)
+        self.runner = await open_runner(stack, app, lane)
+
+    def change(self, old: Settings, new: Settings, before: Registry) -> None:
+        """Serve by `new` from now on; requests under way go on by `old`, with what is `before`.
+
+        What the registry has is to be changed in the same step of the event loop.
+        """
+        front = self._front
+        if front is None:
+            raise RuntimeError("nothing is served yet")
+
+        def is_same(name: str) -> bool:
+            was, now = old.find(name), new.find(name)
+            if was is None or now is None:
+                return False
+            return (was.upstream, was.route) == (now.upstream, now.route)
+
+        admit_places(self._sessions.guard, new)
+        self._keyring.keep_routes(one.route for one in (*new.repositories.values(), *new.upstreams))
+        edition = self._edition(new)
+        edition.guard.doorkeeper.take_over(front.edition.guard.doorkeeper, is_same=is_same)
+        front.change(edition, before)
+
+    async def drained(self) -> None:
+        """Wait until no request is under way by an earlier configuration."""
+        if self._front is not None:
+            await self._front.drained()
+
+    def _edition(self, settings: Settings) -> Edition:
+        stack = AsyncExitStack()
+        guard = self._guard(stack, settings)
+        limits, metrics = settings.limits, self._metrics
+        pushes = Pushes(
+            self._sessions,
+            self._keyring,
+            self._announcer,
+            metrics,
+            limits,
+            processes=self._processes,
+        )
+        return Edition(
+            guard,
+            SmartHttp(
+                guard,
+                self._fetches,
+                pushes,
+                metrics,
+                agent=AGENT,
+                request_bytes_max=limits.request_bytes_max,
+            ),
+            BundleFiles(guard, DataDirectory(settings.data_dir)),
+            LfsHandlers(guard, lfs_store(settings), self._lfs, metrics, limits),
+            Webhooks(self._registry, metrics, self._announcer),
+            Monitoring(self._registry, self._figures, guard),
+            stack,
+        )
+
+    def _guard(self, stack: AsyncExitStack, settings: Settings) -> Guard:
+        """Build what lets readers in; `stack` gets the end of the questions it asks."""
+        readers = settings.readers
+        oidc = Oidc(self._sessions.configured, readers.oidc)
+        stack.push_async_callback(oidc.close)
+
+        def line_to(name: str) -> Line:
+            repository = settings.find(name)
+            if repository is None:
+                raise unknown(name)
+            return Line(self._sessions.of(repository), self._keyring.route(repository))
+
+        forge = ForgeAccess(
+            line_to,
+            valid_seconds=readers.upstream_valid_seconds,
+            outage_seconds=readers.upstream_outage_seconds,
+        )
+        stack.push_async_callback(forge.close)
+        doorkeeper = Doorkeeper(
+            (one.access for one in (*settings.repositories.values(), *settings.upstreams)),
+            Tokens(DataDirectory(settings.data_dir).tokens),
+            oidc,
+            forge,
+            readers.certificates,
+        )
+        return Guard(
+            self._registry,
+            doorkeeper,
+            Proxies(
+                settings.server.trusted_proxies,
+                trusts_local=settings.server.unix_socket is not None,
+            ),
+            self._metrics,
+            monitoring_from=settings.server.monitoring_from,
+        )
+
+
 async def open_app(
     stack: AsyncExitStack,
     settings: Settings,
@@ -198,7 +348,7 @@ async def open_app(
     figures: Figures,
     lfs: LfsSource,
     processes: int = 1,
-) -> web.AppRunner:
+) -> Serving:
     """Build what serves `registry`, not listening yet; `stack` gets its end.
 
     Args:
@@ -213,84 +363,21 @@ async def open_app(
         processes: How many share the limits.
     """
     sessions = await stack.enter_async_context(open_sessions(settings))
-    keyring = Keyring(
-        sessions.configured, agent=AGENT
-    )  # for its routes: clients' credentials are their own
-    pushes = Pushes(sessions, keyring, announcer, metrics, settings.limits, processes=processes)
-    guard = open_guard(stack, settings, registry, sessions, keyring, metrics)
-    smart_http = SmartHttp(
-        guard,
-        fetches,
-        pushes,
-        metrics,
-        agent=AGENT,
-        request_bytes_max=settings.limits.request_bytes_max,
-    )
-    objects = lfs_store(settings)
-    lfs_handlers = LfsHandlers(guard, objects, lfs, metrics, settings.limits)
-    bundles = BundleFiles(guard, DataDirectory(settings.data_dir))
-    webhooks = Webhooks(registry, metrics, announcer)
-    monitoring = Monitoring(registry, figures, guard)
-    lane = None
-    if settings.server.fast_lane:
-        lane = open_fast_lane(metrics, keepalive_seconds=KEEPALIVE_SECONDS, proxies=guard.proxies)
-    app = build_app(
-        smart_http,
-        bundles,
-        lfs_handlers,
-        webhooks,
-        monitoring,
-        metrics,
-        proxies=guard.proxies,
-        lane=lane,
-    )
-    return await open_runner(stack, app, lane)
-
-
-def open_guard(
-    stack: AsyncExitStack,
-    settings: Settings,
-    registry: Registry,
-    sessions: Sessions,
-    keyring: Keyring,
-    metrics: Metrics,
-) -> Guard:
-    """Build what lets readers in; `stack` gets the end of the questions it asks."""
-    readers = settings.readers
-    oidc = Oidc(sessions.configured, readers.oidc)
-    stack.push_async_callback(oidc.close)
-
-    def line_to(name: str) -> Line:
-        repository = registry.resolve(name)
-        return Line(sessions.of(repository), keyring.route(repository))
-
-    forge = ForgeAccess(
-        line_to,
-        valid_seconds=readers.upstream_valid_seconds,
-        outage_seconds=readers.upstream_outage_seconds,
-    )
-    stack.push_async_callback(forge.close)
-    doorkeeper = Doorkeeper(
-        (one.access for one in (*settings.repositories.values(), *settings.upstreams)),
-        Tokens(DataDirectory(settings.data_dir).tokens),
-        oidc,
-        forge,
-        readers.certificates,
-    )
-    return Guard(
+    serving = Serving(
         registry,
-        doorkeeper,
-        Proxies(
-            settings.server.trusted_proxies, trusts_local=settings.server.unix_socket is not None
-        ),
         metrics,
-        monitoring_from=settings.server.monitoring_from,
+        sessions,
+        fetches=fetches,
+        announcer=announcer,
+        figures=figures,
+        lfs=lfs,
+        processes=processes,
     )
+    await serving.open(stack, settings)
+    return serving
 
 
-async def open_tls(
-    stack: AsyncExitStack, settings: Settings, metrics: Metrics
-) -> ssl.SSLContext | None:
+async def open_tls(stack: AsyncExitStack, settings: Settings, metrics: Metrics) -> Tls | None:
     """Provide what a listener needs to speak TLS; `stack` gets the end of looking after it.
 
     Raises:
@@ -306,7 +393,7 @@ async def open_tls(
         await asyncio.gather(watching, return_exceptions=True)
 
     stack.push_async_callback(end)
-    return tls.context
+    return tls
 
 
 async def open_runner(

@@ -84,6 +84,20 @@ class Doorkeeper:
         self._attempts = Attempts()
         self._proofs: OrderedDict[bytes, _Proof] = OrderedDict()
 
+    def take_over(self, before: "Doorkeeper", *, is_same: Callable[[str], bool]) -> None:
+        """Go on with what another one has learned, by another configuration.
+
+        Who was let in by a forge or an issuer that is not reached now still is; who has guessed too
+        often still waits. What a token of ours proves is looked up anew.
+
+        Args:
+            before: The other one.
+            is_same: Whether the repository of a name has the upstream that it had.
+        """
+        self._attempts = before._attempts  # noqa: SLF001 - of the same class
+        self._oidc.take_over(before._oidc)  # noqa: SLF001
+        self._forge.take_over(before._forge, is_same=is_same)  # noqa: SLF001
+
     @property
     def is_open(self) -> bool:
         """Whether everybody may read everything, so that there is nothing to hide."""

@@ -9,7 +9,7 @@ import asyncio
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import structlog
@@ -69,6 +69,16 @@ class ForgeAccess:
         self._clock = clock
         self._words: OrderedDict[Key, _Word] = OrderedDict()
         self._asking: dict[Key, asyncio.Task[bool]] = {}
+
+    def take_over(self, before: "ForgeAccess", *, is_same: Callable[[str], bool]) -> None:
+        """Go on with the words that another one has, where they are about the same upstream.
+
+        How long they hold is as here: a shorter time counts for them, too.
+        """
+        for key, word in before._words.items():  # noqa: SLF001 - of the same class
+            if is_same(key[1]):
+                until = word.said_at + self._valid_seconds if word.is_good else word.ask_at
+                self._words[key] = replace(word, ask_at=min(word.ask_at, until))
 
     async def close(self) -> None:
         """End what is under way."""

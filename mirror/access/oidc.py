@@ -10,7 +10,7 @@ import json
 import ssl
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -53,6 +53,11 @@ class _Keys:
     fetching: "asyncio.Task[None] | None" = None
 
 
+def _place_of(settings: OidcSettings) -> tuple[object, ...]:
+    """Return what the keys depend on: readers of one issuer share them."""
+    return settings.issuer, settings.jwks_url, settings.ca_file, settings.token_file
+
+
 class Oidc:
     """The readers that show tokens of issuers."""
 
@@ -67,6 +72,14 @@ class Oidc:
         self._readers = readers
         self._clock = clock
         self._keys: dict[tuple[object, ...], _Keys] = {}
+
+    def take_over(self, before: "Oidc") -> None:
+        """Go on with the keys that another one has fetched, as far as they are of use here."""
+        for settings in self._readers:
+            place = _place_of(settings)
+            known = before._keys.get(place)  # noqa: SLF001 - of the same class
+            if known is not None:
+                self._keys[place] = replace(known, settings=settings, fetching=None)
 
     async def close(self) -> None:
         """End what is under way."""
@@ -114,8 +127,7 @@ class Oidc:
             Unauthenticated: It has none.
             UpstreamUnavailable: It can't be asked.
         """
-        place = (settings.issuer, settings.jwks_url, settings.ca_file, settings.token_file)
-        keys = self._keys.setdefault(place, _Keys(settings))
+        keys = self._keys.setdefault(_place_of(settings), _Keys(settings))
         now = self._clock()
         is_old = keys.fetched_at is None or now - keys.fetched_at > KEYS_SECONDS
         may_ask = keys.tried_at is None or now - keys.tried_at > KEYS_AGAIN_SECONDS

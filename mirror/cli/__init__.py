@@ -4,6 +4,7 @@
     running        what every command needs: the configuration, logs, one way to run and to fail
     serve          serve, worker, demo
     sync           sync
+    reload         reload
     status         status
     doctor         doctor
     fsck           fsck
@@ -14,7 +15,18 @@
 Exit codes: 0 all well; 1 something is wrong and said so; 2 a mistake on the command line.
 """
 
-from mirror.cli import configuration, doctor, fsck, serve, status, sync, token, webhook
+from mirror.cli import configuration, doctor, fsck, reload, serve, status, sync, token, webhook
 from mirror.cli.root import main
 
-__all__ = ["configuration", "doctor", "fsck", "main", "serve", "status", "sync", "token", "webhook"]
+__all__ = [
+    "configuration",
+    "doctor",
+    "fsck",
+    "main",
+    "reload",
+    "serve",
+    "status",
+    "sync",
+    "token",
+    "webhook",
+]

@@ -26,7 +26,8 @@ logger = structlog.stdlib.get_logger()
 def serve(config_path: Path | None) -> None:
     """Run the mirror.
 
-    Ends cleanly on SIGTERM and Ctrl-C: answers under way are finished first.
+    Ends cleanly on SIGTERM and Ctrl-C: answers under way are finished first. Reads the
+    configuration again on SIGHUP, and when the file has changed.
     """
     settings = load(config_path)
     configure_logs(settings.log)
@@ -42,7 +43,9 @@ async def _serve(settings: Settings, display: Display) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    async with Service(settings, watch=watch(display)) as service:
+    loop.add_signal_handler(signal.SIGHUP, lambda: None)  # until there is something to reload
+    async with Service(settings, watch=watch(display), configure_logs=configure_logs) as service:
+        loop.add_signal_handler(signal.SIGHUP, service.reload_soon)
         # What is here now stays: the collector need not look at it again, which for 1,000
         # repositories takes 40 to 80 ms each time, with the event loop standing still.
         gc.collect()

@@ -14,10 +14,11 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from mirror import config
 from mirror.cli.root import main
 from mirror.cli.running import CONFIG_OPTION, count, fail, load, run, service_url
-from mirror.config import Settings
 from mirror.doctor.service import STATE_ERRORS, get_state
+from mirror.errors import ConfigError
 from mirror.places import DataDirectory
 
 EXPIRY_DAYS_SHOWN: Final = 30
@@ -32,7 +33,7 @@ def status(config_path: Path | None, url: str | None, *, as_json: bool) -> None:
 
     Exit code 1 when a repository is failing or stale, or a receiver does not take its events.
     """
-    state = run(_state(url.rstrip("/")) if url else _own_state(load(config_path)))
+    state = run(_state(url.rstrip("/")) if url else _own_state(config_path))
     relays = state["relays"]
     if as_json:
         click.echo(json.dumps(state, indent=2))
@@ -40,6 +41,8 @@ def status(config_path: Path | None, url: str | None, *, as_json: bool) -> None:
         Console().print(_status_table(state))
         if (remark := _disk_remark(state.get("disk"))) is not None:
             Console().print(f"[red]{remark}[/]")
+        for line in _configuration_lines(state.get("configuration")):
+            click.echo(line)
         if relays:
             Console().print(_relays_table(relays))
     healthy = all(map(_is_well, state["repositories"].values()))
@@ -47,12 +50,13 @@ def status(config_path: Path | None, url: str | None, *, as_json: bool) -> None:
     sys.exit(0 if healthy else 1)
 
 
-async def _own_state(settings: Settings) -> dict[str, Any]:
-    control = DataDirectory(settings.data_dir).control
+async def _own_state(config_path: Path | None) -> dict[str, Any]:
     try:
-        return await get_state("http://control", aiohttp.UnixConnector(str(control)))
-    except STATE_ERRORS:
-        return await _state(service_url(settings))
+        data_dir = config.find_data_dir(config_path or config.environment().config_path)
+        connector = aiohttp.UnixConnector(str(DataDirectory(data_dir).control))
+        return await get_state("http://control", connector)
+    except (*STATE_ERRORS, ConfigError):
+        return await _state(service_url(load(config_path)))
 
 
 async def _state(url: str) -> dict[str, Any]:
@@ -131,6 +135,22 @@ def _relays_table(relays: dict[str, Any]) -> Table:
             _plain(one["last_error"] or ""),
         )
     return table
+
+
+def _configuration_lines(configuration: dict[str, Any] | None) -> list[str]:
+    """Return what an operator has to know of the configuration file."""
+    if configuration is None:
+        return []
+    lines = []
+    if configuration["refused_at"] is not None:
+        lines.append(
+            f"{configuration['source']} was refused at {configuration['refused_at']}; the service"
+            " goes on by the one before:"
+        )
+        lines += [f"  {problem}" for problem in configuration["problems"]]
+    if configuration["restart_needed"]:
+        lines.append(f"restart to apply: {', '.join(configuration['restart_needed'])}")
+    return lines
 
 
 def _expiry(credentials: dict[str, Any] | None) -> str | None:

@@ -16,6 +16,7 @@
     loading      a file to `Settings`, or one `ConfigError`; the rules between keys
     explaining   what pydantic found, in our words
     resolving    what is written to what applies
+    difference   what a new configuration changes for a running service
     files        whether the files it names can be used
     reference    the JSON Schema and docs/configuration.md, from the models
     environment  the process environment; read nowhere else
@@ -24,10 +25,11 @@ Must never import anything of ours but `mirror.errors`.
 """
 
 from mirror.config.addresses import ListenAddress, Network, is_in_the_clear, is_own_machine
+from mirror.config.difference import Difference, compare, restart_keys, why_not
 from mirror.config.environment import CONFIG_PATH_DEFAULT, Environment, environment
 from mirror.config.files import WEBHOOK_SECRETS_MAX, check_files
 from mirror.config.limits import LimitSettings
-from mirror.config.loading import load, parse
+from mirror.config.loading import find_data_dir, load, parse
 from mirror.config.models import (
     EngineChoice,
     Forge,
@@ -70,6 +72,7 @@ __all__ = [
     "AccessKind",
     "CertificateSettings",
     "CredentialSettings",
+    "Difference",
     "EngineChoice",
     "Environment",
     "EventMode",
@@ -97,7 +100,9 @@ __all__ = [
     "Settings",
     "TlsSettings",
     "check_files",
+    "compare",
     "environment",
+    "find_data_dir",
     "find_entry",
     "format_duration",
     "format_size",
@@ -114,5 +119,7 @@ __all__ = [
     "parse_size",
     "read_repositories_pattern",
     "reference_markdown",
+    "restart_keys",
+    "why_not",
     "would_be",
 ]

@@ -12,7 +12,7 @@ from mirror.config.notation import (
     size_or_none,
     size_or_share,
 )
-from mirror.config.section import DefaultWords, Section
+from mirror.config.section import DefaultWords, NeedsRestart, Section
 
 
 class LimitSettings(Section):
@@ -43,13 +43,17 @@ class LimitSettings(Section):
         int | float | None,
         size_or_share("1024TiB", 90),
         DefaultWords("`1GiB`, and on a disk below 20 GiB a twentieth of it"),
+        NeedsRestart(),
     ] = None
     """How much of the disk of `data_dir` is kept free for refreshes: a size, or a share of the disk
     like `5%`. Before less is free, kept packs go, then LFS objects, bundles, and mirrors below
     `upstreams`, and first clones have to wait."""
 
     repositories_bytes_max: Annotated[
-        int | None, size_or_none("1MiB", "1024TiB"), DefaultWords("none: the disk")
+        int | None,
+        size_or_none("1MiB", "1024TiB"),
+        DefaultWords("none: the disk"),
+        NeedsRestart(),
     ] = None
     """The disk space for all mirrors together. A refresh that would take more is refused, and what
     was there before is served on. See `repository_bytes_max`, too."""
@@ -79,13 +83,13 @@ class LimitSettings(Section):
     """How many Git LFS objects are downloaded from upstreams at once; up to 1000 further ones
     wait."""
 
-    scrub_interval_seconds: Annotated[float | None, duration_or_never("1s", "365d")] = Field(
-        default=7 * 24 * 3600.0, alias="scrub_interval"
-    )
+    scrub_interval_seconds: Annotated[
+        float | None, duration_or_never("1s", "365d"), NeedsRestart()
+    ] = Field(default=7 * 24 * 3600.0, alias="scrub_interval")
     """Within this time all that is kept on disk is read and compared with its checksums; what is
     damaged is mended or fetched again. `never` leaves it to those who read it."""
 
-    scrub_bytes_per_second: Annotated[int, size("4KiB", "100GiB")] = 32 * 1024**2
+    scrub_bytes_per_second: Annotated[int, size("4KiB", "100GiB"), NeedsRestart()] = 32 * 1024**2
     """How much of the disk's speed that may take."""
 
     upstream_timeout_seconds: Annotated[float, duration("100ms", "1h")] = Field(

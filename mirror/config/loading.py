@@ -46,9 +46,26 @@ def load(path: Path) -> Settings:
     Raises:
         ConfigError: With every mistake, a line each: `FILE:LINE: key.path: what is wrong`.
     """
+    return parse(_read(path), source=path)
+
+
+def find_data_dir(path: Path) -> Path:
+    """Return the data directory that the file at `path` names, whatever else is wrong there.
+
+    Raises:
+        ConfigError: That can't be told.
+    """
+    written = read_document(_read(path), source=path).value
+    data_dir = written.get("data_dir", ConfigDocument.model_fields["data_dir"].default)
+    if not isinstance(data_dir, str | Path):
+        raise ConfigError(f"{path}: data_dir: must be a path")
+    return path.absolute().parent / data_dir
+
+
+def _read(path: Path) -> bytes:
     try:
         with path.open("rb") as file:
-            content = file.read(DOCUMENT_BYTES_MAX + 1)
+            return file.read(DOCUMENT_BYTES_MAX + 1)
     except FileNotFoundError as error:
         raise ConfigError(
             f"{path}: there is no such file; name one with --config or GIT_MIRROR_CONFIG"
@@ -56,7 +73,6 @@ def load(path: Path) -> Settings:
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise ConfigError(f"{path}: the file can't be read: {reason}") from error
-    return parse(content, source=path)
 
 
 def parse(content: bytes, *, source: Path) -> Settings:

@@ -52,7 +52,7 @@ from mirror.config.readers import (
     TlsDocument,
 )
 from mirror.config.relays import RELAYS_MAX, RelayDocument
-from mirror.config.section import DefaultWords, Section
+from mirror.config.section import DefaultWords, NeedsRestart, Section
 from mirror.config.upstreams import PLACES_MAX, PlaceKeys
 
 REFS_MAX: Final = 256
@@ -131,11 +131,13 @@ class _OrNone:
 class ServerSettings(Section):
     """Where readers and webhooks come in."""
 
-    listen: Annotated[ListenAddress, LISTEN_ADDRESS] = ListenAddress("127.0.0.1", 8470)
+    listen: Annotated[ListenAddress, LISTEN_ADDRESS, NeedsRestart()] = ListenAddress(
+        "127.0.0.1", 8470
+    )
     """The address to listen on: `0.0.0.0` is every IPv4 address, `[::]` every address of either
     kind. Port 0 lets the system choose one."""
 
-    unix_socket: Annotated[Path | None, PATH_OR_NONE, DefaultWords("none")] = None
+    unix_socket: Annotated[Path | None, PATH_OR_NONE, DefaultWords("none"), NeedsRestart()] = None
     """A Unix socket to listen on as well, for a proxy on this machine: plain HTTP, open to the
     service's user and group. Whoever may open it is believed as `trusted_proxies` are."""
 
@@ -143,7 +145,9 @@ class ServerSettings(Section):
     """Where readers find this service, as they write it before a repository's name: with the port
     and the path of a proxy where there are such. Relays put it into their events."""
 
-    tls: Annotated[TlsDocument | None, DefaultWords("none: plain HTTP")] = None
+    tls: Annotated[
+        TlsDocument | None, DefaultWords("none: plain HTTP"), NeedsRestart(only_presence=True)
+    ] = None
     """The certificate to serve TLS with. Without one, put a proxy that speaks TLS in front where
     the network is not yours."""
 
@@ -157,15 +161,19 @@ class ServerSettings(Section):
     """From where `/metrics` and `/status.json`, which name all repositories, may be looked at;
     this machine always may."""
 
-    fast_lane: Annotated[bool, switch()] = True
+    fast_lane: Annotated[bool, switch(), NeedsRestart()] = True
     """Whether polls and small fetches that repeat an earlier one are answered with the bytes of
     that answer, without a way through the HTTP framework. Readers see no difference but the time
     it takes."""
 
-    workers: Annotated[int | None, count_or_auto(1, 64)] = 1
+    workers: Annotated[int | None, count_or_auto(1, 64), NeedsRestart()] = 1
     """How many processes serve readers; `auto` is one for each processor. With 1, one process does
     everything. With more, each takes memory of its own, and learns of every push before anybody is
     told of it. One serves thousands of polls a second: add more when it keeps a processor busy."""
+
+    reload_on_change: Annotated[bool, switch()] = True
+    """Whether this file is read again when it has changed. With `false` that takes
+    `git-mirror reload` or the signal HUP."""
 
 
 def _check_refs(refs: tuple[str, ...]) -> tuple[str, ...]:
@@ -355,10 +363,10 @@ class ConfigDocument(Section):
     server: ServerSettings = ServerSettings()
     """Where readers and webhooks come in."""
 
-    data_dir: Annotated[Path, PATH] = Path("/var/lib/git-mirror")
+    data_dir: Annotated[Path, PATH, NeedsRestart()] = Path("/var/lib/git-mirror")
     """The directory of the mirrored repositories. Nothing else should write there."""
 
-    engine: Annotated[EngineChoice, choice(EngineChoice)] = EngineChoice.AUTO
+    engine: Annotated[EngineChoice, choice(EngineChoice), NeedsRestart()] = EngineChoice.AUTO
     """Who makes and indexes packs: the `git` of this machine, `dulwich` in process, or `auto`,
     which is `git` where 2.39 or later is installed, but for small packs, which are made and indexed
     in process."""

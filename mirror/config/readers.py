@@ -22,7 +22,7 @@ from mirror.config.addresses import (
 from mirror.config.document import Document, KeyPath, Mistake, entries_of, mapping_of
 from mirror.config.names import PATH, PATH_OR_NONE, RELAY_NAME, REPOSITORIES_PATTERN, is_named
 from mirror.config.notation import duration, words
-from mirror.config.section import DefaultWords, Section
+from mirror.config.section import DefaultWords, NeedsRestart, Section
 
 READERS_MAX: Final = 256
 """Of each kind: each is compared with every new token or certificate."""
@@ -148,7 +148,9 @@ class TlsDocument(Section):
     other_key_file: Annotated[Path | None, PATH_OR_NONE, DefaultWords("none")] = None
     """Its private key."""
 
-    client_ca_file: Annotated[Path | None, PATH_OR_NONE, DefaultWords("none")] = None
+    client_ca_file: Annotated[
+        Path | None, PATH_OR_NONE, DefaultWords("none"), NeedsRestart(only_presence=True)
+    ] = None
     """Certificates of the authorities for client certificates (PEM). A client may show one then;
     `readers.certificates` says what it may see."""
 

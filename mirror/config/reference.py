@@ -24,7 +24,7 @@ from mirror.config.models import (
     keys_of,
 )
 from mirror.config.notation import Notation
-from mirror.config.section import DefaultWords
+from mirror.config.section import DefaultWords, NeedsRestart
 
 _DIALECT: Final = "https://json-schema.org/draft/2020-12/schema"
 
@@ -48,6 +48,8 @@ start from.
   `$CREDENTIALS_DIRECTORY/`, where systemd puts what a unit has with `LoadCredential=`.
 * **Defaults:** every key of `defaults` may be repeated under a repository and then replaces the
   default there as a whole.
+* **Changes** count at once, without a restart, but for the keys that say so here: see
+  [Changing the configuration](operations.md#changing-the-configuration).
 * Anchors, aliases and merge keys (`<<: *anchor`) work. Unknown keys and keys that stand twice are
   mistakes.
 * **Editors:** `git-mirror config schema > mirror.schema.json`, and as the first line of the
@@ -129,7 +131,8 @@ def reference_markdown() -> str:
 def _section(place: SectionPath) -> str:
     section = SECTIONS[place]
     rows = [
-        f"| `{key}` | {_one_line(field.description)} | {_words(field)} | {_default_words(field)} |"
+        f"| `{key}` | {_one_line(field.description)}{_restart_words(field)} | {_words(field)} |"
+        f" {_default_words(field)} |"
         f" {'yes' if section in _PER_REPOSITORY else 'no'} |"
         for key, name in keys_of(section).items()
         if not _is_inherited(section, name)
@@ -146,6 +149,16 @@ def _section(place: SectionPath) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _restart_words(field: FieldInfo) -> str:
+    """Return what is said of a key that is not changed while the service runs."""
+    found = next((one for one in field.metadata if isinstance(one, NeedsRestart)), None)
+    if found is None:
+        return ""
+    if found.only_presence:
+        return " **To set it where it was not, or to take it away, needs a restart.**"
+    return " **A change needs a restart.**"
 
 
 def _is_inherited(section: type[BaseModel], name: str) -> bool:

@@ -12,6 +12,17 @@ class DefaultWords:
     words: str
 
 
+@dataclass(frozen=True, slots=True)
+class NeedsRestart:
+    """A key whose change counts only from the next start on.
+
+    Attributes:
+        only_presence: It is so for whether there is a value; another value counts at once.
+    """
+
+    only_presence: bool = False
+
+
 class Section(BaseModel):
     """A mapping with fixed keys."""
 

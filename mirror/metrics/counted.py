@@ -278,10 +278,13 @@ class Metrics:
     def watch_relays(self, states: Callable[[], Iterable[RelayState]]) -> None:
         """Show the queue of every receiver, asked for at each scrape."""
         self.registry.register(RelayCollector(states))
-        for state in states():
-            self._relay_lag.labels(state.name)
+
+    def create_relay_series(self, names: Iterable[str]) -> None:
+        """Show receivers from now on, with what was counted of them before, or nothing."""
+        for name in names:
+            self._relay_lag.labels(name)
             for kind in RELAY_FAILURES:
-                self._relay_failures.labels(state.name, kind)
+                self._relay_failures.labels(name, kind)
 
     def record_request(self, operation: str, outcome: str, seconds: float) -> None:
         """A request was answered."""

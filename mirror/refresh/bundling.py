@@ -112,6 +112,10 @@ class Bundler:
         wanted = {self._places.bundles(name).name for name in self._bundled}
         await asyncio.to_thread(self._places.keep_bundles, wanted)
 
+    def resize(self, bytes_max: int) -> None:
+        """Keep to another limit from the next bundle on."""
+        self._bytes_max = bytes_max
+
     async def add(self, mirror: Mirror) -> None:
         """Offer what is on disk for a repository, and make more, if it is to have bundles.
 
@@ -129,6 +133,27 @@ class Bundler:
         if mirror.snapshot is not None:
             age = self._wall_clock() - listed.built_at if listed is not None else interval
             one.due_at = self._clock() + min(max(0.0, interval - age), interval)
+
+    async def change(self, mirror: Mirror) -> None:
+        """Offer what the mirror's settings want now, after what is being made."""
+        one = self._bundled.get(mirror.name)
+        interval, source = mirror.settings.bundle_interval_seconds, _source(mirror.settings)
+        if one is not None and one.mirror is mirror and one.shelf.source == source:
+            if interval is not None:
+                one.interval_seconds = interval
+                if one.due_at is not None:
+                    one.due_at = min(one.due_at, self._clock() + interval)
+                self._due.set()
+                return
+        elif one is None and interval is None:
+            return
+        await _tell(mirror, None)
+        if one is not None:
+            await self.forget(mirror.name)
+        await self.add(mirror)
+        if mirror.bundles is not None:
+            await _tell(mirror, mirror.bundles)
+        self._due.set()
 
     def is_working_on(self, name: str) -> bool:
         """Tell whether something is being made of a repository."""

@@ -10,7 +10,7 @@ grows in (`LfsStore.open_part`), whichever process they are served by.
 import asyncio
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Iterator, MutableMapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import aclosing, asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,7 @@ from typing import Final, NamedTuple, Protocol
 
 import structlog
 
-from mirror.config import LimitSettings
+from mirror.config import LimitSettings, Settings
 from mirror.errors import MirrorError, Overloaded, UpstreamUnavailable
 from mirror.metrics import Metrics
 from mirror.repository.integrity import Damage, OnRead
@@ -80,6 +80,22 @@ class LfsRepository(NamedTuple):
     scope: Path
 
 
+class LfsRepositories(Protocol):
+    """The repositories of one configuration, by name."""
+
+    def __getitem__(self, name: str) -> LfsRepository:
+        """Return one; `KeyError` where there is none."""
+        ...
+
+    def pop(self, name: str, default: None, /) -> LfsRepository | None:
+        """Forget one."""
+        ...
+
+    def change(self, settings: Settings) -> None:
+        """Have those of another configuration from now on."""
+        ...
+
+
 class _Download(NamedTuple):
     """An object on its way, and the repository that it is downloaded for."""
 
@@ -93,7 +109,7 @@ class LargeFiles:
     def __init__(
         self,
         store: LfsStore,
-        repositories: MutableMapping[str, LfsRepository],
+        repositories: LfsRepositories,
         limits: LimitSettings,
         metrics: Metrics,
     ) -> None:
@@ -110,6 +126,14 @@ class LargeFiles:
         self._actions: OrderedDict[tuple[str, str], tuple[Action, float]] = OrderedDict()
         self._room = asyncio.Condition()
         self._reserved_bytes = 0
+
+    def change(self, settings: Settings) -> None:
+        """Go on by another configuration; what is under way keeps its place."""
+        was, self._limits = self._limits, settings.limits
+        self._repositories.change(settings)
+        self._store.bytes_max = settings.limits.lfs_cache_bytes_max
+        if was.lfs_downloads_max != settings.limits.lfs_downloads_max:
+            self._places = asyncio.Semaphore(settings.limits.lfs_downloads_max)
 
     async def forget(self, name: str) -> None:
         """Forget what a repository that was removed may hand out."""

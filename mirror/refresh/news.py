@@ -64,6 +64,11 @@ def compare(mirror: Mirror, repository: BareRepository, listing: Listing) -> New
     known = before.by_name if before is not None else RefTable()
     is_mirrored = patterns_of(mirror.settings.refs).matches
     changes = find_changes(known, listing.refs, is_mirrored)
+    if mirror.shown is None:
+        # The first look since the patterns were others: what these leave out is no news upstream.
+        told = {change.name for change in changes}
+        left_out = (ref for ref in known.values() if not is_mirrored(ref.name))
+        changes += [ListedChange(one.name, one, None) for one in left_out if one.name not in told]
     detached = listing.head if listing.head_target is None else None
     is_head_moved = before is not None and (
         before.head_target != listing.head_target

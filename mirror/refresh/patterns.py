@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterable
-from functools import cache
+from functools import lru_cache
 from typing import Final
 
 from mirror.wire.names import RefName
@@ -20,6 +20,10 @@ HIDDEN_NAMESPACES: Final = (
     b"refs/tmp/",
 )
 """What forges keep for themselves: mirrored only where a pattern names the namespace."""
+
+
+COMPILED_MAX: Final = 1024
+"""Repositories mostly have those of `defaults`."""
 
 
 class RefPatterns:
@@ -47,7 +51,7 @@ class RefPatterns:
         )
 
 
-@cache
+@lru_cache(maxsize=COMPILED_MAX)
 def patterns_of(refs: tuple[str, ...]) -> RefPatterns:
     """Compile a repository's patterns once."""
     return RefPatterns(refs)

@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 
 import structlog
 
+from mirror.config import RepositorySettings
 from mirror.errors import (
     Damaged,
     DiskTrouble,
@@ -69,6 +70,7 @@ class Trigger(enum.StrEnum):
     ACCEPT = "accept"  # as MANUAL, and what vanished upstream was deleted
     ROOM = "room"  # on the disk, after there was none
     DAMAGE = "damage"
+    RELOAD = "reload"
 
 
 @dataclass(slots=True)
@@ -93,6 +95,12 @@ class RefreshPlaces:
             asyncio.Semaphore(max(1, refreshes_max // 2)),
             refreshes_max - refreshes_max // 4,
         )
+
+    def resize(self, refreshes_max: int) -> None:
+        """Make it other places; refreshes under way keep theirs, beside the new ones."""
+        new = RefreshPlaces.of(refreshes_max)
+        self.all, self.clones, self.each_host_max = new.all, new.clones, new.each_host_max
+        self.hosts.clear()
 
     @asynccontextmanager
     async def taken(self, upstream: str, *, is_clone: bool) -> AsyncIterator[None]:
@@ -201,6 +209,27 @@ class Refresher:
             self._pending.triggers.append(trigger)
         self._wake.set()
         return self._pending.outcome
+
+    def change(self, settings: RepositorySettings, remote: Remote, seconds_max: float) -> None:
+        """Go on by other settings of the same upstream; readers are held where other refs count.
+
+        Args:
+            settings: The new ones.
+            remote: The upstream, as they reach it.
+            seconds_max: The longest a refresh may take, from the next one on.
+        """
+        mirror, was = self.mirror, self.mirror.settings
+        mirror.settings = settings
+        self._remote = remote
+        self._refresh_seconds_max = seconds_max
+        if settings == was:
+            return
+        self._schedule = Schedule(settings.poll_interval_seconds)
+        if settings.refs != was.refs:
+            mirror.shown = None
+            mirror.freshness.hold_back()
+        self.request(Trigger.RELOAD)
+        mirror.changed.give()
 
     def announce(self, changes: Sequence[RefChange]) -> None:
         """Take note of an accepted webhook: from now on what we have is stale.

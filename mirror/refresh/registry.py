@@ -18,8 +18,13 @@ _SLASHES: Final = re.compile("/{2,}")
 
 @dataclass(frozen=True, slots=True)
 class Hosted:
-    """One repository with all that acts on it."""
+    """One repository with all that acts on it, by one configuration.
 
+    Attributes:
+        settings: By which requests are judged that found it: the mirror's may have changed since.
+    """
+
+    settings: RepositorySettings
     mirror: Mirror
     refresher: RefreshRequests
     gate: Gate
@@ -30,7 +35,7 @@ class Hosted:
         """Put together what acts on `mirror`."""
         file = mirror.settings.webhook_secret_file
         secrets = WebhookSecrets(file) if file else None
-        return cls(mirror, refresher, Gate(mirror, refresher), secrets)
+        return cls(mirror.settings, mirror, refresher, Gate(mirror, refresher), secrets)
 
 
 class Opener(Protocol):
@@ -74,17 +79,23 @@ class Registry:
     def __len__(self) -> int:
         return len(self._by_name)
 
+    def copy(self) -> "Registry":
+        """Return what does not change with this one, for requests that began before a change."""
+        copied = Registry(self, self.upstreams)
+        copied.opener = self.opener
+        return copied
+
     def add(self, hosted: Hosted) -> None:
         """Take in a repository whose name is not there yet."""
         self._by_name[hosted.mirror.name] = hosted
-        key = repository_key(hosted.mirror.settings.upstream)
+        key = repository_key(hosted.settings.upstream)
         if key is not None:
             self._by_key.setdefault(key, []).append(hosted)
 
     def remove(self, name: str) -> None:
         """Take out a repository."""
         hosted = self._by_name.pop(name)
-        key = repository_key(hosted.mirror.settings.upstream)
+        key = repository_key(hosted.settings.upstream)
         if key is not None:
             self._by_key[key].remove(hosted)
             if not self._by_key[key]:
@@ -102,7 +113,7 @@ class Registry:
         """
         name = _name_at(path)
         hosted = self._by_name.get(name)
-        settings = would_be(name, self.upstreams) if hosted is None else hosted.mirror.settings
+        settings = would_be(name, self.upstreams) if hosted is None else hosted.settings
         if settings is None:
             raise unknown(name)
         return settings

@@ -308,7 +308,7 @@ class Updater:
 
         Of refs that vanished, the deletion of those in `believed` is confirmed; `None`: of all.
         """
-        before = mirror.snapshot
+        before, patterns = mirror.snapshot, mirror.settings.refs
         news = await asyncio.to_thread(compare, mirror, repository, listing)
         if before is not None:
             doubting = partial(
@@ -317,7 +317,7 @@ class Updater:
             is_little = len(news.changes) <= DOUBTED_AT_ONCE_MAX
             news = doubting() if is_little else await asyncio.to_thread(doubting)
         if before is not None and not news.is_any:
-            self._show(mirror, listing, before)
+            self._show(mirror, listing, before, patterns)
             return Updated(repository, before, 0)
         received = Received()
         if news.missing:
@@ -327,12 +327,18 @@ class Updater:
                 mirror, repository, receiver, news.missing, known, speculation
             )
         snapshot = await run_to_end(self._replace_refs, repository, before, news)
-        self._show(mirror, listing, snapshot)
+        self._show(mirror, listing, snapshot, patterns)
         return Updated(repository, snapshot, received.size, len(news.changed), received.answers)
 
-    def _show(self, mirror: Mirror, listing: Listing, snapshot: RefSnapshot) -> None:
-        """Note that the snapshot shows what was listed, unless it shows more."""
-        mirror.shown = (listing.digest, snapshot) if mirror.vanishing is None else None
+    def _show(
+        self, mirror: Mirror, listing: Listing, snapshot: RefSnapshot, patterns: tuple[str, ...]
+    ) -> None:
+        """Note that the snapshot shows what was listed, unless it shows more.
+
+        Or unless other refs are wanted meanwhile than by `patterns`.
+        """
+        is_all = mirror.vanishing is None and mirror.settings.refs == patterns
+        mirror.shown = (listing.digest, snapshot) if is_all else None
 
     async def _receive(
         self,

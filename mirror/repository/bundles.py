@@ -101,7 +101,7 @@ class BundleShelf:
             source: What the bundles are made of: those made of something else are never offered.
         """
         self._directory = directory
-        self._source = source
+        self.source = source
         self._retired: dict[str, float] = {}  # by name: until when
         self.listed: BundleList | None = None
         self.last_token = 0
@@ -137,7 +137,7 @@ class BundleShelf:
         bundles = stored["bundles"]
         if (
             stored["version"] != _LIST_VERSION
-            or stored["source"] != self._source
+            or stored["source"] != self.source
             or not isinstance(bundles, list)
             or not bundles
         ):
@@ -239,7 +239,7 @@ class BundleShelf:
                 retired[bundle.name] = now + KEPT_SECONDS
         stored = {
             "version": _LIST_VERSION,
-            "source": self._source,
+            "source": self.source,
             "built_at": listed.built_at,
             "bundles": [asdict(bundle) for bundle in listed.bundles],
             "retired": retired,

@@ -88,7 +88,7 @@ class LfsStore:
         self._objects = directory / "objects"
         self._tmp = directory / "tmp"
         self._grants = directory / "grants"
-        self._bytes_max = bytes_max
+        self.bytes_max = bytes_max
         self._stored_bytes = 0
         self._lock = threading.Lock()
         self._pruned_at = 0.0
@@ -106,7 +106,7 @@ class LfsStore:
         except OSError as error:
             raise LocalError(f"can't use {self._directory}: {error.strerror}") from error
         with self._lock:
-            self._sweep(self._bytes_max)
+            self._sweep(self.bytes_max)
 
     @property
     def stored_bytes(self) -> int:
@@ -240,8 +240,8 @@ class LfsStore:
         """
         removed = 0
         with self._lock:
-            if self._stored_bytes + reserved > self._bytes_max:
-                removed = self._sweep(self._bytes_max - reserved)
+            if self._stored_bytes + reserved > self.bytes_max:
+                removed = self._sweep(self.bytes_max - reserved)
             lacking = 0 if self._room is None else self._room.lacking(reserved)
             if lacking:
                 removed += self._sweep_off(lacking)

@@ -40,13 +40,19 @@ class GuardedResolver(AbstractResolver):
             proxies: URLs of proxies to them, which may be anywhere. A proxy looks names up itself,
                 and it is for it to say what may be reached.
         """
-        self._proxies = {urlsplit(one).hostname for one in proxies}
+        self._inner = inner
+        self._proxies: set[str | None] = set()
         self._may_be_private: dict[str, bool] = {}
+        self.admit(places, proxies=proxies)
+
+    def admit(self, places: Iterable[Place], *, proxies: Iterable[str] = ()) -> None:
+        """Look up the hosts of other places from now on."""
+        self._proxies = {urlsplit(one).hostname for one in proxies}
+        self._may_be_private = {}
         for place in places:
             host = urlsplit(place.url).hostname or ""
             known = self._may_be_private.get(host, True)
             self._may_be_private[host] = known and place.may_be_private
-        self._inner = inner
 
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET

@@ -72,10 +72,12 @@ class Sessions:
     Attributes:
         configured: To those that the configuration names one by one.
         below_places: To those below `upstreams`, which go to no address that they must not go to.
+        guard: Sees to that.
     """
 
     configured: aiohttp.ClientSession
     below_places: aiohttp.ClientSession
+    guard: GuardedResolver
 
     def of(self, settings: RepositorySettings) -> aiohttp.ClientSession:
         """Return the way to one repository's upstream."""
@@ -90,14 +92,21 @@ async def open_sessions(
     open_one = partial(open_session, connections_per_host_max=connections_per_host_max)
     guarded = guarded_resolver(settings)
     async with open_one() as configured, open_one(resolver=guarded) as below_places:
-        yield Sessions(configured, below_places)
+        yield Sessions(configured, below_places, guarded)
 
 
 def guarded_resolver(settings: Settings) -> GuardedResolver:
     """Make what looks up the hosts of `upstreams`."""
+    resolver = GuardedResolver((), aiohttp.ThreadedResolver())
+    admit_places(resolver, settings)
+    return resolver
+
+
+def admit_places(resolver: GuardedResolver, settings: Settings) -> None:
+    """Look up the hosts of `settings` from now on, and no others."""
     places = [one.place for one in settings.upstreams if one.place is not None]
     proxies = [one.route.proxy for one in settings.upstreams if one.route.proxy is not None]
-    return GuardedResolver(places, aiohttp.ThreadedResolver(), proxies=proxies)
+    resolver.admit(places, proxies=proxies)
 
 
 def remote_for(

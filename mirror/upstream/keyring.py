@@ -7,7 +7,7 @@ end. Each repository has credentials of its own all the same, and so a `Standing
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 from urllib.parse import unquote, urlsplit
@@ -75,6 +75,11 @@ class Keyring:
         if route is None:
             route = self._routes[settings.route] = Route(settings.route)
         return route
+
+    def keep_routes(self, wanted: Iterable[RouteSettings]) -> None:
+        """Let go of the routes that the configuration does not name any more."""
+        kept = {RouteSettings(), *wanted}
+        self._routes = {one: route for one, route in self._routes.items() if one in kept}
 
     def credentials(self, settings: RepositorySettings) -> Credentials | None:
         """Return what a repository signs in with, the same each time; `None` for nothing."""

@@ -24,15 +24,14 @@ from mirror.errors import (
     TooManyAttempts,
 )
 from mirror.metrics import Metrics
-from mirror.web.bundle_files import BundleFiles
+from mirror.web.editions import Front
 from mirror.web.fast_lane import FastLane
 from mirror.web.finding import end_reading
-from mirror.web.forwarded import NO_PROXIES, Proxies
 from mirror.web.guard import CHALLENGES, client_address
-from mirror.web.lfs import OID, LfsHandlers
-from mirror.web.monitoring import Monitoring
+from mirror.web.lfs import OID
 from mirror.web.protocol import (
     BUNDLES_BELOW,
+    EDITION,
     EXPLAIN,
     OK,
     OPERATION,
@@ -43,8 +42,6 @@ from mirror.web.protocol import (
     repository_path,
 )
 from mirror.web.repeating import REQUEST_ID as REQUEST_ID_HEADER
-from mirror.web.smart_http import SmartHttp
-from mirror.web.webhooks import Webhooks
 
 RETRY_AFTER_SECONDS: Final = 5
 CLIENT_GONE_STATUS: Final = 499
@@ -59,50 +56,49 @@ logger = structlog.stdlib.get_logger()
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
-def build_app(
-    smart_http: SmartHttp,
-    bundles: BundleFiles,
-    lfs: LfsHandlers,
-    webhooks: Webhooks,
-    monitoring: Monitoring,
-    metrics: Metrics,
-    *,
-    proxies: Proxies = NO_PROXIES,
-    lane: FastLane | None = None,
-) -> web.Application:
+def build_app(front: Front, metrics: Metrics, *, lane: FastLane | None = None) -> web.Application:
     """Build the application that readers, forges and operators talk to.
 
-    Its answers are told to `lane`, which repeats what handlers offer as `REPEATABLE`. `proxies` are
-    believed when they say who a client is.
+    Its answers are told to `lane`, which repeats what handlers offer as `REPEATABLE`.
     """
     # Bodies are read through `protocol.read_body`, which keeps the limits.
-    app = web.Application(middlewares=[_observed(metrics, proxies)], client_max_size=0)
+    app = web.Application(middlewares=[_observed(metrics, front)], client_max_size=0)
     app.on_response_prepare.append(_begin)
     if lane is not None:
         app.on_response_prepare.append(_told(lane))
     # A body that is refused is not asked for: `read_body` says "100 Continue", not the router.
     get = partial(web.get, expect_handler=_unanswered)
     post = partial(web.post, expect_handler=_unanswered)
+    to = front.to
     app.add_routes(
         [
-            get("/healthz", monitoring.healthz),
-            get("/readyz", monitoring.readyz),
-            get("/metrics", monitoring.metrics),
-            get("/status.json", monitoring.status),
-            post("/webhooks/{forge}", webhooks.receive),
-            get("/{repository:.+}/info/refs", smart_http.info_refs),
-            post("/{repository:.+}/git-upload-pack", smart_http.upload_pack),
-            post("/{repository:.+}/git-receive-pack", smart_http.receive_pack),
-            post("/{repository:.+}/info/lfs/objects/batch", lfs.batch),
-            get(f"/{{repository:.+}}/info/lfs/objects/{{oid:{OID}}}", lfs.download),
+            get("/healthz", to(lambda one: one.monitoring.healthz)),
+            get("/readyz", to(lambda one: one.monitoring.readyz)),
+            get("/metrics", to(lambda one: one.monitoring.metrics)),
+            get("/status.json", to(lambda one: one.monitoring.status)),
+            post("/webhooks/{forge}", to(lambda one: one.webhooks.receive)),
+            get("/{repository:.+}/info/refs", to(lambda one: one.smart_http.info_refs)),
+            post("/{repository:.+}/git-upload-pack", to(lambda one: one.smart_http.upload_pack)),
+            post("/{repository:.+}/git-receive-pack", to(lambda one: one.smart_http.receive_pack)),
+            post("/{repository:.+}/info/lfs/objects/batch", to(lambda one: one.lfs.batch)),
+            get(
+                f"/{{repository:.+}}/info/lfs/objects/{{oid:{OID}}}",
+                to(lambda one: one.lfs.download),
+            ),
             web.put(
                 f"/{{repository:.+}}/info/lfs/objects/{{oid:{OID}}}",
-                lfs.upload,
+                to(lambda one: one.lfs.upload),
                 expect_handler=_unanswered,
             ),
-            web.route("*", "/{repository:.+}/info/lfs/locks{rest:(/.*)?}", lfs.locks),
-            web.get(f"/{{repository:.+}}/{BUNDLES_BELOW}/list", bundles.listing),
-            web.get(f"/{{repository:.+}}/{BUNDLES_BELOW}/{{bundle}}", bundles.bundle),
+            web.route(
+                "*", "/{repository:.+}/info/lfs/locks{rest:(/.*)?}", to(lambda one: one.lfs.locks)
+            ),
+            web.get(
+                f"/{{repository:.+}}/{BUNDLES_BELOW}/list", to(lambda one: one.bundles.listing)
+            ),
+            web.get(
+                f"/{{repository:.+}}/{BUNDLES_BELOW}/{{bundle}}", to(lambda one: one.bundles.bundle)
+            ),
         ]
     )
     return app
@@ -129,19 +125,21 @@ def _told(lane: FastLane) -> Callable[[web.Request, web.StreamResponse], Awaitab
     return tell
 
 
-def _observed(metrics: Metrics, proxies: Proxies) -> Middleware:
-    """Give each request an id, a place in the metrics, and an answer whatever happens."""
+def _observed(metrics: Metrics, front: Front) -> Middleware:
+    """Give each request an edition, an id, a place in the metrics, and an answer in any case."""
 
     @web.middleware
     async def observe(request: web.Request, handler: Handler) -> web.StreamResponse:
         began_at = time.perf_counter()
+        edition = request[EDITION] = front.edition
+        edition.begin()
         request[OPERATION] = Operation.OTHER
         request[OUTCOME] = OK
         request[REQUEST_ID] = secrets.token_hex(8)
         with structlog.contextvars.bound_contextvars(
             request_id=request[REQUEST_ID],
             repository=repository_path(request),
-            remote=client_address(proxies, request),
+            remote=client_address(edition.guard.proxies, request),
         ):
             try:
                 return await _answered(request, handler)
@@ -150,6 +148,7 @@ def _observed(metrics: Metrics, proxies: Proxies) -> Middleware:
                 raise
             finally:
                 end_reading(request)
+                edition.end()
                 seconds = time.perf_counter() - began_at
                 metrics.record_request(request[OPERATION], request[OUTCOME], seconds)
 

@@ -1,11 +1,11 @@
-"""The control socket: what `git-mirror sync` and `status` ask of the running service.
+"""The control socket: what `git-mirror sync`, `status` and `reload` ask of the running service.
 
 A Unix socket that only the service's own user may open; the network does not reach it.
 """
 
 import asyncio
 import json
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from aiohttp import web
 
@@ -18,29 +18,44 @@ REPORT_SECONDS: Final = 0.25
 """How often progress is told."""
 
 
-def build_control_app(registry: Registry, figures: Figures) -> web.Application:
+class Reloads(Protocol):
+    """Reads the configuration again."""
+
+    async def reload(self) -> dict[str, Any]:
+        """Do so after now; returns what came of it, as JSON."""
+        ...
+
+
+def build_control_app(registry: Registry, figures: Figures, reloads: Reloads) -> web.Application:
     """Build the application behind the control socket."""
-    control = _Control(registry, figures)
+    control = _Control(registry, figures, reloads)
     app = web.Application()
     app.add_routes(
         [
             web.get("/status.json", control.status),
             web.post("/sync/{repository:.+}", control.sync),
+            web.post("/reload", control.reload),
         ]
     )
     return app
 
 
 class _Control:
-    def __init__(self, registry: Registry, figures: Figures) -> None:
+    def __init__(self, registry: Registry, figures: Figures, reloads: Reloads) -> None:
         self._registry = registry
         self._figures = figures
+        self._reloads = reloads
 
     async def status(self, request: web.Request) -> web.Response:
         """GET /status.json, as at the service's own port, whoever may look there."""
         del request
         body = await self._figures.status()
         return web.Response(body=body, content_type="application/json", charset="utf-8")
+
+    async def reload(self, request: web.Request) -> web.Response:
+        """POST /reload: read the configuration again; the answer says what came of it."""
+        del request
+        return web.json_response(await self._reloads.reload())
 
     async def sync(self, request: web.Request) -> web.StreamResponse:
         """POST /sync/{repository}: refresh now; a line of JSON per step, the last has `outcome`."""

@@ -31,6 +31,7 @@ from mirror.web.forwarded import NO_PROXIES, Proxies
 from mirror.web.guard import GRANT, certificate_of, client_address, granted
 from mirror.web.protocol import (
     CLIENT_SILENCE_SECONDS_MAX,
+    EDITION,
     OK,
     OPERATION,
     OUTCOME,
@@ -94,6 +95,7 @@ class FastLane:
         self.is_closing = False
         self.request_ids = _request_ids()
         self.proxies = proxies
+        self._edition: object = None
         self._metrics = metrics
         self._date = b""
         self._date_until = 0.0
@@ -104,6 +106,21 @@ class FastLane:
     def __call__(self) -> "Connection":
         """Make the protocol of a new connection."""
         return Connection(self)
+
+    def change(self, edition: object, proxies: Proxies) -> None:
+        """Forget all answers, and learn only those that are given by `edition` from now on.
+
+        Args:
+            edition: What requests have as `EDITION`.
+            proxies: Who is believed by it.
+        """
+        self._edition = edition
+        self.answers = Answers()
+        if proxies == self.proxies:
+            return
+        self.proxies = proxies
+        for connection in (*self._alone, *self._handled.values()):
+            connection.identify()
 
     def date(self, now: float) -> bytes:
         """Return the value of Date for an answer given now, which `time.perf_counter` says."""
@@ -126,7 +143,8 @@ class FastLane:
     ) -> None:
         data = connection.account_for(request)
         offered = request.get(REPEATABLE)
-        if data is None or offered is None or request[OUTCOME] != OK:
+        is_current = request.get(EDITION) is self._edition
+        if data is None or offered is None or request[OUTCOME] != OK or not is_current:
             return
         grant = request.get(GRANT, ANONYMOUS)
         context = {"repository": repository_path(request)}
@@ -224,6 +242,11 @@ class Connection(asyncio.Protocol):
             return
         self._active_at = time.perf_counter()
         self._idle_timer = self._loop.call_later(lane.keepalive_seconds, self._end_if_idle)
+
+    def identify(self) -> None:
+        """Look anew who reads."""
+        if self._transport is not None:
+            self.identity = identity_of(self._transport, self._lane.proxies)
 
     def data_received(self, data: bytes) -> None:
         """Answer a request that is known by heart; all else is aiohttp's."""

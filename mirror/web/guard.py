@@ -63,8 +63,13 @@ class Guard:
         self._metrics = metrics
         self._registry = registry
         self._finder = Finder(registry)
-        self._doorkeeper = doorkeeper
+        self.doorkeeper = doorkeeper
         self._monitoring_from = monitoring_from
+
+    def keep_to(self, registry: Registry) -> None:
+        """Go on with what there was, for requests that came before a change."""
+        self._registry = registry
+        self._finder = Finder(registry)
 
     async def find(self, request: web.Request) -> Hosted:
         """Return the repository that a request is about, if its client may read it.
@@ -115,11 +120,11 @@ class Guard:
         try:
             settings = self._registry.resolve(request.match_info["repository"])
         except UnknownRepository as unknown:
-            await self._doorkeeper.turn_away(self._client(request), unknown)
+            await self.doorkeeper.turn_away(self._client(request), unknown)
             raise
         if AccessKind.ANONYMOUS in settings.access:
             return settings, ANONYMOUS
-        return settings, await self._doorkeeper.admit(
+        return settings, await self.doorkeeper.admit(
             self._client(request),
             settings.name,
             access=settings.access,
@@ -146,7 +151,7 @@ class Guard:
 
     def sees_all(self, request: web.Request) -> bool:
         """Tell whether a client may know which repositories there are."""
-        if self._doorkeeper.is_open and not self._monitoring_from:
+        if self.doorkeeper.is_open and not self._monitoring_from:
             return True
         address = self.address(request)
         return (

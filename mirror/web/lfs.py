@@ -203,7 +203,7 @@ class LfsHandlers:
             )
 
     def _scope(self, hosted: Hosted) -> Path:
-        settings = hosted.mirror.settings
+        settings = hosted.settings
         return self._store.scope(settings.name, settings.upstream)
 
 

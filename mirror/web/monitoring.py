@@ -34,7 +34,12 @@ class Figures(Protocol):
 
 
 class OwnFigures:
-    """The figures of this process, which looks after the repositories itself."""
+    """The figures of this process, which looks after the repositories itself.
+
+    Attributes:
+        configuration: Returns the status of the configuration file, once somebody looks after it;
+            times in seconds since the epoch.
+    """
 
     def __init__(
         self,
@@ -55,6 +60,7 @@ class OwnFigures:
             disk: Returns that of the disk, `None` where nobody watches it.
         """
         self._disk = disk
+        self.configuration: Callable[[], dict[str, Any]] | None = None
         self._relays = relays
         self._registry = registry
         self._metrics = metrics
@@ -77,6 +83,9 @@ class OwnFigures:
                 "repositories": {one.mirror.name: describe(one) for one in self._registry},
                 "disk": self._disk(),
                 "relays": {name: _with_dates(one) for name, one in self._relays().items()},
+                "configuration": None
+                if self.configuration is None
+                else _with_dates(self.configuration()),
             }
         ).encode()
 
@@ -88,6 +97,10 @@ class Monitoring:
         self._registry = registry
         self._figures = figures
         self._guard = guard
+
+    def keep_to(self, registry: Registry) -> None:
+        """Go on with what there was, for requests that came before a change."""
+        self._registry = registry
 
     async def healthz(self, request: web.Request) -> web.Response:
         """GET /healthz: the process is alive and its event loop turns."""
@@ -204,8 +217,8 @@ def describe(hosted: Hosted) -> dict[str, Any]:
     }
 
 
-def _with_dates(relay: dict[str, Any]) -> dict[str, Any]:
-    return {key: _iso(value) if key.endswith("_at") else value for key, value in relay.items()}
+def _with_dates(part: dict[str, Any]) -> dict[str, Any]:
+    return {key: _iso(value) if key.endswith("_at") else value for key, value in part.items()}
 
 
 def _describe_credentials(standing: Standing | None) -> dict[str, Any] | None:

@@ -66,6 +66,9 @@ class Operation(enum.StrEnum):
 
 
 OPERATION: Final = web.RequestKey("operation", Operation)
+EDITION: Final = web.RequestKey("edition", object)
+"""By what configuration a request is answered: see `mirror.web.editions`."""
+
 OUTCOME: Final = web.RequestKey("outcome", str)
 """What came of a request: the other label. A handler sets it where it answers an error itself."""
 

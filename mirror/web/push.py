@@ -167,7 +167,7 @@ class Pushes:
 
     def _line(self, request: web.Request, hosted: Hosted) -> PushLine:
         request[OPERATION] = Operation.RECEIVE_PACK
-        settings = hosted.mirror.settings
+        settings = hosted.settings
         if settings.push is PushPolicy.REFUSE:
             raise read_only(settings)
         if is_own_token(request.headers.get("Authorization")):
@@ -358,7 +358,7 @@ class _Push:
 def _knowledge_of(hosted: Hosted) -> Callable[[RefName, ObjectId], bool]:
     """Return what tells whether a tip of the upstream's is no news here."""
     snapshot = hosted.mirror.snapshot
-    is_mirrored = patterns_of(hosted.mirror.settings.refs).matches
+    is_mirrored = patterns_of(hosted.settings.refs).matches
 
     def is_known(ref: RefName, tip: ObjectId) -> bool:
         return snapshot is None or snapshot.find(ref) == tip or not is_mirrored(ref)

@@ -42,12 +42,18 @@ class Tls:
         """
         self._settings = settings
         self._metrics = metrics
-        self._stamps = self._look()
-        self._current = self._load()
-        self.context = self._load()
+        self._stamps = _look(settings)
+        self._current = load(settings)
+        self.context = load(settings)
         # Called in each handshake, with a server name or without.
         self.context.sni_callback = self._take_current
         self._tell()
+
+    def change(self, settings: TlsSettings, loaded: ssl.SSLContext) -> None:
+        """Show the certificates of another configuration, as `load` has loaded them."""
+        self._settings = settings
+        self._current = loaded
+        self._stamps = ()  # looked at again soon, for they may have changed since
 
     async def run(self) -> None:
         """Look after the files until cancelled."""
@@ -57,16 +63,20 @@ class Tls:
 
     async def look_again(self) -> bool:
         """Take new files if there are any; tells whether it did."""
-        stamps = await asyncio.to_thread(self._look)
-        if stamps == self._stamps:
+        settings = self._settings
+        stamps = await asyncio.to_thread(_look, settings)
+        if stamps == self._stamps or settings is not self._settings:
             return False
         self._stamps = stamps
         try:
-            self._current = await asyncio.to_thread(self._load)
+            loaded = await asyncio.to_thread(load, settings)
         except LocalError as error:
             # Perhaps one file of two is new: the other will be, soon.
             logger.error("certificate_not_loaded", error=str(error))  # noqa: TRY400
             return False
+        if settings is not self._settings:
+            return False  # another configuration has come meanwhile
+        self._stamps, self._current = stamps, loaded
         self._tell()
         return True
 
@@ -75,33 +85,6 @@ class Tls:
     ) -> None:
         del name, context
         connection.context = self._current
-
-    def _load(self) -> ssl.SSLContext:
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.minimum_version = ssl.TLSVersion.TLSv1_2
-        context.set_alpn_protocols(["http/1.1"])
-        for certificate, key in self._settings.pairs:
-            try:
-                context.load_cert_chain(certificate, key)
-            except (OSError, ValueError) as error:
-                raise LocalError(
-                    f"the certificate {certificate} and its key {key} can't be used:"
-                    f" {_reason(error)}"
-                ) from error
-        authorities = self._settings.client_ca_file
-        if authorities is not None:
-            context.verify_mode = ssl.CERT_OPTIONAL
-            try:
-                context.load_verify_locations(authorities)
-            except (OSError, ValueError) as error:
-                raise LocalError(f"{authorities} can't be used: {_reason(error)}") from error
-        return context
-
-    def _look(self) -> Stamps:
-        files = [file for pair in self._settings.pairs for file in pair]
-        if self._settings.client_ca_file is not None:
-            files.append(self._settings.client_ca_file)
-        return tuple(map(_stamp_of, files))
 
     def _tell(self) -> None:
         """Tell until when the certificates are good."""
@@ -112,6 +95,39 @@ class Tls:
         self._metrics.set_certificate_end(min(ends))
         days = (min(ends) - time.time()) / 86400
         logger.info("certificate_loaded", days_left=round(days, 1))
+
+
+def load(settings: TlsSettings) -> ssl.SSLContext:
+    """Load the certificates; blocking.
+
+    Raises:
+        LocalError: They can't be used.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.set_alpn_protocols(["http/1.1"])
+    for certificate, key in settings.pairs:
+        try:
+            context.load_cert_chain(certificate, key)
+        except (OSError, ValueError) as error:
+            raise LocalError(
+                f"the certificate {certificate} and its key {key} can't be used: {_reason(error)}"
+            ) from error
+    authorities = settings.client_ca_file
+    if authorities is not None:
+        context.verify_mode = ssl.CERT_OPTIONAL
+        try:
+            context.load_verify_locations(authorities)
+        except (OSError, ValueError) as error:
+            raise LocalError(f"{authorities} can't be used: {_reason(error)}") from error
+    return context
+
+
+def _look(settings: TlsSettings) -> Stamps:
+    files = [file for pair in settings.pairs for file in pair]
+    if settings.client_ca_file is not None:
+        files.append(settings.client_ca_file)
+    return tuple(map(_stamp_of, files))
 
 
 def _stamp_of(file: Path) -> Stamp | None:

@@ -64,6 +64,10 @@ class Webhooks:
         self._metrics = metrics
         self._announcer = announcer
 
+    def keep_to(self, registry: Registry) -> None:
+        """Go on with what there was, for deliveries that came before a change."""
+        self._registry = registry
+
     async def receive(self, request: web.Request) -> web.Response:
         """POST /webhooks/{forge}."""
         request[OPERATION] = Operation.WEBHOOK
@@ -146,7 +150,7 @@ class Webhooks:
         """
         owners = _secrets(named)
         if not owners:
-            owners = _secrets(one for one in self._registry if one.mirror.settings.forge == forge)
+            owners = _secrets(one for one in self._registry if one.settings.forge == forge)
             # Of a repository below `upstreams` that nobody has asked for yet.
             for secret in self._place_secrets(forge):
                 owners.setdefault(secret.reveal(), _Owners(is_old=False))

@@ -73,13 +73,42 @@ class ChangeState:
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """Told first: what to serve. `content` is the configuration as it was read from `source`."""
+    """Told first: what to serve.
 
+    Attributes:
+        started: The configuration as it was read from `source` when the service started.
+        content: The one that applies now, but for what needs a restart.
+    """
+
+    started: bytes
     content: bytes
     source: str
     number: int
     workers: int
     kind: Literal["setup"] = "setup"
+
+
+@dataclass(frozen=True, slots=True)
+class Prepare:
+    """Asked: read another configuration, so that the change for it takes no time."""
+
+    content: bytes
+    kind: Literal["prepare"] = "prepare"
+
+
+@dataclass(frozen=True, slots=True)
+class Reconfigure:
+    """Asked: serve by another configuration, as it was read from its file; answered once it is."""
+
+    content: bytes
+    kind: Literal["reconfigure"] = "reconfigure"
+
+
+@dataclass(frozen=True, slots=True)
+class DrainWanted:
+    """Asked: answered once no request is under way by an earlier configuration."""
+
+    kind: Literal["drain_wanted"] = "drain_wanted"
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,6 +270,9 @@ class Reply:
 
 Message: TypeAlias = (
     Setup
+    | Prepare
+    | Reconfigure
+    | DrainWanted
     | Announced
     | Refreshed
     | Bundled

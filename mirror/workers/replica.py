@@ -66,7 +66,12 @@ class Replica:
 
     def remove(self, name: str) -> None:
         """Let go of a mirror."""
-        self.mirrors.pop(name).forsake()
+        self.retire(name).forsake()
+
+    def retire(self, name: str) -> Mirror:
+        """Follow a mirror no more; it is to be forsaken after its last reader."""
+        self._queues.pop(name, None)
+        return self.mirrors.pop(name)
 
     def announce(self, announced: Announced) -> None:
         """Hold readers for an announcement."""
@@ -108,14 +113,17 @@ class Replica:
 
     async def _follow(self, mirror: Mirror, queue: deque[tuple[Refreshed, Done]]) -> None:
         """Take over what is told of one repository, until there is nothing more."""
-        while queue:
+        while queue and self._is_kept(mirror):
             refreshed, done = queue[0]
             if refreshed.snapshot is not None:
                 await self._take_over(mirror, refreshed.snapshot)
             _put(mirror, refreshed)
             done()
             queue.popleft()
-        del self._queues[mirror.name]
+        for _, done in queue:
+            done()  # nobody is served from it any more
+        if self._queues.get(mirror.name) is queue:
+            del self._queues[mirror.name]
 
     async def _take_over(self, mirror: Mirror, news: SnapshotNews) -> None:
         try:
@@ -126,7 +134,8 @@ class Replica:
                 raise
             return
         if not self._is_kept(mirror):
-            repository.close()
+            if repository is not mirror.repository:  # else readers may be at it still
+                repository.close()
             return
         # Both at once: a reader's refs and objects are to match.
         before = mirror.snapshot

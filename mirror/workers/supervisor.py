@@ -9,7 +9,7 @@ import asyncio
 import json
 import socket
 import time
-from collections.abc import Coroutine, Mapping
+from collections.abc import Coroutine, Iterable, Mapping
 from typing import Any, Final
 
 import structlog
@@ -33,13 +33,16 @@ from mirror.workers.messages import (
     Announced,
     Bundled,
     Delivered,
+    DrainWanted,
     FiguresWanted,
     LfsAsked,
     LfsFetched,
     Listen,
     Message,
     MirrorWanted,
+    Prepare,
     ReadsWanted,
+    Reconfigure,
     RefreshWanted,
     Removed,
     Reply,
@@ -53,6 +56,9 @@ from mirror.workers.state import refreshed, unpacked_changes
 ANNOUNCE_SECONDS_MAX: Final = 2.0
 """To acknowledge an announcement, or that nothing has changed, a worker's loop has to turn once.
 Forges give up at 10 s."""
+
+RECONFIGURE_SECONDS_MAX: Final = 30.0
+"""To read a configuration of very many repositories, with others at work beside it."""
 
 PUBLISH_SECONDS_MAX: Final = 30.0
 """To make a snapshot of very many refs, with others before it."""
@@ -102,6 +108,7 @@ class Supervisor:
             listener: A Unix socket that they inherit, and listen on too.
         """
         self._settings = settings
+        self._started = settings.content
         self._registry = registry
         self._metrics = metrics
         self._announcer = announcer
@@ -213,7 +220,8 @@ class Supervisor:
             ChannelError: It broke down, or can't listen.
         """
         settings = self._settings
-        worker.link.tell(Setup(settings.content, str(settings.source), worker.number, self._count))
+        source, number = str(settings.source), worker.number
+        worker.link.tell(Setup(self._started, settings.content, source, number, self._count))
         # In one go: what happens from here on is told to it as to the others.
         mirrors = [one.mirror for one in self._registry if one.mirror.name in self._told]
         for one in mirrors:
@@ -261,7 +269,7 @@ class Supervisor:
 
     async def removed(self, mirror: Mirror, *, by_force: bool) -> bool:
         """See `Processes.removed`."""
-        del self._told[mirror.name]  # from now on, no new worker is told of it
+        self._told.pop(mirror.name, None)  # from now on, no new worker is told of it
         asked = []
         for worker in self._workers.values():
             # Those that do not serve yet have no readers, and let go before they do.
@@ -278,6 +286,33 @@ class Supervisor:
         await self.bundled(mirror)
         return False
 
+    async def prepare(self, settings: Settings) -> None:
+        """See `Workers.prepare`."""
+        message = Prepare(settings.content)
+        asked = [one.link.ask(message) for one in self._workers.values() if one.is_serving]
+        if asked:
+            await asyncio.wait(asked, timeout=RECONFIGURE_SECONDS_MAX)
+
+    def change(
+        self, settings: Settings, removed: Iterable[Mirror], added: Iterable[Mirror]
+    ) -> Coroutine[Any, Any, None]:
+        """See `Workers.change`."""
+        self._settings = settings
+        for mirror in removed:
+            self._told.pop(mirror.name, None)
+        for mirror in added:
+            mirror.replicas = self
+            self._told[mirror.name] = None
+        message = Reconfigure(settings.content)
+        asked = [(one, one.link.ask(message)) for one in self._workers.values()]
+        return _acknowledged(asked, RECONFIGURE_SECONDS_MAX)
+
+    async def drained(self, seconds_max: float) -> None:
+        """See `Workers.drained`."""
+        asked = [one.link.ask(DrainWanted()) for one in self._workers.values()]
+        if asked:
+            await asyncio.wait(asked, timeout=seconds_max)
+
     async def reads(self) -> Mapping[str, float]:
         """See `Processes.reads`."""
         asked = [one.link.ask(ReadsWanted()) for one in self._workers.values() if one.is_serving]
@@ -292,9 +327,7 @@ class Supervisor:
     async def _ask_all(self, message: Message, seconds_max: float) -> None:
         # Those that do not serve yet are told, too, but not waited for: they follow before they do.
         asked = [(one, one.link.ask(message)) for one in self._workers.values()]
-        await asyncio.gather(
-            *(one.acknowledged(answer, seconds_max) for one, answer in asked if one.is_serving)
-        )
+        await _acknowledged(asked, seconds_max)
 
     # --- from the workers ----------------------------------------------------------------------
 
@@ -376,6 +409,15 @@ class Supervisor:
     async def status(self) -> bytes:
         """See `Figures.status`."""
         return await self._figures.status()
+
+
+async def _acknowledged(
+    asked: "list[tuple[ManagedWorker, asyncio.Future[Reply]]]", seconds_max: float
+) -> None:
+    """Wait for those that serve readers."""
+    await asyncio.gather(
+        *(one.acknowledged(answer, seconds_max) for one, answer in asked if one.is_serving)
+    )
 
 
 def _reply_of(outcome: "asyncio.Future[None]") -> Reply:

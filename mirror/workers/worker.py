@@ -11,22 +11,26 @@ import json
 import math
 import signal
 import socket
-from collections.abc import Callable
+import ssl
+from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import structlog
 
-from mirror.config import ListenAddress, LogSettings, Settings, parse
+from mirror.config import ListenAddress, LogSettings, Settings, compare, parse
 from mirror.errors import MirrorError
 from mirror.metrics import Metrics
 from mirror.places import DataDirectory
 from mirror.refresh.foresight import Foresight
 from mirror.refresh.mirror import Mirror
 from mirror.refresh.registry import Hosted, Registry
+from mirror.repository.packing.pack_cache import PackCache
 from mirror.serving import (
     AGENT,
+    Serving,
     Share,
     build_metrics,
     open_app,
@@ -36,6 +40,7 @@ from mirror.serving import (
 )
 from mirror.web.fetch import Fetches
 from mirror.web.listening import listen, listen_on_unix_socket
+from mirror.web.tls import Tls, load
 from mirror.workers.figures import counts_of, dump
 from mirror.workers.frames import ChannelError
 from mirror.workers.lfs import LfsProxy
@@ -45,9 +50,12 @@ from mirror.workers.messages import (
     Announced,
     Bundled,
     CountsWanted,
+    DrainWanted,
     Listen,
     Message,
+    Prepare,
     ReadsWanted,
+    Reconfigure,
     Refreshed,
     Removed,
     Reply,
@@ -91,7 +99,8 @@ class Worker:
         """Serve until told to stop; `False` when the end came in another way."""
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGTERM, self._stopping.set)
-        loop.add_signal_handler(signal.SIGINT, lambda: None)  # a terminal's is the main process's
+        for number in (signal.SIGINT, signal.SIGHUP):
+            loop.add_signal_handler(number, lambda: None)  # a terminal's is the main process's
         await self._link.open(channel)
         lost = asyncio.create_task(self._link.lost.wait())
         stopping = asyncio.create_task(self._stopping.wait())
@@ -117,10 +126,17 @@ class Worker:
         """
         match message:
             case Setup() if self._served is None:
-                settings = parse(message.content, source=Path(message.source))
+                source = Path(message.source)
+                settings = parse(message.started, source=source)
+                if message.content != message.started:
+                    settings = compare(settings, parse(message.content, source=source), {}).settings
                 self._configure_logs(settings.log, message.number)
                 self._served = _Served(
-                    settings, self._link, workers=message.workers, listener=self._listener
+                    settings,
+                    self._link,
+                    workers=message.workers,
+                    listener=self._listener,
+                    configure_logs=lambda log: self._configure_logs(log, message.number),
                 )
             case Stop():
                 self._stopping.set()
@@ -140,11 +156,14 @@ class _Served:
         *,
         workers: int,
         listener: socket.socket | None,
+        configure_logs: Callable[[LogSettings], None],
     ) -> None:
+        self._configure_logs = configure_logs
         self._settings = settings
         self._listener = listener
         self._link = link
         self._workers = workers
+        self._share = Share(processes=workers, is_first=False)
         places = DataDirectory(settings.data_dir)
         self._replica = Replica(settings.repositories.values(), places, agent=AGENT)
         self._replica.failed.add_done_callback(self._give_up)
@@ -154,6 +173,11 @@ class _Served:
         )
         self._registry.opener = OpenerProxy(link, self._registry)
         self._foresight: Foresight | None = None
+        self._packs: PackCache | None = None
+        self._serving: Serving | None = None
+        self._tls: Tls | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._prepared: tuple[bytes, Settings, ssl.SSLContext | None] | None = None
         self._metrics: Metrics | None = None
         self._listening: asyncio.Task[None] | None = None
         self._children = AsyncExitStack()
@@ -180,6 +204,13 @@ class _Served:
                 self._add(message.repository)
             case Removed():
                 self._link.reply(message_id, Reply("" if self._remove(message) else BUSY))
+            case Prepare():
+                self._start(self._prepare(message.content, done))
+            case Reconfigure():
+                self._change(message.content)
+                done()
+            case DrainWanted():
+                self._start(self._drained(done))
             case ReadsWanted():
                 self._link.reply(message_id, Reply(json.dumps(self._reads())))
             case CountsWanted():
@@ -189,6 +220,82 @@ class _Served:
                 self._listening = asyncio.create_task(self._listen(message_id, message))
             case _:
                 raise ChannelError(f"{message.kind!r} is not for a worker")
+
+    async def _prepare(self, content: bytes, done: Callable[[], None]) -> None:
+        """Read a configuration that is to come; what is wrong with it shows when it does."""
+        try:
+            read = await asyncio.to_thread(_read, content, self._settings)
+        except MirrorError as error:
+            logger.warning("configuration_not_prepared", error=str(error))
+        else:
+            self._prepared = content, *read
+        done()
+
+    def _change(self, content: bytes) -> None:
+        """Serve by another configuration, in one step: whoever asks next is answered by it.
+
+        Raises:
+            MirrorError: It can't be used here; the main process could.
+        """
+        old, registry, prepared = self._settings, self._registry, self._prepared
+        self._prepared = None
+        if prepared is None or prepared[0] != content:
+            prepared = content, *_read(content, old)
+        _, written, loaded = prepared
+        here = {one.mirror.name: one.settings for one in registry}
+        difference = compare(old, written, here)
+        new = difference.settings
+        before = registry.copy()
+        gone = []
+        for name in difference.removed:
+            registry.remove(name)
+            gone.append(self._replica.retire(name))
+            if self._foresight is not None:
+                self._foresight.forget(name)
+        registry.upstreams = new.upstreams
+        for one in difference.changed:
+            mirror = self._replica.mirrors[one.name]
+            registry.remove(one.name)
+            mirror.settings = one
+            registry.add(self._hosted(mirror))
+            mirror.changed.give()
+        for one in difference.added:
+            registry.add(self._hosted(self._replica.add(one)))
+        self._settings = new
+        self._follow_settings(old, before, loaded)
+        if new.log != old.log:
+            self._configure_logs(new.log)
+        if gone:
+            self._start(self._let_go(gone))
+
+    def _follow_settings(
+        self, old: Settings, before: Registry, loaded: ssl.SSLContext | None
+    ) -> None:
+        """Have what serves go by the settings of the moment, instead of `old`."""
+        new = self._settings
+        if self._serving is not None:
+            self._serving.change(old, new, before)
+        if self._packs is not None:
+            self._packs.change(**self._share.pack_limits(new))
+        if self._tls is not None and new.tls is not None and loaded is not None:
+            self._tls.change(new.tls, loaded)
+
+    async def _let_go(self, gone: list[Mirror]) -> None:
+        """Let go of mirrors after their last reader."""
+        if self._serving is not None:
+            await self._serving.drained()
+        for mirror in gone:
+            mirror.forsake()
+
+    async def _drained(self, done: Callable[[], None]) -> None:
+        if self._serving is not None:
+            await self._serving.drained()
+        done()
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     def _hosted(self, mirror: Mirror) -> Hosted:
         return Hosted.of(mirror, RefreshProxy(self._link, mirror.name))
@@ -223,18 +330,20 @@ class _Served:
     async def _listen(self, message_id: int, message: Listen) -> None:
         """Build what serves, and accept connections once all that was told is followed."""
         address = ListenAddress(message.host, message.port)
+        settings = self._settings
         try:
-            engine = await self._children.enter_async_context(open_engine(self._settings.engine))
+            engine = await self._children.enter_async_context(open_engine(settings.engine))
             metrics = self._metrics = build_metrics(engine)
-            tls = await open_tls(self._stack, self._settings, metrics)
-            share = Share(processes=self._workers, is_first=False)
-            packs = await open_packs(self._stack, self._settings, engine, metrics, share)
+            tls = self._tls = await open_tls(self._stack, settings, metrics)
+            packs = self._packs = await open_packs(
+                self._stack, settings, engine, metrics, self._share
+            )
             foresight = self._foresight = Foresight(packs, metrics)
             self._stack.push_async_callback(foresight.close)
             self._replica.on_followed = foresight.followed
-            runner = await open_app(
+            serving = self._serving = await open_app(
                 self._stack,
-                self._settings,
+                settings,
                 self._registry,
                 metrics,
                 fetches=Fetches(packs, foresight, metrics),
@@ -243,10 +352,14 @@ class _Served:
                 processes=self._workers,
                 lfs=LfsProxy(self._link),
             )
+            if settings is not self._settings:  # another has come meanwhile
+                _, loaded = _read(self._settings.content, settings)
+                self._follow_settings(settings, self._registry.copy(), loaded)
             await self._replica.settled()
             if self._listener is not None:
-                await listen_on_unix_socket(runner, self._listener)
-            await listen(runner, address, tls=tls, is_shared=True)
+                await listen_on_unix_socket(serving.runner, self._listener)
+            context = None if tls is None else tls.context
+            await listen(serving.runner, address, tls=context, is_shared=True)
         except MirrorError as error:
             self._link.reply(message_id, Reply(error=str(error)))
         except Exception:
@@ -269,3 +382,15 @@ class _Served:
     async def end_children(self) -> None:
         """Kill the child processes; they would outlive this one."""
         await self._children.aclose()
+
+
+def _read(content: bytes, running: Settings) -> tuple[Settings, ssl.SSLContext | None]:
+    """Return a configuration, and its certificates where they are not those of `running`; blocking.
+
+    Raises:
+        MirrorError: It can't be used.
+    """
+    settings = parse(content, source=running.source)
+    both = settings.tls is not None and running.tls is not None
+    is_new = both and settings.tls != running.tls
+    return settings, load(settings.tls) if is_new and settings.tls is not None else None

@@ -7,7 +7,7 @@ from typing import cast
 
 import pytest
 
-from mirror.config import LimitSettings
+from mirror.config import LimitSettings, Settings
 from mirror.errors import Overloaded, UpstreamUnavailable
 from mirror.metrics import Metrics
 from mirror.refresh import lfs
@@ -47,6 +47,13 @@ class Remote:
         yield CONTENT
 
 
+class Repositories(dict[str, LfsRepository]):
+    """Those of one configuration, which stays."""
+
+    def change(self, settings: Settings) -> None:
+        raise NotImplementedError
+
+
 @pytest.fixture
 def remote() -> Remote:
     return Remote()
@@ -61,7 +68,8 @@ def store(tmp_path: Path) -> LfsStore:
 
 @pytest.fixture
 async def files(store: LfsStore, remote: Remote) -> AsyncIterator[LargeFiles]:
-    repositories = {"a": LfsRepository(cast("LfsRemote", remote), store.scope("a", "https://x"))}
+    repositories = Repositories()
+    repositories["a"] = LfsRepository(cast("LfsRemote", remote), store.scope("a", "https://x"))
     limits = LimitSettings(lfs_downloads_max=1, refresh_timeout=1.0)
     opened = LargeFiles(store, repositories, limits, Metrics("0"))
     yield opened

@@ -21,11 +21,8 @@ UPSTREAMS = {
 def registry() -> Registry:
     absent = cast("Any", None)  # nobody is asked anything here
     return Registry(
-        Hosted(
-            Mirror(RepositorySettings(name=name, upstream=upstream), Path("/nowhere")),
-            absent,
-            absent,
-            None,
+        Hosted.of(
+            Mirror(RepositorySettings(name=name, upstream=upstream), Path("/nowhere")), absent
         )
         for name, upstream in UPSTREAMS.items()
     )

@@ -24,6 +24,7 @@ from mirror.workers.messages import (
     Message,
     MirrorWanted,
     ReadsWanted,
+    Reconfigure,
     Refreshed,
     RefreshWanted,
     Removed,
@@ -61,7 +62,8 @@ FRESHNESS = st.builds(
 LAST = st.builds(LastState, SECONDS, SECONDS, st.none() | TEXT, SECONDS)
 CHANGES = st.lists(st.builds(ChangeState, NAMES, TEXT, TEXT), max_size=3).map(tuple)
 MESSAGES: st.SearchStrategy[Message] = st.one_of(
-    st.builds(Setup, st.binary(max_size=50), TEXT, NUMBERS, NUMBERS),
+    st.builds(Setup, st.binary(max_size=50), st.binary(max_size=50), TEXT, NUMBERS, NUMBERS),
+    st.builds(Reconfigure, st.binary(max_size=50)),
     st.builds(Announced, TEXT, NUMBERS),
     st.builds(Refreshed, TEXT, FRESHNESS, LAST, st.none() | NEWS),
     st.builds(Added, TEXT),

@@ -10,6 +10,7 @@ import ssl
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, suppress
+from functools import partial
 from typing import Any, Final, ParamSpec, TypeVar
 from urllib.parse import urlsplit
 
@@ -46,18 +47,36 @@ class Relays:
     def __init__(
         self, relays: Mapping[str, RelaySettings], metrics: Metrics, *, agent: str
     ) -> None:
+        self._metrics = metrics
+        self._agent = agent
         self._mirrors: dict[str, Mirror] = {}
         self._served: dict[str, RefSnapshot] = {}
         self._ranges = Ranges()
-        self._senders = [
-            Sender(one, self._mirrors, self._ranges, metrics, agent=agent, record=self._record)
-            for one in relays.values()
-        ]
+        self._senders = [self._sender(one) for one in relays.values()]
         self._ledger: Ledger | None = None
         self._thread: ThreadPoolExecutor | None = None
-        self._tasks: list[asyncio.Task[None]] = []
-        if self._senders:
-            metrics.watch_relays(lambda: [one.state() for one in self._senders])
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._broken: asyncio.Future[None] | None = None
+        self._places: DataDirectory | None = None
+        self._changing = asyncio.Lock()
+        self._is_watched = False
+        self._watch_figures()
+
+    def _sender(self, relay: RelaySettings) -> Sender:
+        return Sender(
+            relay,
+            self._mirrors,
+            self._ranges,
+            self._metrics,
+            agent=self._agent,
+            record=self._record,
+        )
+
+    def _watch_figures(self) -> None:
+        if self._senders and not self._is_watched:
+            self._is_watched = True
+            self._metrics.watch_relays(lambda: [one.state() for one in self._senders])
+        self._metrics.create_relay_series(one.settings.name for one in self._senders)
 
     async def open(
         self, stack: AsyncExitStack, mirrors: Iterable[Mirror], places: DataDirectory
@@ -72,13 +91,26 @@ class Relays:
         Raises:
             LocalError: The ledger can't be opened.
         """
-        if not self._senders:
-            return  # nor is there a file
+        self._places = places
         self._mirrors.update((one.name, one) for one in mirrors)
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="relay-ledger")
         stack.push_async_callback(self._close)
+        if self._senders:  # else there is no file, nor will there be
+            await self._open_ledger()
+            await self._in_thread(self._load, self._senders, list(self._mirrors.values()))
+
+    async def _open_ledger(self) -> None:
+        """Open the ledger, if it is not open yet.
+
+        Raises:
+            LocalError: It can't be opened.
+        """
+        places = self._places
+        if self._ledger is not None or places is None:
+            return
+        if self._thread is None:
+            self._thread = ThreadPoolExecutor(1, thread_name_prefix="relay-ledger")
         try:
-            await self._in_thread(self._load, places)
+            self._ledger = await self._in_thread(partial(_ledger, places))
         except sqlite3.Error as error:
             raise LocalError(
                 f"{places.relays} can't be used: {error}; with that file moved away, every receiver"
@@ -86,16 +118,68 @@ class Relays:
             ) from error
 
     def start(self, stack: AsyncExitStack) -> list[asyncio.Task[None]]:
-        """Begin to tell, now that all is served; returns the tasks, none of which should end.
+        """Begin to tell, now that all is served; returns tasks, none of which should end.
 
         `stack` gets their end, which comes before that of what serves.
         """
         stack.push_async_callback(self._stop)
-        self._tasks = [
-            asyncio.create_task(one.run(), name=f"relay {one.settings.name}")
-            for one in self._senders
-        ]
-        return self._tasks
+        self._broken = asyncio.get_running_loop().create_future()
+        for one in self._senders:
+            self._start(one)
+        return [asyncio.create_task(_until(self._broken), name="relays")]
+
+    def _start(self, sender: Sender) -> None:
+        name = sender.settings.name
+        task = self._tasks[name] = asyncio.create_task(sender.run(), name=f"relay {name}")
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: "asyncio.Task[None]") -> None:
+        if not task.cancelled() and self._broken is not None and not self._broken.done():
+            error = task.exception() or RuntimeError(f"{task.get_name()} ended")
+            self._broken.set_exception(error)
+
+    async def prepare(self, relays: Mapping[str, RelaySettings]) -> None:
+        """Make ready for other receivers.
+
+        Raises:
+            LocalError: The ledger can't be opened.
+        """
+        if relays:
+            await self._open_ledger()
+
+    async def change(self, relays: Mapping[str, RelaySettings], mirrors: Iterable[Mirror]) -> None:
+        """Tell other receivers from now on; those that are as they were notice nothing.
+
+        One that changed is told what it has not acknowledged yet by its new settings.
+
+        Args:
+            relays: All of them, by name.
+            mirrors: All repositories.
+        """
+        async with self._changing:
+            mirrors = list(mirrors)
+            self._mirrors.update((one.name, one) for one in mirrors)
+            kept = [one for one in self._senders if relays.get(one.settings.name) == one.settings]
+            known = {one.settings.name for one in kept}
+            gone = [one for one in self._senders if one not in kept]
+            self._senders = kept
+            await self._end([self._tasks.pop(one.settings.name) for one in gone])
+            new = [self._sender(one) for name, one in relays.items() if name not in known]
+            if new:
+                await self._in_thread(self._load, new, mirrors)
+                self._senders = [*kept, *new]
+                self._watch_figures()
+            for sender in new:
+                for mirror in mirrors:
+                    await self._catch_up(sender, mirror)
+                self._start(sender)
+
+    async def _catch_up(self, sender: Sender, mirror: Mirror) -> None:
+        """Take note of what came to be served while the ledger was read."""
+        if mirror.snapshot is not None and mirror.name in sender.outbox.backlogs:
+            untold = sender.publish(mirror.name, mirror.snapshot)
+            if untold:
+                await self._in_thread(self._note, sender.settings.name, mirror.name, untold)
 
     async def served(self, mirror: Mirror) -> None:
         """Take note of what every reader can fetch from now on, in every process."""
@@ -130,9 +214,14 @@ class Relays:
         return {one.settings.name: one.describe() for one in self._senders}
 
     async def _stop(self) -> None:
-        for task in self._tasks:
+        await self._end(list(self._tasks.values()))
+        if self._broken is not None and not self._broken.cancel() and not self._broken.cancelled():
+            self._broken.exception()  # seen: nobody has to be waiting
+
+    async def _end(self, tasks: "list[asyncio.Task[None]]") -> None:
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _close(self) -> None:
         await self._ranges.close()
@@ -151,17 +240,23 @@ class Relays:
         tips = {change.ref: change.after for change in delivery.changes}
         await self._in_thread(self._note, relay, delivery.repository, tips, delivery.number + 1)
 
-    def _load(self, places: DataDirectory) -> None:
-        """Open the ledger and compare what it says with what is served."""
-        self._ledger = _ledger(places)
+    def _load(self, senders: list[Sender], mirrors: list[Mirror]) -> None:
+        """Compare what the ledger says of receivers with what is served."""
+        if self._ledger is None:
+            return
         told = [
             (sender, mirror)
-            for sender in self._senders
-            for mirror in self._mirrors.values()
+            for sender in senders
+            for mirror in mirrors
             if sender.settings.tells(mirror.name)
         ]
+        others = [
+            (one.settings.name, name) for one in self._senders for name in one.outbox.backlogs
+        ]
         try:
-            self._ledger.keep_only({(one.settings.name, mirror.name) for one, mirror in told})
+            self._ledger.keep_only(
+                {*others, *((one.settings.name, mirror.name) for one, mirror in told)}
+            )
         except sqlite3.Error as error:
             logger.warning("relay_ledger_not_tidied", error=str(error))
         for sender, mirror in told:
@@ -219,6 +314,10 @@ def _ledger(places: DataDirectory) -> Ledger:
             advice="make room; receivers are told again after the next start what they were told",
         )
         return Ledger.open_copy(places.relays)
+
+
+async def _until(broken: "asyncio.Future[None]") -> None:
+    await broken
 
 
 def _log_lost(relay: str, repository: str, error: sqlite3.Error) -> None:

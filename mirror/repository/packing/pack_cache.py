@@ -119,12 +119,23 @@ class PackCache:
         """
         self._engine = engine
         self._store = store
+        self._builds_max = builds_max
         self._places = asyncio.Semaphore(builds_max)
         self._running_max = builds_max + queued_max
         self._is_shared = is_shared
         self._metrics = metrics
         self._running: dict[PackKey, PackBuild] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+
+    def change(
+        self, *, builds_max: int, queued_max: int, bytes_max: int, memory_bytes_max: int
+    ) -> None:
+        """Keep to other limits from now on; builds under way keep their places."""
+        if builds_max != self._builds_max:
+            self._builds_max = builds_max
+            self._places = asyncio.Semaphore(builds_max)
+        self._running_max = builds_max + queued_max
+        self._store.change(bytes_max=bytes_max, memory_bytes_max=memory_bytes_max)
 
     def key(self, repository: BareRepository, request: PackRequest) -> PackKey:
         """Return the name of the pack for a request to one repository."""

@@ -116,6 +116,11 @@ class PackStore:
         self._sweeping = threading.Lock()
         self._number = 0
 
+    def change(self, *, bytes_max: int, memory_bytes_max: int) -> None:
+        """Keep to other limits; what is over them goes as others come."""
+        self._bytes_max = bytes_max
+        self._memory_bytes_max = memory_bytes_max
+
     @property
     def entry_bytes_max(self) -> int:
         """A longer pack is not kept."""
