@@ -5,7 +5,7 @@ Knows nothing of who serves them. There is one of these per data directory.
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import AsyncExitStack
 
 import structlog
@@ -15,12 +15,14 @@ from mirror.errors import LocalError
 from mirror.metrics import Metrics
 from mirror.places import DataDirectory
 from mirror.refresh.lfs import BATCHES_MAX, LargeFiles, LfsRepository
+from mirror.refresh.maintenance import Maintainer
 from mirror.refresh.mirror import Mirror
 from mirror.refresh.refresher import OnPublished, OnServed, Refresher, RefreshPlaces
 from mirror.refresh.registry import Hosted, Registry
-from mirror.refresh.update import Updater
+from mirror.refresh.update import Updated, Updater
 from mirror.repository.bare import BareRepository
 from mirror.repository.packing.engine import PackEngine
+from mirror.repository.snapshot import RefSnapshot
 from mirror.serving import lfs_store
 from mirror.upstream.connect import (
     Sessions,
@@ -43,6 +45,7 @@ class Mirroring:
     Attributes:
         registry: The repositories.
         refreshers: By the name of their repository.
+        maintainer: Keeps them small and quick.
     """
 
     def __init__(
@@ -51,8 +54,10 @@ class Mirroring:
         refresher_of: Callable[[Mirror], Refresher],
         upstreams: Sequence[RepositorySettings],
         keyring: Keyring,
+        maintainer_of: Callable[[Callable[[], Iterable[Mirror]]], Maintainer],
     ) -> None:
         self._keyring = keyring
+        self.maintainer = maintainer_of(lambda: [one.mirror for one in self.registry])
         self.refreshers: dict[str, Refresher] = {}
         self.registry = Registry([], upstreams)
         self._open_one = open_one
@@ -102,6 +107,13 @@ class Mirroring:
             mirror.watch = watch
             return mirror
 
+        def maintainer_of(mirrors: Callable[[], Iterable[Mirror]]) -> Maintainer:
+            return Maintainer(engine, metrics, mirrors)
+
+        def published(mirror: Mirror, before: RefSnapshot | None, updated: Updated) -> None:
+            mirroring.maintainer.published(mirror)
+            on_published(mirror, before, updated)
+
         def refresher_of(mirror: Mirror) -> Refresher:
             session = sessions.of(mirror.settings)
             remote = remote_for(session, keyring, mirror.settings, settings.limits, agent=agent)
@@ -112,15 +124,14 @@ class Mirroring:
                 mirror,
                 remote,
                 updater,
-                engine,
                 places=shared,
                 metrics=metrics,
                 refresh_seconds_max=settings.limits.refresh_timeout_seconds,
-                on_published=on_published,
+                on_published=published,
                 on_served=on_served,
             )
 
-        mirroring = cls(open_one, refresher_of, settings.upstreams, keyring)
+        mirroring = cls(open_one, refresher_of, settings.upstreams, keyring, maintainer_of)
         stack.push_async_callback(mirroring._end)
         for repository in settings.repositories.values():
             await mirroring.add(repository)
@@ -146,6 +157,7 @@ class Mirroring:
         self._watching = [
             asyncio.create_task(self._until_broken(), name="refreshers"),
             asyncio.create_task(self._keyring.watch(), name="look at credentials"),
+            asyncio.create_task(self.maintainer.run(), name="maintenance"),
         ]
         return self._watching
 
@@ -174,6 +186,7 @@ class Mirroring:
         if task is not None:
             task.cancel()
             await asyncio.wait((task,))
+        await self.maintainer.forget(name)
         hosted.mirror.forsake()
 
     async def _end(self) -> None:

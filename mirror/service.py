@@ -21,6 +21,7 @@ from mirror.refresh.announcements import Announcements
 from mirror.refresh.bundling import Bundler
 from mirror.refresh.foresight import Foresight
 from mirror.refresh.lfs import LargeFiles
+from mirror.refresh.maintenance import Maintainer
 from mirror.refresh.mirror import Mirror
 from mirror.refresh.registry import Registry, unknown
 from mirror.refresh.relay.relays import Relays, probe_receivers
@@ -58,6 +59,7 @@ class Service:
         self.workers = 0
         self.supervisor: Supervisor | None = None  # where there are several workers
         self.bundler: Bundler | None = None  # once started
+        self.maintainer: Maintainer | None = None  # the same
         self.pulling: PullThrough | None = None  # where there are `upstreams`
         self._watch = watch
         self._places = DataDirectory(settings.data_dir)
@@ -121,6 +123,7 @@ class Service:
         )
         self.registry = mirroring.registry
         self.bundler = bundler
+        self.maintainer = mirroring.maintainer
         stack.push_async_callback(bundler.close)
         lfs = await open_large_files(stack, settings, keyring, metrics, agent=AGENT)
         pulling = PullThrough(
@@ -253,6 +256,7 @@ async def sync_once(
         remote = remote_for(session, keyring, repository, settings.limits, agent=AGENT)
         updated = await updater.update(mirror, remote, accepts_deletions=accepts_deletions)
         mirror.repository, mirror.snapshot = updated.repository, updated.snapshot
+        await Maintainer(engine, Metrics(__version__), lambda: [mirror]).look_at(mirror)
         return mirror
 
 
