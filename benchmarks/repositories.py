@@ -120,6 +120,60 @@ def push(repository: Repository, number: int) -> tuple[str, str]:
     return parent, repository.commit()
 
 
+FORCED_EVERY: Final = 10
+BRANCH_EVERY: Final = 25
+
+
+def pushes(repository: Repository, count: int) -> Iterator[str]:
+    """Push so many times, each when the next is asked for; yields main's new commits.
+
+    The commits are made beforehand, all at once, where nobody mirrors them. One push in ten is
+    taken back by the next; one in 25 comes with a branch, which the next deletes.
+    """
+    marks = repository.bare / "marks"
+    _import(repository.bare, _pushes(repository, count), f"--export-marks={marks}")
+    ids = dict(each.split() for each in marks.read_text().splitlines())
+    marks.unlink()
+    heads = repository.bare / "refs" / "heads"
+    for number in range(count):
+        (heads / f"feature-{number - 1}").unlink(missing_ok=True)
+        if branch := ids.get(_mark(number, of_branch=True)):
+            (heads / f"feature-{number}").write_text(branch + "\n")
+        draft = heads / "main.lock"
+        draft.write_text(ids[_mark(number)] + "\n")
+        draft.rename(heads / "main")
+        yield ids[_mark(number)]
+
+
+def _pushes(repository: Repository, count: int) -> Iterator[bytes]:
+    chance = random.Random(repository.name)
+    at = int(git("show", "--no-patch", "--format=%ct", "main", cwd=repository.bare))
+    parent = tip = repository.commit()
+    for number in range(count):
+        change = {
+            _path(chance.randrange(1_500)): _text(chance, 900),
+            f"release/{number % 40}.yaml": _release(number),
+        }
+        at += 60
+        if number % FORCED_EVERY or not number:
+            parent = tip
+        tip = _mark(number)
+        yield _commit(change, f"Push {number}", at=at, onto=parent, ref="refs/bench/main", mark=tip)
+        if number % BRANCH_EVERY == 0:
+            feature = {f"features/{number}.yaml": _text(chance, 900)}
+            mark = _mark(number, of_branch=True)
+            yield _commit(feature, "A feature", at=at, onto=tip, ref="refs/bench/a", mark=mark)
+
+
+def _mark(number: int, *, of_branch: bool = False) -> str:
+    return f":{2 * number + 1 + of_branch}"
+
+
+def _release(number: int) -> bytes:
+    lines = (f"  variable-{each}: {each * 7919 % 1000}" for each in range(60))
+    return "\n".join([*lines, f"newTag: 3.{number}.0", ""]).encode()
+
+
 # --- recipes --------------------------------------------------------------------------------
 
 
@@ -189,9 +243,9 @@ def _create(bare: Path, stream: Iterator[bytes]) -> None:
     git("pack-refs", "--all", cwd=bare)
 
 
-def _import(bare: Path, stream: Iterator[bytes]) -> None:
+def _import(bare: Path, stream: Iterator[bytes], *options: str) -> None:
     process = subprocess.Popen(
-        ["git", "fast-import", "--quiet", "--done"],
+        ["git", "fast-import", "--quiet", "--done", *options],
         cwd=bare,
         env=ENVIRONMENT,
         stdin=subprocess.PIPE,
@@ -204,10 +258,20 @@ def _import(bare: Path, stream: Iterator[bytes]) -> None:
         raise RuntimeError(f"git fast-import failed with {process.returncode}")
 
 
-def _commit(files: dict[str, bytes], message: str, *, at: int, onto: str = "") -> bytes:
+def _commit(
+    files: dict[str, bytes],
+    message: str,
+    *,
+    at: int,
+    onto: str = "",
+    ref: str = "refs/heads/main",
+    mark: str = "",
+) -> bytes:
     """Return one commit of a fast-import stream (git-fast-import(1))."""
     parts = [
-        f"commit refs/heads/main\nauthor {AUTHOR} {at} +0100\n".encode(),
+        f"commit {ref}\n".encode(),
+        f"mark {mark}\n".encode() if mark else b"",
+        f"author {AUTHOR} {at} +0100\n".encode(),
         f"committer {AUTHOR} {at} +0100\n".encode(),
         _data(message.encode()),
         f"from {onto}\n".encode() if onto else b"",

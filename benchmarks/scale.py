@@ -16,6 +16,7 @@ class Scale:
         big_megabytes: The repository that is cloned under the polls.
         refs: How many refs the growth row serves.
         hosted: How many repositories the growth row serves.
+        many_pushes: What one mirror takes before it is compared with a new one.
         many_refs: Of the repository whose idle memory is stated, and of which one ref changes.
     """
 
@@ -30,6 +31,7 @@ class Scale:
     refs: tuple[int, ...]
     hosted: tuple[int, ...]
     many_refs: int
+    many_pushes: int
 
 
 SMALL = Scale(
@@ -44,6 +46,7 @@ SMALL = Scale(
     refs=(1_000, 18_000),
     hosted=(10, 1_000),
     many_refs=18_000,
+    many_pushes=300,
 )
 FULL = Scale(
     name="full",
@@ -57,4 +60,5 @@ FULL = Scale(
     refs=(1_000, 18_000, 100_000),
     hosted=(10, 1_000, 5_000),
     many_refs=100_000,
+    many_pushes=10_000,
 )

@@ -18,10 +18,11 @@ from mirror.places import DataDirectory
 from mirror.refresh.bounds import Bounds
 from mirror.refresh.healing import Healer
 from mirror.refresh.lfs import BATCHES_MAX, LargeFiles, LfsRepository
+from mirror.refresh.maintenance import Maintainer
 from mirror.refresh.mirror import Mirror
-from mirror.refresh.refresher import OnPublished, OnServed, Refresher, RefreshPlaces
+from mirror.refresh.refresher import OnPublished, OnServed, Refresher, RefreshPlaces, Trigger
 from mirror.refresh.registry import Hosted, Registry
-from mirror.refresh.update import Updater
+from mirror.refresh.update import Updated, Updater
 from mirror.repository.bare import BareRepository
 from mirror.repository.packing.engine import PackEngine
 from mirror.repository.snapshot import RefSnapshot
@@ -53,6 +54,7 @@ class Mirroring:
         registry: The repositories.
         refreshers: By the name of their repository.
         bounds: What they may take of the disk, and take.
+        maintainer: Keeps them small and quick.
     """
 
     def __init__(
@@ -63,10 +65,12 @@ class Mirroring:
         places: RefreshPlaces,
         upstreams: Sequence[RepositorySettings],
         bounds: Bounds,
+        maintainer_of: Callable[[Callable[[], Iterable[Mirror]]], Maintainer],
     ) -> None:
         self._ways = ways
         self._places = places
         self.bounds = bounds
+        self.maintainer = maintainer_of(lambda: [one.mirror for one in self.registry])
         self.refreshers: dict[str, Refresher] = {}
         self.registry = Registry([], upstreams)
         self._open_one = open_one
@@ -120,22 +124,37 @@ class Mirroring:
             mirror.watch = watch
             return mirror
 
+        def maintainer_of(mirrors: Callable[[], Iterable[Mirror]]) -> Maintainer:
+            return Maintainer(
+                engine,
+                metrics,
+                mirrors,
+                has_room=bounds.has_room,
+                weigh=updater.weigh,
+                on_damaged=mirroring._mend,
+            )
+
+        def published(mirror: Mirror, before: RefSnapshot | None, updated: Updated) -> None:
+            mirroring.maintainer.published(mirror)
+            on_published(mirror, before, updated)
+
         def refresher_of(mirror: Mirror) -> Refresher:
             remote = ways.remote(mirror)
             return Refresher(
                 mirror,
                 remote,
                 updater,
-                engine,
                 places=shared,
                 healer=Healer(mirror, remote, updater, engine, metrics, set_aside=places.set_aside),
                 metrics=metrics,
                 refresh_seconds_max=ways.limits.refresh_timeout_seconds,
-                on_published=on_published,
+                on_published=published,
                 on_served=on_served,
             )
 
-        mirroring = cls(open_one, refresher_of, ways, shared, settings.upstreams, bounds)
+        mirroring = cls(
+            open_one, refresher_of, ways, shared, settings.upstreams, bounds, maintainer_of
+        )
         stack.push_async_callback(mirroring._end)
         for repository in settings.repositories.values():
             await mirroring.add(repository)
@@ -218,6 +237,7 @@ class Mirroring:
         self._watching = [
             asyncio.create_task(self._until_broken(), name="refreshers"),
             asyncio.create_task(self._ways.keyring.watch(), name="look at credentials"),
+            asyncio.create_task(self.maintainer.run(), name="maintenance"),
         ]
         return self._watching
 
@@ -247,7 +267,14 @@ class Mirroring:
             task.cancel()
             await asyncio.wait((task,))
         self.bounds.forget(name)
+        await self.maintainer.forget(name)
         hosted.mirror.forsake()
+
+    def _mend(self, mirror: Mirror) -> None:
+        """Have a repository mended that was found damaged, if it is still here."""
+        refresher = self.refreshers.get(mirror.name)
+        if refresher is not None:
+            refresher.request(Trigger.DAMAGE)
 
     async def _end(self) -> None:
         tasks = [*self._tasks.values(), *self._watching]

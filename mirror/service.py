@@ -24,6 +24,7 @@ from mirror.refresh.bundling import Bundler
 from mirror.refresh.disk_watch import DiskWatch
 from mirror.refresh.foresight import Foresight
 from mirror.refresh.lfs import LargeFiles
+from mirror.refresh.maintenance import Maintainer
 from mirror.refresh.mirror import Mirror
 from mirror.refresh.registry import Registry, unknown
 from mirror.refresh.relay.relays import Relays, probe_receivers
@@ -93,6 +94,7 @@ class Service:
         self.reloader: Reloader | None = None  # once started
         self._configure_logs = configure_logs
         self._telling_reloads = telling_reloads
+        self.maintainer: Maintainer | None = None  # once started
         self._watch = watch
         self._places = DataDirectory(settings.data_dir)
         self._stack = AsyncExitStack()
@@ -180,6 +182,7 @@ class Service:
         )
         self.registry = mirroring.registry
         self.bundler = bundler
+        self.maintainer = mirroring.maintainer
         stack.push_async_callback(bundler.close)
         lfs = await open_large_files(stack, settings, keyring, metrics, agent=AGENT)
         pulling = PullThrough(
@@ -373,6 +376,7 @@ async def sync_once(
         remote = remote_for(session, keyring, repository, settings.limits, agent=AGENT)
         updated = await updater.update(mirror, remote, accepts_deletions=accepts_deletions)
         mirror.repository, mirror.snapshot = updated.repository, updated.snapshot
+        await Maintainer(engine, Metrics(__version__), lambda: [mirror]).look_at(mirror)
         return mirror
 
 

@@ -22,6 +22,5 @@ async def test_a_refresher_that_breaks_ends_the_service_with_what_broke_it(
     monkeypatch.setattr(Refresher, "_refresh_once", broken)
     async with Service(load(configuration(forge, tmp_path, names=[upstream.name]))) as service:
         async with asyncio.timeout(WAIT_SECONDS_MAX):
-            with pytest.raises(ExceptionGroup) as caught:
+            with pytest.raises(ZeroDivisionError):
                 await service.wait()
-        assert caught.group_contains(ZeroDivisionError)

@@ -13,6 +13,7 @@ from benchmarks.rows import (
     row10_misses,
     row11_bundles,
     row12_lfs,
+    row13_many_pushes,
 )
 
 ROWS = (
@@ -28,4 +29,5 @@ ROWS = (
     row10_misses,
     row12_lfs,
     row11_bundles,
+    row13_many_pushes,
 )

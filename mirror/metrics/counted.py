@@ -42,6 +42,8 @@ IN_PROCESS: Final = "dulwich"
 
 FORESEEN_OUTCOMES: Final = ("built", "ready", "failed")
 BUNDLE_OUTCOMES: Final = ("ok", "abandoned", "local_error", "pack_error")
+MAINTENANCE_WORK: Final = ("index", "merge", "prune")
+MAINTENANCE_OUTCOMES: Final = ("ok", "abandoned", "local_error", "pack_error")
 RELAY_FAILURES: Final = ("unavailable", "refused")
 HEALED: Final = ("locally", "fetched")
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
@@ -166,6 +168,13 @@ class Metrics:
             buckets=_REFRESH_SECONDS,
             registry=self.registry,
         )
+        self._maintenance = Histogram(
+            "git_mirror_maintenance_seconds",
+            "Time to merge a repository's packs, to index its commits, to write it anew.",
+            ["work", "outcome"],
+            buckets=_REFRESH_SECONDS,
+            registry=self.registry,
+        )
         self._lfs_objects = Counter(
             "git_mirror_lfs_objects",
             "LFS objects sent for: found here, on their way already, or missed.",
@@ -264,6 +273,7 @@ class Metrics:
             (self._bundles, product(BUNDLE_OUTCOMES)),
             (self._healed, product(HEALED)),
             (self._damage, product(damage)),
+            (self._maintenance, product(MAINTENANCE_WORK, MAINTENANCE_OUTCOMES)),
             (self._lfs_objects, product(PACK_RESULTS)),
             (self._lfs_downloads, product(("ok", "upstream_unavailable", "upstream_refused"))),
         ]
@@ -393,6 +403,10 @@ class Metrics:
         """A bundle of `size` bytes was made, or was not."""
         self._bundles.labels(outcome).observe(seconds)
         self._bundle_bytes.inc(size)
+
+    def record_maintenance(self, work: str, outcome: str, seconds: float) -> None:
+        """A repository was maintained, or was not: `index`, `merge` or `prune`."""
+        self._maintenance.labels(work, outcome).observe(seconds)
 
     def record_relayed(self, relay: str, seconds: float) -> None:
         """A receiver has acknowledged a change that was served so long ago."""

@@ -15,6 +15,8 @@ class RepositoryState:
     """One repository's figures at the time of a scrape.
 
     Attributes:
+        packs: How many packs its objects are in.
+        unreachable_bytes: Of objects that nothing reaches, and that are not removed yet.
         bundle_age_seconds: Since its bundles last had all that the mirror had; `None` for none.
         bundle_bytes: Of the bundles that it offers.
         credentials_failing: Whether those for the upstream are; `None` where there are none.
@@ -30,6 +32,8 @@ class RepositoryState:
     is_stale: bool
     refs: int
     failures: int
+    packs: int = 0
+    unreachable_bytes: int = 0
     bundle_age_seconds: float | None = None
     bundle_bytes: int = 0
     credentials_failing: bool | None = None
@@ -73,6 +77,16 @@ class RepositoryCollector(Collector):
         failures = GaugeMetricFamily(
             "git_mirror_repository_refresh_failures",
             "Refreshes that failed in a row.",
+            labels=["repository"],
+        )
+        packs = GaugeMetricFamily(
+            "git_mirror_repository_packs",
+            "Packs that a repository's objects are in.",
+            labels=["repository"],
+        )
+        unreachable = GaugeMetricFamily(
+            "git_mirror_repository_unreachable_bytes",
+            "Bytes of objects that nothing reaches any longer, and that are not removed yet.",
             labels=["repository"],
         )
         bundle_age = GaugeMetricFamily(
@@ -129,11 +143,13 @@ class RepositoryCollector(Collector):
             stale.add_metric([state.name], float(state.is_stale))
             refs.add_metric([state.name], state.refs)
             failures.add_metric([state.name], state.failures)
+            packs.add_metric([state.name], state.packs)
+            unreachable.add_metric([state.name], state.unreachable_bytes)
             if state.credentials_failing is not None:
                 failing.add_metric([state.name], float(state.credentials_failing))
             if state.credentials_expire_at is not None:
                 expiry.add_metric([state.name], state.credentials_expire_at)
-        yield from (age, stale, refs, vanished, failures, disk_bytes)
+        yield from (age, stale, refs, vanished, failures, disk_bytes, packs, unreachable)
         yield from (bundle_age, bundle_bytes, failing, expiry)
         yield from (damaged, scrubbed)
 

@@ -110,6 +110,8 @@ class Mirror:
         moved_to: Where the upstream says that it is now.
         shown: The digest of the upstream's last listing, and the snapshot that shows what it said.
         noted_at: When the last confirmation that is kept on disk was; seconds since the epoch.
+        changing: Held while refs or packs are changed: by a refresh, for a moment by maintenance.
+        unreachable_bytes: What nothing reaches and is not removed yet, as it was last found.
         watch: Called with each step of a refresh, for who shows it to people.
         replicas: Its copies, where other processes serve it.
         bundles: What is offered to clients that ask for bundles; `None` for nothing.
@@ -136,6 +138,8 @@ class Mirror:
     moved_to: str | None = None
     shown: tuple[bytes, RefSnapshot] | None = None
     noted_at: float | None = None
+    changing: asyncio.Lock = field(default_factory=asyncio.Lock)
+    unreachable_bytes: int = 0
     watch: "Callable[[Mirror], None] | None" = None
     replicas: Replicas | None = None
     bundles: BundleList | None = None

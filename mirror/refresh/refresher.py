@@ -34,19 +34,9 @@ from mirror.refresh.mirror import Mirror
 from mirror.refresh.schedule import Schedule
 from mirror.refresh.update import Updated, Updater
 from mirror.refresh.vanishing import LOOKS_MIN
-from mirror.repository.bare import BareRepository
-from mirror.repository.packing.engine import PackEngine
 from mirror.repository.snapshot import RefSnapshot
 from mirror.upstream.forges import UNKNOWN, RefChange
 from mirror.upstream.remote import Remote
-
-PACKS_MAX: Final = 24
-"""With more packs in a repository each look-up gets dearer: time to merge some. Where that did not
-help, it is tried again only with twice as many."""
-
-INDEXED_BYTES_MIN: Final = 4 << 20
-"""A pack of that size has so many commits that an index of them pays at once, not at the first
-repack only; the engine makes it, after the first clone was published."""
 
 EXPECTATIONS_MAX: Final = 1000
 """Announced tips remembered per repository; what is over that is left to the upstream's listing."""
@@ -168,7 +158,6 @@ class Refresher:
         mirror: Mirror,
         remote: Remote,
         updater: Updater,
-        engine: PackEngine,
         *,
         places: RefreshPlaces,
         healer: Healer | None = None,
@@ -182,7 +171,6 @@ class Refresher:
         self.mirror = mirror
         self._remote = remote
         self._updater = updater
-        self._engine = engine
         self._places = places
         self._healer = healer
         self._metrics = metrics
@@ -195,8 +183,6 @@ class Refresher:
         self._pending = _Pending(_future())
         self._wake = asyncio.Event()
         self._expected: list[_Expected] = []
-        self._repack_at = PACKS_MAX + 1
-        self._is_indexed = False
         self._log = logger.bind(repository=mirror.name)
 
     def request(self, trigger: Trigger) -> "asyncio.Future[None]":
@@ -257,14 +243,9 @@ class Refresher:
             self.request(Trigger.START)
         delay: float | None = None
         try:
-            async with asyncio.TaskGroup() as tasks:
-                repacking: asyncio.Task[None] | None = None
-                while True:
-                    await self._until_wanted(delay)
-                    delay = await self._refresh_once()
-                    crowded = self._crowded()
-                    if crowded is not None and (repacking is None or repacking.done()):
-                        repacking = tasks.create_task(self._repack(crowded))
+            while True:
+                await self._until_wanted(delay)
+                delay = await self._refresh_once()
         finally:
             self._pending.outcome.cancel()
 
@@ -302,7 +283,8 @@ class Refresher:
         delay: float | None = None
         try:
             async with asyncio.timeout(self._refresh_seconds_max):
-                updated = await self._update(pending.triggers)
+                async with self.mirror.changing:
+                    updated = await self._update(pending.triggers)
             covers = await self._hold_back(updated, covers)
             delay = self._succeeded(updated, trigger, began_at=began_at, covers=covers)
         except TimeoutError:
@@ -473,45 +455,6 @@ class Refresher:
             next_try_seconds=round(delay, 1),
         )
         return delay
-
-    def _crowded(self) -> BareRepository | None:
-        """Return the repository when it is time to tidy it up: many packs, or no index yet."""
-        repository = self.mirror.repository
-        if repository is None:
-            return None
-        count = len(repository.pack_files())
-        return repository if count >= self._repack_at or self._lacks_index(repository) else None
-
-    def _lacks_index(self, repository: BareRepository) -> bool:
-        """Tell whether this is a big first clone, which has no index of its commits yet."""
-        if self._is_indexed:
-            return False
-        self._is_indexed = True  # not asked again
-        return (
-            len(repository.pack_files()) == 1
-            and repository.bytes_on_disk() >= INDEXED_BYTES_MIN
-            and not (repository.objects / "info" / "commit-graph").exists()
-        )
-
-    async def _repack(self, repository: BareRepository) -> None:
-        before = len(repository.pack_files())
-        if not await asyncio.to_thread(self._updater.bounds.has_room, repository.bytes_on_disk()):
-            # What is merged is written before what it is made of goes.
-            self._log.info("repack_put_off", reason="the disk has no room for it", packs=before)
-            return
-        try:
-            await self._engine.repack(repository)
-        except Damaged as error:
-            self._log.warning("repack_failed", error=str(error))
-            self.request(Trigger.DAMAGE)
-        except LocalError as error:
-            self._log.warning("repack_failed", error=str(error))
-        except Exception:  # noqa: BLE001 - nor must it stop this repository's refreshes
-            self._log.exception("repack_broke")
-        else:
-            self._log.info("repacked", packs_before=before, packs=len(repository.pack_files()))
-        await self._updater.weigh(self.mirror, repository)
-        self._repack_at = max(PACKS_MAX + 1, 2 * len(repository.pack_files()))
 
 
 def _is_met(change: RefChange, updated: Updated) -> bool:

@@ -44,7 +44,8 @@ WARMING_SECONDS_MAX: Final = 1.0
 """A refresh that is done waits no longer than that for a request made in passing."""
 
 KEPT_SECONDS: Final = 24 * 3600
-"""Old tips stay fetchable that long after a force-push or a deletion."""
+"""Old tips stay fetchable that long after a force-push or a deletion; then maintenance gives them
+up."""
 
 SPECULATED_MAX: Final = 16
 """Of the tips that webhooks announced, the latest are asked for before they are listed."""
@@ -378,7 +379,7 @@ class Updater:
         graph = repository.graph
         old = repository.read_refs()
         now = int(self._now())
-        kept = {oid: until for oid, until in old.kept.items() if until > now}
+        kept = dict(old.kept)  # given up by maintenance, which counts what nothing reaches then
         new: dict[RefName, Ref | None] = {}
         for change in news.changes:
             was, oid = old.refs.get(change.name), change.new.oid if change.new else None

@@ -131,6 +131,7 @@ class BareRepository:
         self._leftovers = Leftovers()
         self.soundness = Soundness(self.objects)
         self._packed_refs: tuple[Identity, StoredRefs] | None = None
+        self._kept_table: tuple[Mapping[ObjectId, int], RefTable] = ({}, RefTable())
         self.confirmed_before = _modified_at(path / _CONFIRMED)
         """When the upstream had confirmed the refs, as far as was known when this was opened."""
         self.scrubbed_before = _modified_at(path / _SCRUBBED) or _modified_at(path / "config")
@@ -232,12 +233,7 @@ class BareRepository:
             LocalError: They could not be written; those on disk are as before.
         """
         refs = RefTable.of(stored.refs.values())
-        kept = (
-            Ref(RefName(b"%b%d/%b" % (KEPT_PREFIX, until, oid)), oid)
-            for oid, until in stored.kept.items()
-        )
-        table = refs.replace({ref.name: ref for ref in kept})
-        lines = (packed_lines(chunk.lines) for chunk in table.chunks)
+        lines = (packed_lines(chunk.lines) for chunk in self._with_kept(refs, stored.kept))
         head = head_content(stored.head_target, stored.head)
         content = encode_refs(b"".join(lines), upstream=self.upstream_url, head=head)
         contents = {"packed-refs": content}
@@ -257,6 +253,22 @@ class BareRepository:
                 with suppress(OSError):
                     (self.path / f"{name}.tmp").unlink(missing_ok=True)
             raise LocalError(f"can't write the refs of {self.path}: {error.strerror}") from error
+
+    def _with_kept(self, refs: RefTable, kept: Mapping[ObjectId, int]) -> tuple[Chunk, ...]:
+        """Return all lines in order; of thousands of kept tips only those that changed are new."""
+        known, table = self._kept_table
+        changes: dict[RefName, Ref | None] = {
+            _kept_name(oid, until): None for oid, until in known.items() if kept.get(oid) != until
+        }
+        for oid, until in kept.items():
+            if known.get(oid) != until:
+                name = _kept_name(oid, until)
+                changes[name] = Ref(name, oid)
+        table = table.replace(changes)
+        self._kept_table = (dict(kept), table)
+        if not refs.chunks or refs.chunks[0].first > KEPT_PREFIX:
+            return (*table.chunks, *refs.chunks)
+        return refs.replace({ref.name: ref for ref in table.values()}).chunks
 
     def note_confirmed(self, at: float) -> None:
         """Keep for the next start when the upstream confirmed the refs (seconds since the epoch).
@@ -417,12 +429,22 @@ class BareRepository:
                 total += file.stat().st_size
         return total
 
+    def clear_unfinished(self) -> None:
+        """Remove what a repack that was ended left; for when none is under way. Blocking."""
+        for file in _unfinished(self.objects):
+            with suppress(OSError):
+                file.unlink(missing_ok=True)
+
     def make_durable(self) -> None:
         """Flush every file and directory of a repository that was made from scratch."""
         for directory, _, files in os.walk(self.path):
             for name in files:
                 _fsync(Path(directory, name))
             fsync_directory(Path(directory))
+
+
+def _kept_name(oid: ObjectId, until: int) -> RefName:
+    return RefName(b"%b%d/%b" % (KEPT_PREFIX, until, oid))
 
 
 def _config(upstream_url: str) -> bytes:
@@ -474,17 +496,19 @@ def _clear_leftovers(path: Path, leftovers: Leftovers) -> None:
         leftovers.remove(directory)
     packs = objects / "pack"
     halves = (pack for pack in packs.glob("pack-*.pack") if not pack.with_suffix(".idx").exists())
-    files = (
-        *path.glob("*.tmp"),
-        *path.glob("*.lock"),
+    for file in (*path.glob("*.tmp"), *path.glob("*.lock"), *_unfinished(objects), *halves):
+        leftovers.remove_file(file)
+
+
+def _unfinished(objects: Path) -> list[Path]:
+    """Return what only git's own repack writes beside the packs, and moves when it is finished."""
+    packs = objects / "pack"
+    return [
         *(objects / "info").rglob("*.lock"),
         *packs.glob("*.lock"),
         *packs.glob("tmp_*"),
         *packs.glob(".tmp-*"),
-        *halves,
-    )
-    for file in files:
-        leftovers.remove_file(file)
+    ]
 
 
 def _modified_at(path: Path) -> float | None:

@@ -332,11 +332,12 @@ class ObjectSource:
             for pack in packs:
                 if pack.offset(sha) is not None:
                     return pack
-            if self._is_outdated():
+            if self.is_outdated():
                 self.rescan()
         return self._behind._pack_with(sha) if self._behind is not None else None  # noqa: SLF001
 
-    def _is_outdated(self) -> bool:
+    def is_outdated(self) -> bool:
+        """Tell whether packs came or went since they were last looked for."""
         try:
             return self._directory.stat().st_mtime_ns != self._changed_at
         except OSError:

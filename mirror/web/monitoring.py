@@ -152,6 +152,8 @@ def repository_state(hosted: Hosted) -> RepositoryState:
         is_stale=mirror.freshness.is_pending,
         refs=len(mirror.snapshot.refs) if mirror.snapshot else 0,
         failures=mirror.freshness.failures,
+        packs=len(mirror.repository.source.packs()) if mirror.repository else 0,
+        unreachable_bytes=mirror.unreachable_bytes,
         bundle_age_seconds=time.time() - bundles.built_at if bundles is not None else None,
         bundle_bytes=bundles.size if bundles is not None else 0,
         credentials_failing=None if standing is None else standing.failing_since is not None,

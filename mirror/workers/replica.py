@@ -95,6 +95,7 @@ class Replica:
         if queue is None and refreshed.snapshot is None:
             _put(mirror, refreshed)
             done()
+            self._let_go_of_packs(mirror)
         elif queue is None:
             queue = self._queues[mirror.name] = deque([(refreshed, done)])
             task = asyncio.create_task(self._follow(mirror, queue), name=f"follow {mirror.name}")
@@ -104,6 +105,18 @@ class Replica:
             queue.append((refreshed, done))
         else:
             raise ChannelError(f"too many refreshes of {mirror.name} are told at once")
+
+    def _let_go_of_packs(self, mirror: Mirror) -> None:
+        """Follow what maintenance did to the packs: the room of old ones is free only then."""
+        repository = mirror.repository
+        if repository is not None and repository.source.is_outdated():
+            task = asyncio.create_task(self._rescan(repository), name=f"rescan {mirror.name}")
+            self._tasks.add(task)
+            task.add_done_callback(self._ended)
+
+    async def _rescan(self, repository: BareRepository) -> None:
+        async with self._loads:
+            await asyncio.to_thread(repository.source.rescan)
 
     def bundle(self, bundled: Bundled) -> None:
         """Offer other bundles."""

@@ -207,7 +207,6 @@ class Running:
             bench.mirror,
             bench.remote,
             bench.updater,
-            bench.engine,
             places=places or RefreshPlaces.of(8),
             metrics=self.metrics,
             refresh_seconds_max=seconds_max,

@@ -9,16 +9,14 @@ import pytest
 from structlog.testing import capture_logs
 
 from mirror.demo.forge import Faults, ForgeRequest, HttpBackend
-from mirror.errors import LocalError, NotUpstream, PackError, UpstreamUnavailable
+from mirror.errors import LocalError, NotUpstream, UpstreamUnavailable
 from mirror.refresh.freshness import Freshness
 from mirror.refresh.mirror import Mirror
 from mirror.refresh.refresher import RefreshPlaces, Trigger
 from mirror.refresh.update import Updated
-from mirror.repository.bare import BareRepository
-from mirror.repository.packing.engine import PackEngine
 from mirror.repository.snapshot import RefSnapshot
 from tests.git_client import Upstream
-from tests.refresh.bench import WAIT_SECONDS_MAX, Bench, Gatekeeper, Running, soon
+from tests.refresh.bench import Bench, Gatekeeper, Running
 from tests.refresh.conftest import MakeBench
 
 
@@ -369,80 +367,6 @@ async def test_a_race_with_a_force_push_mends_itself(
     await running.until(lambda: running.bench.refs() == upstream.refs())
     assert running.refreshes("want", "upstream_unavailable") == 1
     assert running.refreshes("poll", "changed") == 1
-    running.bench.mirrors()
-
-
-# --- repacking ---------------------------------------------------------------------------------
-
-
-async def test_many_packs_are_merged(
-    upstream: Upstream,
-    make_bench: MakeBench,
-    engine: PackEngine,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    bench = make_bench(upstream, engine=engine, poll_interval_seconds=None)
-    async with Running(bench) as running:
-        running.refresher._repack_at = 4
-        repacked = asyncio.Event()
-        repack = engine.repack
-
-        async def repack_and_tell(repository: BareRepository) -> None:
-            await repack(repository)
-            repacked.set()
-
-        monkeypatch.setattr(engine, "repack", repack_and_tell)
-        for _ in range(4):
-            upstream.commit()
-            await running.refreshed()
-        repository = bench.mirror.repository
-        assert repository is not None
-        await asyncio.wait_for(repacked.wait(), WAIT_SECONDS_MAX)
-        assert len(repository.pack_files()) < 4
-        upstream.commit()
-        await running.refreshed()
-    bench.mirrors()
-
-
-async def test_a_big_first_clone_gets_an_index_of_its_commits_once_it_is_published(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("mirror.refresh.refresher.INDEXED_BYTES_MIN", 1)
-    indexed = asyncio.Event()
-    repack = bench.engine.repack
-
-    async def repack_and_tell(repository: BareRepository) -> None:
-        assert bench.mirror.snapshot is not None
-        await repack(repository)
-        indexed.set()
-
-    monkeypatch.setattr(bench.engine, "repack", repack_and_tell)
-    async with Running(bench) as running:
-        await running.refreshed(Trigger.START)
-        await asyncio.wait_for(indexed.wait(), WAIT_SECONDS_MAX)
-        assert (bench.path / "objects" / "info" / "commit-graph").exists()
-        bench.git("commit-graph", "verify")
-    bench.mirrors()
-
-
-@pytest.mark.parametrize("error", [PackError("no memory"), ZeroDivisionError("a bug")])
-async def test_a_repack_that_fails_stops_nothing_and_is_not_tried_at_every_refresh(
-    running: Running, monkeypatch: pytest.MonkeyPatch, error: Exception
-) -> None:
-    tries = 0
-
-    async def repack(_: object) -> None:
-        nonlocal tries
-        tries += 1
-        raise error
-
-    monkeypatch.setattr(running.bench.engine, "repack", repack)
-    monkeypatch.setattr("mirror.refresh.refresher.PACKS_MAX", 0)
-    running.refresher._repack_at = 2
-    for _ in range(6):
-        running.upstream.commit()
-        await running.refreshed()
-    await soon(lambda: tries == 2)  # with 2 packs, and with 4
     running.bench.mirrors()
 
 

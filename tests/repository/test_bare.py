@@ -53,6 +53,12 @@ def test_what_is_written_is_read_back_also_after_opening_anew(
         stored(head=RefName(b"refs/heads/unborn")),
         StoredRefs({MAIN: Ref(MAIN, atlas["main"])}, None, atlas["left"]),
         stored(Ref(MAIN, atlas["main"]), kept={atlas["diverged"]: 1_800_000_000, atlas["tag"]: 5}),
+        stored(Ref(MAIN, atlas["main"]), kept={atlas["diverged"]: 1_800_000_001}),
+        stored(
+            Ref(RefName(b"refs/changes/1"), atlas["root"]),  # before ours in the file, not after
+            Ref(MAIN, atlas["main"]),
+            kept={atlas["diverged"]: 1_800_000_001, atlas["left"]: 7},
+        ),
     ):
         filled.write_refs(refs)
         assert filled.read_refs() == refs

@@ -11,7 +11,6 @@ import pytest
 
 from mirror.demo.forge import Faults, HttpBackend
 from mirror.errors import PackError
-from mirror.refresh.refresher import Refresher
 from mirror.repository.packing.git_engine import GitEngine
 from mirror.web import fetch as fetch_module
 from mirror.web import protocol, smart_http
@@ -382,9 +381,9 @@ async def test_no_child_of_git_outlives_its_readers(
     upstream.commit(files={"big.bin": noise})
     await mirror.announce(upstream)
     await mirror.caught_up(upstream)
-    refresher = mirror.hosted().refresher
-    assert isinstance(refresher, Refresher)
-    engine = refresher._engine
+    maintainer = mirror.service.maintainer
+    assert maintainer is not None
+    engine = maintainer._engine
     assert isinstance(engine, GitEngine)
     async with connected(mirror, raw_request(fetch_v0(upstream.oid()))) as (reader, _):
         await reader.readuntil(b"PACK")

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from mirror.refresh.refresher import Refresher
 from mirror.repository.packing.git_engine import GitEngine
 from tests.git_client import Upstream
 from tests.mirror_service import WAIT_SECONDS_MAX, MirrorService
@@ -46,10 +45,10 @@ class Watched:
     def _left(self) -> str:
         tmp = self._mirror.service.settings.data_dir / "packs" / "tmp"
         spools = [file.name for file in tmp.iterdir() if not file.name.endswith(".lock")]
-        refresher = self._mirror.hosted().refresher
-        assert isinstance(refresher, Refresher)
-        assert isinstance(refresher._engine, GitEngine)
-        children = refresher._engine._spawner._running
+        maintainer = self._mirror.service.maintainer
+        assert maintainer is not None
+        assert isinstance(maintainer._engine, GitEngine)
+        children = maintainer._engine._spawner._running
         kinds, tasks = self._now()
         if spools or children or kinds != self._before[0] or tasks > self._before[1]:
             return f"{spools} {children} {kinds} {tasks} {self._before}"

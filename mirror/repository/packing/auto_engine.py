@@ -6,8 +6,9 @@ damaged dulwich makes the packs, however large: it checks each object, so that w
 need what is damaged is still served.
 """
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Collection, Sequence
 from contextlib import aclosing
+from pathlib import Path
 
 import structlog
 
@@ -87,3 +88,30 @@ class AutoEngine:
     async def repack(self, repository: BareRepository) -> None:
         """See `PackEngine.repack`."""
         await self._git.repack(repository)
+
+    async def index(
+        self, repository: BareRepository, *, without: Collection[str] = frozenset()
+    ) -> None:
+        """See `PackEngine.index`."""
+        await self._git.index(repository, without=without)
+
+    async def unreachable_bytes(
+        self, repository: BareRepository, tips: Sequence[ObjectId], *, live: Sequence[ObjectId]
+    ) -> int:
+        """See `PackEngine.unreachable_bytes`."""
+        return await self._git.unreachable_bytes(repository, tips, live=live)
+
+    async def pack_reachable(self, quarantine: Quarantine, tips: Sequence[ObjectId]) -> None:
+        """See `PackEngine.pack_reachable`."""
+        await self._git.pack_reachable(quarantine, tips)
+
+    async def check_alone(
+        self,
+        repository: BareRepository,
+        objects: Path,
+        tips: Sequence[ObjectId],
+        *,
+        known: Sequence[ObjectId],
+    ) -> None:
+        """See `PackEngine.check_alone`."""
+        await self._git.check_alone(repository, objects, tips, known=known)

@@ -9,10 +9,11 @@ import asyncio
 import re
 import threading
 import time
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from functools import partial
+from pathlib import Path
 from typing import Final, ParamSpec, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -22,7 +23,8 @@ from dulwich.object_store import DiskObjectStore
 from mirror.errors import LocalError, PackError
 from mirror.repository.bare import BareRepository, Quarantine, fsync_directory
 from mirror.repository.graph import CommitGraph
-from mirror.repository.objects import PACK_DAMAGE
+from mirror.repository.maintenance import count_to_merge
+from mirror.repository.objects import PACK_DAMAGE, ObjectSource
 from mirror.repository.packing.engine import OBJECT_BYTES_MAX, IndexProgress, PackRequest
 from mirror.repository.packing.pack_sizes import check_sizes
 from mirror.repository.packing.pack_writer import Form, write_pack
@@ -46,6 +48,12 @@ SMALL_STEPS_MAX: Final = 500
 SMALL_BYTES_MAX: Final = 1 << 20
 SMALL_REPOSITORY_OBJECTS_MAX: Final = 500
 """A repository up to here is small work as a whole."""
+
+REPACKED_OBJECTS_MAX: Final = 100_000
+"""Written anew at once; each takes some 100 bytes of memory meanwhile, and 40 microseconds."""
+
+COUNTED_STEPS_MAX: Final = 20_000
+"""Commits and trees looked at to count what nothing reaches."""
 
 KNOWN_TIPS_MAX: Final = 1000
 """Branch tips from which the check of new objects learns what was there before."""
@@ -150,8 +158,40 @@ class DulwichEngine:
             left.set()  # a step that is under way in a thread ends early
 
     async def repack(self, repository: BareRepository) -> None:
-        """See `PackEngine.repack`: all packs become one."""
-        await self._in_thread(_repack, repository)
+        """See `PackEngine.repack`: there is nothing to index with."""
+        await to_its_end(self._in_thread(_repack, repository))
+
+    async def index(
+        self, repository: BareRepository, *, without: Collection[str] = frozenset()
+    ) -> None:
+        """See `PackEngine.index`: dulwich reads neither bitmaps nor git's index of commits."""
+
+    async def unreachable_bytes(
+        self, repository: BareRepository, tips: Sequence[ObjectId], *, live: Sequence[ObjectId]
+    ) -> int:
+        """See `PackEngine.unreachable_bytes`: by the average size of an object."""
+        request = PackRequest(wants=tuple(tips), haves=tuple(live))
+        return await to_its_end(self._in_thread(_unreachable_bytes, repository, request))
+
+    async def pack_reachable(self, quarantine: Quarantine, tips: Sequence[ObjectId]) -> None:
+        """See `PackEngine.pack_reachable`. Of a large repository it is too much work here.
+
+        Raises:
+            PackError: For that too.
+        """
+        await to_its_end(self._in_thread(_pack_reachable, quarantine, tips))
+
+    async def check_alone(
+        self,
+        repository: BareRepository,
+        objects: Path,
+        tips: Sequence[ObjectId],
+        *,
+        known: Sequence[ObjectId],
+    ) -> None:
+        """See `PackEngine.check_alone`."""
+        del repository
+        await to_its_end(self._in_thread(_check_alone, objects, tips, known))
 
     async def _soon(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run a short step to its end."""
@@ -232,11 +272,20 @@ class _Report:
 
 
 def _check_connected(quarantine: Quarantine, tips: Sequence[ObjectId]) -> None:
-    request = PackRequest(wants=tuple(tips), haves=tuple(_branch_tips(quarantine)))
+    with closing(quarantine.source()) as source:
+        _check_whole(source, tips, _branch_tips(quarantine))
+
+
+def _check_alone(objects: Path, tips: Sequence[ObjectId], known: Sequence[ObjectId]) -> None:
+    with closing(ObjectSource(objects)) as source:
+        _check_whole(source, tips, known)
+
+
+def _check_whole(source: ObjectSource, tips: Sequence[ObjectId], known: Sequence[ObjectId]) -> None:
+    request = PackRequest(wants=tuple(tips), haves=tuple(known))
     try:
-        with closing(quarantine.source()) as source:
-            selection = select_objects(source, CommitGraph(source), request)
-            missing = next((oid for oid in selection.oids if not source.contains(oid)), None)
+        selection = select_objects(source, CommitGraph(source), request)
+        missing = next((oid for oid in selection.oids if not source.contains(oid)), None)
     except LocalError as error:
         raise PackError(f"what was received is not complete: {error}") from error
     if missing is not None:
@@ -293,16 +342,14 @@ def _build_small(repository: BareRepository, request: PackRequest) -> bytes | No
 
 
 def _repack(repository: BareRepository) -> None:
-    old = repository.source.packs()
-    if len(old) < 2:
+    packs = sorted(repository.source.packs(), key=len)
+    count = count_to_merge([len(pack) for pack in packs], objects_max=REPACKED_OBJECTS_MAX)
+    old = packs[:count]
+    if not old:
         return
     selection = Selection(oids=dict.fromkeys(oid for pack in old for oid in pack.ids()))
     with repository.quarantine() as quarantine:
-        with quarantine.received.open("wb") as file:
-            file.writelines(
-                write_pack(repository.source, selection, Form(thin=False, ofs_delta=True))
-            )
-        _index_pack(quarantine, None, lambda: False)
+        _write_pack(quarantine, selection)
         new = {file.name for file in (quarantine.objects / "pack").glob("pack-*.pack")}
         quarantine.migrate()
     for pack in old:
@@ -310,3 +357,37 @@ def _repack(repository: BareRepository) -> None:
             for suffix in (".idx", ".rev", ".pack"):
                 pack.path.with_suffix(suffix).unlink(missing_ok=True)
     repository.source.rescan()
+
+
+def _write_pack(quarantine: Quarantine, selection: Selection) -> None:
+    source = quarantine.repository.source
+    with quarantine.received.open("wb") as file:
+        file.writelines(write_pack(source, selection, Form(thin=False, ofs_delta=True)))
+    _index_pack(quarantine, None, lambda: False)
+    quarantine.received.unlink()
+
+
+def _pack_reachable(quarantine: Quarantine, tips: Sequence[ObjectId]) -> None:
+    repository = quarantine.repository
+    if (count := sum(map(len, repository.source.packs()))) > REPACKED_OBJECTS_MAX:
+        raise PackError(f"{count} objects are too many to write anew without git")
+    request = PackRequest(wants=tuple(tips))
+    selection = select_objects(repository.source, repository.graph, request)
+    if selection.oids:
+        _write_pack(quarantine, selection)
+
+
+def _unreachable_bytes(repository: BareRepository, request: PackRequest) -> int:
+    packs = repository.source.packs()
+    objects, size = sum(map(len, packs)), repository.bytes_on_disk()
+    steps = iter(range(COUNTED_STEPS_MAX))
+    try:
+        selection = select_objects(
+            repository.source,
+            repository.graph,
+            request,
+            is_abandoned=lambda: next(steps, None) is None,
+        )
+    except Abandoned:
+        return size  # there is a lot of it
+    return size * len(selection.oids) // max(1, objects)

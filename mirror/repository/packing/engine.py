@@ -5,8 +5,9 @@
 """
 
 import hashlib
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Final, Protocol
 
 from mirror.repository.bare import BareRepository, Quarantine
@@ -134,9 +135,66 @@ class PackEngine(Protocol):
         ...
 
     async def repack(self, repository: BareRepository) -> None:
-        """Bring the repository's packs into few, dropping nothing.
+        """Merge small packs, so that sizes grow geometrically, dropping nothing; then `index`.
+
+        In the background: with the lowest priority, and bounded in memory and time.
 
         Raises:
             PackError: It could not be done; the repository is as before.
+        """
+        ...
+
+    async def index(
+        self, repository: BareRepository, *, without: Collection[str] = frozenset()
+    ) -> None:
+        """Write what makes readers quick, as far as this engine has any: over all packs.
+
+        Args:
+            repository: The repository.
+            without: Names of packs that are to go, and that it must not need.
+
+        Raises:
+            PackError: It could not be done; the repository is as before.
+        """
+        ...
+
+    async def unreachable_bytes(
+        self, repository: BareRepository, tips: Sequence[ObjectId], *, live: Sequence[ObjectId]
+    ) -> int:
+        """Say how many bytes on disk, about, are reached from `tips` and not from `live`.
+
+        Raises:
+            PackError: It could not be found out.
+        """
+        ...
+
+    async def pack_reachable(self, quarantine: Quarantine, tips: Sequence[ObjectId]) -> None:
+        """Write one pack of all that `tips` reach, durably, into the quarantine.
+
+        In the background, as `repack`. There is none where they reach nothing.
+
+        Raises:
+            PackError: It could not be made.
+        """
+        ...
+
+    async def check_alone(
+        self,
+        repository: BareRepository,
+        objects: Path,
+        tips: Sequence[ObjectId],
+        *,
+        known: Sequence[ObjectId],
+    ) -> None:
+        """Check that an object directory has all that `tips` reach.
+
+        Args:
+            repository: Whose objects they are.
+            objects: The object directory; nothing is looked for elsewhere.
+            tips: What is to be whole.
+            known: Tips that are whole in it.
+
+        Raises:
+            PackError: An object is missing.
         """
         ...

@@ -12,13 +12,14 @@ checked while it works, and the end of the pack is held back until they are foun
 import asyncio
 import re
 import shutil
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
 from contextlib import aclosing
 from pathlib import Path
 from typing import Final
 
 from mirror.errors import Damaged, PackError
 from mirror.repository.bare import BareRepository, Quarantine
+from mirror.repository.maintenance import PACK_GROWTH
 from mirror.repository.packing.engine import OBJECT_BYTES_MAX, IndexProgress, PackRequest
 from mirror.repository.packing.pack_sizes import HEADER_BYTES, object_count
 from mirror.repository.packing.spawner import OnStderr, Spawner
@@ -28,6 +29,8 @@ GIT_VERSION_MIN: Final = (2, 39)
 BUILD_SECONDS_MAX: Final = 3600.0
 INDEX_SECONDS_MAX: Final = 3600.0
 REPACK_SECONDS_MAX: Final = 4 * 3600.0
+CHECK_SECONDS_MAX: Final = 60.0
+"""A refresh waits meanwhile; what takes longer is tried again another time."""
 
 _OPTIONS: Final = (
     "-c", "safe.directory=*",  # the data directory may belong to another user than ours
@@ -38,6 +41,9 @@ _OPTIONS: Final = (
     "-c", "core.fsync=all,-loose-object",
 )  # fmt: skip
 
+_SPARING: Final = ("-c", "pack.threads=1", "-c", "pack.windowMemory=256m")
+"""For what nobody waits for: one processor, and so much memory to look for deltas in."""
+
 BITMAPS_FROM_COMMITS: Final = 100
 """Bitmaps tell quickly what a reader lacks that is far behind, or has nothing: up to seven times
 quicker. For one that is near they take four times as long, and make packs many times larger."""
@@ -47,6 +53,10 @@ OBJECT_IN_PACK_BYTES_MIN: Final = 9
 
 ENTRY_BYTES_MAX: Final = 256
 """What git's index-pack keeps for each object takes about a third of this."""
+
+INDEXED_SHARE: Final = 0.1
+"""Packs of so much of a repository have a bitmap; smaller ones will be merged soon, and a bitmap
+takes far longer to write than they do: docs/decisions/0008."""
 
 _QUICK: Final = ("-c", "pack.window=0", "-c", "pack.compression=1")
 """For a shallow clone: mostly whole files of one commit, where looking for deltas takes more than
@@ -158,27 +168,78 @@ class GitEngine:
     async def repack(self, repository: BareRepository) -> None:
         """See `PackEngine.repack`: small packs are merged so that sizes grow geometrically."""
         await asyncio.to_thread(repository.soundness.demand)  # not to give damage a new checksum
-        env = _environment(GIT_DIR=str(repository.path))
-        # Left by a git that was killed; there is one repack at a time.
-        for lock in ("info/commit-graph.lock", "pack/multi-pack-index.lock"):
-            (repository.objects / lock).unlink(missing_ok=True)
-        await self._run(
-            ["repack", "-d", "-q", "--geometric=2", "--no-write-bitmap-index"],
-            env=env,
-            timeout_seconds=REPACK_SECONDS_MAX,
-        )
-        await asyncio.to_thread(repository.source.rescan)
-        if repository.source.packs():
-            # Over all packs at once: no pack has to be written anew for it.
+        await asyncio.to_thread(repository.clear_unfinished)
+        try:
             await self._run(
-                ["multi-pack-index", "write", "--bitmap", "--no-progress"],
-                env=env,
+                ["repack", "-d", "-q", f"--geometric={PACK_GROWTH}", "--no-write-bitmap-index"],
+                env=_environment(GIT_DIR=str(repository.path)),
                 timeout_seconds=REPACK_SECONDS_MAX,
+                is_background=True,
+            )
+            await asyncio.to_thread(repository.source.rescan)
+            await self.index(repository)
+        finally:
+            await asyncio.to_thread(repository.clear_unfinished)
+
+    async def index(
+        self, repository: BareRepository, *, without: Collection[str] = frozenset()
+    ) -> None:
+        """See `PackEngine.index`: one bitmap over all large packs, and the commit-graph."""
+        env = _environment(GIT_DIR=str(repository.path))
+        packs = await asyncio.to_thread(_packs_to_index, repository, without)
+        if packs:
+            await self._run(
+                ["multi-pack-index", "write", "--bitmap", "--no-progress", "--stdin-packs"],
+                env=env,
+                stdin="".join(f"{name}.idx\n" for name in packs).encode(),
+                timeout_seconds=REPACK_SECONDS_MAX,
+                is_background=True,
             )
         await self._run(
             ["commit-graph", "write", "--reachable", "--no-progress"],
             env=env,
             timeout_seconds=REPACK_SECONDS_MAX,
+            is_background=True,
+        )
+
+    async def unreachable_bytes(
+        self, repository: BareRepository, tips: Sequence[ObjectId], *, live: Sequence[ObjectId]
+    ) -> int:
+        """See `PackEngine.unreachable_bytes`."""
+        printed = await self._run(
+            ["rev-list", "--objects", "--disk-usage", "--stdin"],
+            env=_environment(GIT_DIR=str(repository.path)),
+            stdin=_revisions(tips, live),
+            timeout_seconds=INDEX_SECONDS_MAX,
+            is_background=True,
+        )
+        return int(printed)
+
+    async def pack_reachable(self, quarantine: Quarantine, tips: Sequence[ObjectId]) -> None:
+        """See `PackEngine.pack_reachable`: the deltas that there are, and better ones."""
+        base = quarantine.objects / "pack" / "pack"
+        await self._run(
+            ["pack-objects", "--revs", "--non-empty", "--delta-base-offset", "-q", str(base)],
+            env=_quarantined(quarantine),
+            stdin=_revisions(tips, ()),
+            timeout_seconds=REPACK_SECONDS_MAX,
+            is_background=True,
+        )
+
+    async def check_alone(
+        self,
+        repository: BareRepository,
+        objects: Path,
+        tips: Sequence[ObjectId],
+        *,
+        known: Sequence[ObjectId],
+    ) -> None:
+        """See `PackEngine.check_alone`: not in the background, for a refresh waits for it."""
+        await self._run(
+            ["rev-list", "--objects", "--stdin", "--quiet"],
+            env=_environment(GIT_DIR=str(repository.path), GIT_OBJECT_DIRECTORY=str(objects)),
+            stdin=_revisions(tips, known),
+            timeout_seconds=CHECK_SECONDS_MAX,
         )
 
     async def _run(
@@ -189,13 +250,16 @@ class GitEngine:
         stdin: bytes | Path = b"",
         timeout_seconds: float,
         on_stderr: OnStderr | None = None,
-    ) -> None:
-        await self._spawner.run(
-            [self._program, *_OPTIONS, *arguments],
+        is_background: bool = False,
+    ) -> bytes:
+        options = _OPTIONS + _SPARING if is_background else _OPTIONS
+        return await self._spawner.run(
+            [self._program, *options, *arguments],
             env=env,
             stdin=stdin,
             timeout_seconds=timeout_seconds,
             on_stderr=on_stderr,
+            is_background=is_background,
         )
 
 
@@ -232,6 +296,25 @@ async def _while_sound(
 def _seen(checking: "asyncio.Task[None]") -> None:
     if not checking.cancelled():
         checking.exception()
+
+
+def _packs_to_index(repository: BareRepository, without: Collection[str]) -> list[str]:
+    """Return the packs that are to have a new bitmap; none where there is a good one."""
+    packs = [each for each in repository.pack_files() if each.name not in without]
+    sizes = {each: each.stat() for each in packs}
+    least = INDEXED_SHARE * sum(each.st_size for each in sizes.values())
+    large = {each.stem: found for each, found in sizes.items() if found.st_size >= least}
+    index = repository.objects / "pack" / "multi-pack-index"
+    # git removes it with the first of its packs that goes.
+    if not without and index.exists():
+        made_at = index.stat().st_mtime_ns
+        if all(found.st_mtime_ns <= made_at for found in large.values()):
+            return []
+    return list(large)
+
+
+def _revisions(wants: Sequence[ObjectId], haves: Sequence[ObjectId]) -> bytes:
+    return b"".join([*(b"%b\n" % oid for oid in wants), *(b"^%b\n" % oid for oid in haves)])
 
 
 def _environment(**more: str) -> dict[str, str]:

@@ -13,6 +13,7 @@ import subprocess
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, ExitStack, aclosing, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Final, TypeVar
 
@@ -31,6 +32,16 @@ SUBCOMMANDS: Final = frozenset(
 
 OnStderr = Callable[[bytes], None]
 T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class _Child:
+    """What is to be run: see `Spawner.run`."""
+
+    argv: tuple[str | Path, ...]
+    env: dict[str, str]
+    stdin: bytes | Path
+    is_background: bool
 
 
 class Spawner:
@@ -52,6 +63,7 @@ class Spawner:
         timeout_seconds: float,
         on_stderr: OnStderr | None = None,
         stdout_bytes_max: int = 1 << 20,
+        is_background: bool = False,
     ) -> bytes:
         """Run a child to its end and return what it printed.
 
@@ -62,13 +74,19 @@ class Spawner:
             timeout_seconds: It is killed after that long.
             on_stderr: Called with each piece of its stderr.
             stdout_bytes_max: It is killed when it prints more.
+            is_background: Whether it gets only what nobody else wants of processors and disks.
 
         Raises:
             PackError: It failed, took too long or printed too much; the message has its last words.
         """
         printed = bytearray()
         child = self.stream(
-            argv, env=env, stdin=stdin, timeout_seconds=timeout_seconds, on_stderr=on_stderr
+            argv,
+            env=env,
+            stdin=stdin,
+            timeout_seconds=timeout_seconds,
+            on_stderr=on_stderr,
+            is_background=is_background,
         )
         async with aclosing(child):
             async for chunk in child:
@@ -85,8 +103,11 @@ class Spawner:
         stdin: bytes | Path = b"",
         timeout_seconds: float,
         on_stderr: OnStderr | None = None,
+        is_background: bool = False,
     ) -> AsyncGenerator[bytes, None]:
         """Run a child and yield its stdout; a reader that is slow holds the child up.
+
+        Its arguments are those of `run`.
 
         Raises:
             PackError: It failed or took too long, after what it printed so far was yielded.
@@ -97,7 +118,10 @@ class Spawner:
         reader = asyncio.StreamReader(limit=READ_BYTES)
         async with self._places, AsyncExitStack() as stack:
             process = await self._start(
-                stack, argv, env, stdin, lambda: asyncio.StreamReaderProtocol(reader), stderr
+                stack,
+                _Child(tuple(argv), dict(env), stdin, is_background),
+                lambda: asyncio.StreamReaderProtocol(reader),
+                stderr,
             )
             stack.push_async_callback(self._end_in_thread, process)
             while chunk := await _before(deadline, reader.read(READ_BYTES), argv):
@@ -114,9 +138,7 @@ class Spawner:
     async def _start(
         self,
         stack: AsyncExitStack,
-        argv: Sequence[str | Path],
-        env: Mapping[str, str],
-        stdin: bytes | Path,
+        child: "_Child",
         output: Callable[[], asyncio.BaseProtocol],
         errors: asyncio.BaseProtocol,
     ) -> subprocess.Popen[bytes]:
@@ -125,9 +147,7 @@ class Spawner:
         with ExitStack() as unstarted:
             to_output = await _receiver(stack, unstarted, output)
             to_errors = await _receiver(stack, unstarted, lambda: errors)
-            starting = loop.run_in_executor(
-                self._pool, self._spawn, list(argv), dict(env), stdin, to_output, to_errors
-            )
+            starting = loop.run_in_executor(self._pool, self._spawn, child, to_output, to_errors)
             # From here on the child's ends belong to the thread that starts it: closed under its
             # hands, their numbers could by then be another connection's.
             unstarted.pop_all()
@@ -137,7 +157,7 @@ class Spawner:
             starting.add_done_callback(self._end_unwanted)
             raise
         except OSError as error:
-            raise PackError(f"can't start {argv[0]}: {error.strerror}") from error
+            raise PackError(f"can't start {child.argv[0]}: {error.strerror}") from error
 
     def _end_unwanted(self, starting: "asyncio.Future[subprocess.Popen[bytes]]") -> None:
         if starting.cancelled() or starting.exception() is not None:
@@ -147,18 +167,14 @@ class Spawner:
             self._pool.submit(self._end, process)
 
     def _spawn(
-        self,
-        argv: list[str | Path],
-        env: dict[str, str],
-        stdin: bytes | Path,
-        output: socket.socket,
-        errors: socket.socket,
+        self, child: "_Child", output: socket.socket, errors: socket.socket
     ) -> subprocess.Popen[bytes]:
         """Start the child; in a thread.
 
         Its stdin is a file, so that nobody has to feed a pipe; one in memory, for the disk may be
         full, and readers are to get their packs all the same.
         """
+        stdin = child.stdin
         with (
             output,
             errors,
@@ -168,14 +184,16 @@ class Spawner:
                 source.write(stdin)
                 source.seek(0)
             process = subprocess.Popen(
-                argv,
+                child.argv,
                 stdin=source,
                 stdout=output.fileno(),
                 stderr=errors.fileno(),
-                env=env,
+                env=child.env,
                 cwd="/",
                 start_new_session=True,
             )
+        if child.is_background:
+            _give_way(process.pid)
         self._running.add(process)
         return process
 
@@ -202,6 +220,16 @@ class Spawner:
 
 def _in_memory() -> BinaryIO:
     return os.fdopen(os.memfd_create("stdin"), "w+b")
+
+
+def _give_way(process_id: int) -> None:
+    """Leave a child, and those it starts, what nobody else wants of processors and disks.
+
+    The kernel takes the disk priority from the scheduling policy where none was set (ioprio_set(2):
+    SCHED_IDLE is idle there, too). Where it is forbidden, the child runs as any other.
+    """
+    with suppress(OSError):
+        os.sched_setscheduler(process_id, os.SCHED_IDLE, os.sched_param(0))
 
 
 class _Tail(asyncio.Protocol):

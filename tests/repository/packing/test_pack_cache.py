@@ -4,7 +4,7 @@ import asyncio
 import errno
 import gc
 import os
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Sequence
 from contextlib import aclosing
 from pathlib import Path
 from typing import IO, cast
@@ -99,6 +99,29 @@ class ScriptedEngine:
         raise NotImplementedError
 
     async def repack(self, repository: BareRepository) -> None:
+        raise NotImplementedError
+
+    async def index(
+        self, repository: BareRepository, *, without: Collection[str] = frozenset()
+    ) -> None:
+        raise NotImplementedError
+
+    async def unreachable_bytes(
+        self, repository: BareRepository, tips: Sequence[ObjectId], *, live: Sequence[ObjectId]
+    ) -> int:
+        raise NotImplementedError
+
+    async def pack_reachable(self, quarantine: Quarantine, tips: Sequence[ObjectId]) -> None:
+        raise NotImplementedError
+
+    async def check_alone(
+        self,
+        repository: BareRepository,
+        objects: Path,
+        tips: Sequence[ObjectId],
+        *,
+        known: Sequence[ObjectId],
+    ) -> None:
         raise NotImplementedError
 
 

@@ -331,3 +331,20 @@ async def test_many_children_leave_nothing_open(spawner: Spawner) -> None:
         await asyncio.gather(*(sh(spawner, "echo x; echo y >&2") for _ in range(20)))
     await settle()
     assert len(open_files()) == count
+
+
+@pytest.mark.parametrize("is_background", [True, False])
+async def test_a_child_of_the_background_gets_what_nobody_else_wants(
+    spawner: Spawner, *, is_background: bool
+) -> None:
+    """The children that it starts do, too: git repack starts git pack-objects."""
+    wanted = os.SCHED_IDLE if is_background else os.sched_getscheduler(0)
+    program = (
+        "import os, subprocess, sys\n"
+        f"while os.sched_getscheduler(0) != {wanted}: pass\n"
+        "subprocess.run([sys.executable, '-c', 'import os; print(os.sched_getscheduler(0))'])"
+    )
+    printed = await spawner.run(
+        [sys.executable, "-c", program], env={}, timeout_seconds=20, is_background=is_background
+    )
+    assert int(printed) == wanted

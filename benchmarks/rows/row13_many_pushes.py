@@ -1,0 +1,204 @@
+"""Row 13: a mirror that took thousands of pushes, beside one that was cloned just now.
+
+Each push is one refresh: a webhook, and the commit read back. One in ten is taken back by the next
+(a force-push); one in 25 also makes a branch, which the next deletes. In the end the mirror stops,
+its kept tips are made old, and it starts again: as after a day without pushes. The other mirror
+clones the same upstream, which was packed anew before, with new deltas: those of fast-import, which
+made the commits, are of a kind that no forge ever has.
+"""
+
+import re
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from benchmarks import checks
+from benchmarks.figures import Kind, Measurement, Side, Target
+from benchmarks.git import git
+from benchmarks.http_client import Connection, Request, WrongAnswer, ask_once
+from benchmarks.protocol import fetch, poll_v0, poll_v2
+from benchmarks.repositories import Repository, pushes
+from benchmarks.run import Place, Run, take_turns
+from benchmarks.service import Service, open_service
+from benchmarks.wrk import Load
+
+NUMBER = 13
+NEEDS = ("git", "nginx", "fcgiwrap", "wrk")
+LEVEL = Target(Kind.TIME_AT_MOST, 1.1)
+LEVEL_TIME = Target(Kind.TIME_AT_MOST, 1.1, plus_ms=0.2)
+CLIENTS = 16
+PRUNED_SECONDS_MAX: Final = 120.0
+SHAPES = (("fetch of 1 commit", 1), ("fetch, 100 commits behind", 100), ("full clone", None))
+_KEPT: Final = re.compile(rb"refs/git-mirror/kept/\d+/")
+
+
+@dataclass(frozen=True, slots=True)
+class _Mirror:
+    service: Service
+    bare: Path
+
+    def size(self) -> int:
+        return sum(each.stat().st_size for each in self.bare.rglob("*") if each.is_file())
+
+    def packs(self) -> int:
+        return len(list((self.bare / "objects" / "pack").glob("*.pack")))
+
+
+def measure(run: Run) -> Iterator[Measurement]:
+    """Push, let a day pass, compare."""
+    repository = run.repositories.copy(run.repositories.history(), "pushed-to")
+    upstreams = {repository.name: run.peer.url(repository.name)}
+    place, count = run.new_directory(), run.scale.many_pushes
+    with open_service(place, upstreams, overrides=run.overrides) as service:
+        mirror = _Mirror(service, _bare(place, repository))
+        yield from _push_all(mirror, repository, upstreams[repository.name], count)
+    _age(mirror.bare)
+    git("gc", "--quiet", "--prune=now", cwd=repository.bare)
+    git("repack", "-adfq", cwd=repository.bare)
+    with (
+        open_service(place, upstreams, overrides=run.overrides) as service,
+        open_service(run.new_directory(), upstreams, overrides=run.overrides) as cloned,
+    ):
+        old = _Mirror(service, mirror.bare)
+        new = _Mirror(cloned, _bare(cloned.directory, repository))
+        checks.lists(ask_once(service.port, poll_v0(f"/{repository.name}")), repository.commit())
+        _wait_until_pruned(old)
+        git("fsck", "--strict", "--full", cwd=old.bare)
+        yield from _compare(run, old, new, repository, count)
+
+
+def _bare(place: Path, repository: Repository) -> Path:
+    return place / "data" / "repositories" / f"{repository.name}.git"
+
+
+def _push_all(
+    mirror: _Mirror, repository: Repository, upstream: str, count: int
+) -> Iterator[Measurement]:
+    service, before = mirror.service, repository.commit()
+    times: list[float] = []
+    most = 0
+    cpu_ms = service.processor_ms()
+    for new in pushes(repository, count):
+        began_at = time.perf_counter()
+        service.announce(repository.name, upstream, before=before, after=new)
+        request = poll_v2(f"/{repository.name}", ("refs/heads/main",))
+        checks.lists(ask_once(service.port, request), new)
+        times.append((time.perf_counter() - began_at) * 1000)
+        before = new
+        most = max(most, mirror.packs())
+    cpu_ms = service.processor_ms() - cpu_ms
+    merges = service.metric("git_mirror_maintenance_seconds_count", work="merge", outcome="ok")
+    seconds = service.metric("git_mirror_maintenance_seconds_sum", work="merge", outcome="ok")
+    tenth = max(1, count // 10)
+    yield Measurement(
+        NUMBER,
+        f"the last {tenth:,} of {count:,} pushes, from webhook to listed",
+        Side.of_times(times[-tenth:]),
+        f"the first {tenth:,}",
+        Side.of_times(times[:tenth]),
+        target=LEVEL_TIME,
+        checked=f"each commit listed; at most {most} packs; {merges:.0f} merges in {seconds:.0f} s",
+    )
+    yield Measurement(
+        NUMBER,
+        "processor time of the mirror and its git for each push",
+        Side(amount=cpu_ms / count),
+        judged="amount",
+    )
+
+
+def _age(bare: Path) -> None:
+    """Make the kept tips old: their names tell until when they are kept."""
+    refs = bare / "packed-refs"
+    header, *lines = _KEPT.sub(b"refs/git-mirror/kept/1000000000/", refs.read_bytes()).splitlines()
+    kept = [each for each in lines if b" refs/git-mirror/" in each]
+    others = [each for each in lines if b" refs/git-mirror/" not in each]
+    # Sorted by name: git-mirror comes before heads, and no kept tip has a peeled line.
+    kept.sort(key=lambda each: each.partition(b" ")[2])
+    refs.write_bytes(b"\n".join([header, *kept, *others, b""]))
+
+
+def _wait_until_pruned(mirror: _Mirror) -> None:
+    deadline = time.monotonic() + PRUNED_SECONDS_MAX
+    labels = {"work": "prune", "outcome": "ok"}
+    while not mirror.service.metric("git_mirror_maintenance_seconds_count", **labels):
+        if time.monotonic() > deadline:
+            raise WrongAnswer(f"nothing was pruned in {PRUNED_SECONDS_MAX:.0f} s")
+        time.sleep(0.2)
+
+
+def _compare(
+    run: Run, old: _Mirror, new: _Mirror, repository: Repository, count: int
+) -> Iterator[Measurement]:
+    after, fresh = f"after {count:,} pushes", "cloned just now"
+    yield Measurement(
+        NUMBER,
+        f"bytes on disk {after}",
+        Side(amount=old.size() / 1e6),
+        fresh,
+        Side(amount=new.size() / 1e6),
+        judged="amount",
+        unit="MB",
+        target=LEVEL,
+        checked="fsck",
+    )
+    packs = [Side(amount=each.packs()) for each in (old, new)]
+    yield Measurement(NUMBER, f"packs {after}", packs[0], fresh, packs[1], judged="amount", unit="")
+    polled = poll_v0(f"/{repository.name}")
+    polls = run.load(Load(CLIENTS), *(Place(each.service.port, polled) for each in (old, new)))
+    for judged in ("p50", "p99"):
+        yield Measurement(
+            NUMBER,
+            f"poll {after}, {CLIENTS} clients: {judged}",
+            polls[0],
+            fresh,
+            polls[1],
+            judged=judged,
+            target=LEVEL_TIME,
+            checked="tip listed",
+        )
+    for name, behind in SHAPES:
+        yield _fetches(run, old, new, repository, name=name, behind=behind)
+
+
+def _fetches(
+    run: Run, old: _Mirror, new: _Mirror, repository: Repository, *, name: str, behind: int | None
+) -> Measurement:
+    times = run.scale.times if behind is not None else max(8, run.scale.times // 8)
+    commits = repository.line_of(times + 1 + (behind or 0))
+    requests = [
+        fetch(f"/{repository.name}", commits[at], have=commits[at + behind] if behind else None)
+        for at in range(times + 1)
+    ]
+    sizes: list[int] = []
+    with Connection(old.service.port) as ours, Connection(new.service.port) as theirs:
+
+        def timed(connection: Connection, request: Request) -> float:
+            began_at = time.perf_counter()
+            answer = connection.ask(request)
+            took = (time.perf_counter() - began_at) * 1000
+            sizes.append(len(checks.pack_is_whole(answer).pack))
+            return took
+
+        have = commits[times + behind] if behind else None
+        for connection in (ours, theirs):
+            answer = connection.ask(requests[times])
+            place = run.directory / "check"
+            checks.git_takes(answer, repository, place, want=commits[times], have=have)
+        sides = take_turns(
+            times,
+            lambda number: timed(ours, requests[number]),
+            lambda number: timed(theirs, requests[number]),
+        )
+    ratio = sum(sizes[0::2]) / sum(sizes[1::2])
+    return Measurement(
+        NUMBER,
+        f"{name}, {times} different ones",
+        sides[0],
+        "cloned just now",
+        sides[1],
+        target=LEVEL_TIME,
+        checked=f"every pack whole; one taken by git, fsck; {ratio:.2f}x the bytes",
+    )
