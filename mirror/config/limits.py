@@ -85,8 +85,6 @@ class LimitSettings(Section):
 
     scrub_interval_seconds: Annotated[
         float | None, duration_or_never("1s", "365d"), NeedsRestart()
-    ] = Field(
-        float | None, duration_or_never("1s", "365d"), NeedsRestart()
     ] = Field(default=7 * 24 * 3600.0, alias="scrub_interval")
     """Within this time all that is kept on disk is read and compared with its checksums; what is
     damaged is mended or fetched again. `never` leaves it to those who read it."""
