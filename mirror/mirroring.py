@@ -61,11 +61,12 @@ class Mirroring:
         self,
         open_one: Callable[[RepositorySettings], Awaitable[Mirror]],
         refresher_of: Callable[[Mirror], Refresher],
+        maintainer_of: Callable[[Callable[[], Iterable[Mirror]]], Maintainer],
+        *,
         ways: "_Ways",
         places: RefreshPlaces,
         upstreams: Sequence[RepositorySettings],
         bounds: Bounds,
-        maintainer_of: Callable[[Callable[[], Iterable[Mirror]]], Maintainer],
     ) -> None:
         self._ways = ways
         self._places = places
@@ -153,7 +154,13 @@ class Mirroring:
             )
 
         mirroring = cls(
-            open_one, refresher_of, ways, shared, settings.upstreams, bounds, maintainer_of
+            open_one,
+            refresher_of,
+            maintainer_of,
+            ways=ways,
+            places=shared,
+            upstreams=settings.upstreams,
+            bounds=bounds,
         )
         stack.push_async_callback(mirroring._end)
         for repository in settings.repositories.values():

@@ -167,10 +167,7 @@ class Maintainer:
                 await asyncio.to_thread(_check_room, repository, before)
                 await pruning.prune(repository, self._engine, changing=mirror.changing)
             else:
-                # What is merged is written before what it is made of goes.
-                if not await asyncio.to_thread(self._has_room, before.size):
-                    raise NoRoom("the disk has no room to merge packs")
-                await self._engine.repack(repository)
+                await self._merge(repository, before)
         except asyncio.CancelledError:
             outcome = "abandoned"
             raise
@@ -200,6 +197,12 @@ class Maintainer:
         if mirror.replicas is not None:
             # They let go of the packs that are gone, whose room is free only then.
             await mirror.replicas.refreshed(mirror)
+
+    async def _merge(self, repository: BareRepository, before: Facts) -> None:
+        # What is merged is written before what it is made of goes.
+        if not await asyncio.to_thread(self._has_room, before.size):
+            raise NoRoom("the disk has no room to merge packs")
+        await self._engine.repack(repository)
 
 
 def _facts(repository: BareRepository) -> Facts:

@@ -48,7 +48,7 @@ class Upkeep:
     is_done: asyncio.Event = field(default_factory=asyncio.Event)
 
     def __post_init__(self) -> None:
-        self.metrics.create_series(operations=(), triggers=(), forges=(), engines=())
+        self.metrics.create_series(operations=(), triggers=(), forges=(), engines=(), damage=())
         self.maintainer = Maintainer(
             self.bench.engine,
             self.metrics,
