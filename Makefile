@@ -9,7 +9,7 @@ MINUTES ?= 20
 # The locks are whole, so pip resolves nothing (--no-deps): an old pip would let a newer release outdo a pin.
 INSTALL := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 
-.PHONY: help setup demo test test-differential day fuzz soak check format bench lock docs clean
+.PHONY: help setup demo test test-differential day fuzz soak audit check format bench lock docs clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -46,6 +46,22 @@ test: $(VENV)/dev.stamp ## Run the whole test suite (both engines, real git clie
 fuzz: $(VENV)/dev.stamp ## Fuzz every parser; SECONDS_EACH=120 for longer, PARSERS="names ..." for some (docs/fuzzing.md)
 	@$(BIN)/python -m tests.fuzz --seconds-each $(SECONDS_EACH) $(ARGS) $(PARSERS)
 
+# In an environment of their own: the tools bring many packages, which neither the mirror nor its tests need.
+.venv-audit/audit.stamp: requirements/audit.lock
+	@$(PYTHON) -m venv .venv-audit
+	@.venv-audit/bin/python -m pip --disable-pip-version-check install --quiet --require-hashes --no-deps --requirement requirements/audit.lock
+	@touch $@
+
+audit: .venv-audit/audit.stamp ## Write an SBOM to dist/ (CycloneDX) and look the dependencies up in the list of known vulnerabilities
+	@mkdir -p dist
+	@.venv-audit/bin/cyclonedx-py requirements requirements/run.lock --pyproject pyproject.toml --output-reproducible --output-format JSON --output-file dist/git-mirror.cdx.json
+	@echo "The SBOM is dist/git-mirror.cdx.json"
+	@.venv-audit/bin/pip-audit --strict --disable-pip --require-hashes --requirement requirements/run.lock --progress-spinner off >dist/audit.log 2>&1 || { \
+		if grep -q 'ConnectionError\|ServiceError\|Traceback\|could not be audited\|not found on' dist/audit.log; then \
+			echo "The list of vulnerabilities can't be reached from here, so nothing is known of the dependencies: run this with access to the network (dist/audit.log has the reason)" >&2; exit 2; \
+		else cat dist/audit.log >&2; exit 1; fi; }
+	@cat dist/audit.log
+
 # Another seed each time; SEED=n asks the same again. On one core about 12 cases a second.
 test-differential: $(VENV)/dev.stamp ## Compare CASES=5000 made-up fetches with git's own answers; SEED=n
 	@$(BIN)/python -m pytest -n 0 tests/differential --differential-cases=$(CASES) $(if $(SEED),--hypothesis-seed=$(SEED)) $(ARGS)
@@ -78,6 +94,7 @@ bench: $(VENV)/dev.stamp ## Measure against peers in 5 minutes; FULL=1 takes lon
 lock: ## Bring the locks up to pyproject.toml (needs uv); UPGRADE=--upgrade takes the newest of everything
 	uv pip compile pyproject.toml --group build --generate-hashes --universal --python-version 3.11 $(UPGRADE) --no-header --no-annotate --quiet --output-file requirements/run.lock
 	uv pip compile pyproject.toml --group dev --generate-hashes --universal --python-version 3.11 $(UPGRADE) --no-header --no-annotate --quiet --output-file requirements/dev.lock
+	uv pip compile --group audit --generate-hashes --universal --python-version 3.11 $(UPGRADE) --no-header --no-annotate --quiet --output-file requirements/audit.lock
 
 clean: ## Remove .venv and caches
-	rm -rf $(VENV) .bench .fuzz .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) .venv-audit .bench .fuzz .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

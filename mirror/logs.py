@@ -1,9 +1,11 @@
 """Structured logs: an event name and fields, as JSON in production and readable on a terminal.
 
 What an outsider wrote (ref names, paths, messages) goes through the renderer as a value, never as
-part of the line's own text, so that control characters can't forge a line.
+part of the line's own text, and is escaped there, so that control characters can't forge a line nor
+play with the terminal of whoever reads it.
 """
 
+import io
 import logging
 import sys
 from typing import TextIO
@@ -36,6 +38,41 @@ class _MalformedRequests(logging.Filter):
             record.exc_info = record.exc_text = None
             record.levelno, record.levelname = logging.INFO, "INFO"
         return True
+
+
+def legible(text: str) -> str:
+    """Return text that can neither move a terminal's cursor nor begin a line of its own.
+
+    What is not printable (control characters, also those above 0x7f, and marks that turn the
+    direction of writing) becomes its escape: a peer may have written it.
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        one if one.isprintable() else one.encode("unicode_escape").decode() for one in text
+    )
+
+
+def _legible_event(
+    logger: object, method: str, event: structlog.typing.EventDict
+) -> structlog.typing.EventDict:
+    """Make each value one for a terminal, before the renderer adds its colours."""
+    del logger, method
+    for key, value in event.items():
+        if isinstance(value, str):
+            event[key] = legible(value)
+    return event
+
+
+def _legible_traceback(sio: TextIO, exc_info: structlog.typing.ExcInfo) -> None:
+    """Write a traceback whose lines can't be taken for lines of the log.
+
+    Without local variables, which structlog shows by default: secrets are among them.
+    """
+    plain = io.StringIO()
+    structlog.dev.plain_traceback(plain, exc_info)
+    lines = plain.getvalue().removeprefix("\n").split("\n")
+    sio.write("".join(f"\n  | {legible(line)}" for line in lines))
 
 
 class _Field:
@@ -83,11 +120,10 @@ def configure(*, json: bool, level: str, worker: int | None = None) -> None:
         [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(default=repr)]
         if json
         else [
+            _legible_event,
             structlog.dev.ConsoleRenderer(
-                colors=sys.stderr.isatty(),
-                # Not the default one, which shows local variables: secrets are among them.
-                exception_formatter=structlog.dev.plain_traceback,
-            )
+                colors=sys.stderr.isatty(), exception_formatter=_legible_traceback
+            ),
         ]
     )
     formatter = structlog.stdlib.ProcessorFormatter(

@@ -10,6 +10,7 @@ from rich.filesize import decimal
 from rich.progress import BarColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
 
+from mirror.logs import legible
 from mirror.refresh.mirror import Progress
 
 QUIET_SECONDS: Final = 2.0
@@ -74,8 +75,8 @@ class BarDisplay:
 
     def __init__(self) -> None:
         self._bars = Bars(
-            TextColumn("{task.fields[name]}", style="bold"),
-            TextColumn("{task.description}"),
+            TextColumn("{task.fields[name]}", style="bold", markup=False),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             TextColumn("{task.fields[count]}"),
             TimeElapsedColumn(),
@@ -102,7 +103,7 @@ class BarDisplay:
             self._tasks[name] = self._bars.add_task("", name=name, count="")
         self._bars.update(
             self._tasks[name],
-            description=f"{progress.phase} {progress.message[:40]}".strip(),
+            description=legible(f"{progress.phase} {progress.message[:40]}".strip()),
             completed=progress.done,
             total=progress.total,
             count=_count(progress),

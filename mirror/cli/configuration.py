@@ -9,6 +9,7 @@ import click
 from mirror import config
 from mirror.cli.root import main
 from mirror.cli.running import CONFIG_OPTION, count, load, run
+from mirror.logs import legible
 from mirror.service import probe, probe_relays
 
 
@@ -29,7 +30,7 @@ def check(config_path: Path | None, *, online: bool) -> None:
             if problem is not None:
                 problems.append(f"{key}: {problem}")
     for problem in problems:
-        click.echo(problem, err=True)
+        click.echo(legible(problem), err=True)
     if problems:
         sys.exit(1)
     kinds = [count(len(settings.repositories), "repository")]

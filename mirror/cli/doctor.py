@@ -16,6 +16,7 @@ from mirror.cli.root import main
 from mirror.cli.running import CONFIG_OPTION, fail, load, run, service_url
 from mirror.doctor.examine import examine
 from mirror.doctor.finding import Finding, Verdict
+from mirror.logs import legible
 
 _COLOURS: Final = {
     Verdict.OK: "green",
@@ -76,10 +77,10 @@ def _table(findings: list[Finding]) -> Table:
         before = one.subject
         table.add_row(
             f"[{_COLOURS[one.verdict]}]{one.verdict.value}[/]",
-            escape(subject),
-            escape(one.check),
-            escape(one.figure),
-            escape(one.advice),
+            escape(legible(subject)),
+            escape(legible(one.check)),
+            escape(legible(one.figure)),
+            escape(legible(one.advice)),
         )
     return table
 

@@ -1,5 +1,6 @@
 """What every command needs: the configuration, logs, one way to run and one to fail."""
 
+import os
 import sys
 from collections.abc import Coroutine
 from contextlib import suppress
@@ -47,6 +48,14 @@ def configure_logs(settings: LogSettings, worker: int | None = None) -> None:
     logs.configure(json=as_json, level=settings.level.value, worker=worker)
 
 
+def keep_files_private() -> None:
+    """See to it that no file or socket that is made from here on is for everybody.
+
+    Whatever the umask we were started with: private repositories are among the files.
+    """
+    os.umask(os.umask(0o077) | 0o027)
+
+
 def watch(display: Display) -> Watch:
     """Return what shows every mirror's progress on `display`."""
 
@@ -78,8 +87,9 @@ def run(work: Coroutine[Any, Any, T]) -> T:
 
 
 def fail(message: str) -> NoReturn:
-    """End with exit code 1 and a line that says why."""
-    click.echo(f"git-mirror: {message}", err=True)
+    """End with exit code 1 and a line that says why; a peer may have had a part in its words."""
+    lines = map(logs.legible, message.split("\n"))
+    click.echo("git-mirror: " + "\n".join(lines), err=True)
     sys.exit(1)
 
 

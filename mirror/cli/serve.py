@@ -13,7 +13,14 @@ import structlog
 
 from mirror import logs
 from mirror.cli.root import main
-from mirror.cli.running import CONFIG_OPTION, configure_logs, load, run, watch
+from mirror.cli.running import (
+    CONFIG_OPTION,
+    configure_logs,
+    keep_files_private,
+    load,
+    run,
+    watch,
+)
 from mirror.config import LogSettings, Settings
 from mirror.progress import Display, display_for_stderr
 from mirror.service import Service
@@ -31,6 +38,7 @@ def serve(config_path: Path | None) -> None:
     """
     settings = load(config_path)
     configure_logs(settings.log)
+    keep_files_private()
     display = display_for_stderr()
     try:
         run(_serve(settings, display))
@@ -83,6 +91,7 @@ def worker(channel: int, listener: int | None) -> None:
     """Serve as a worker process of `git-mirror serve`, which starts it."""
     from mirror.workers.worker import Worker  # noqa: PLC0415 - only this command pays for it
 
+    keep_files_private()
     configure_logs(LogSettings())  # until its setup says otherwise
 
     async def work() -> None:

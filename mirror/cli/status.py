@@ -12,6 +12,7 @@ from typing import Any, Final
 import aiohttp
 import click
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from mirror import config
@@ -19,6 +20,7 @@ from mirror.cli.root import main
 from mirror.cli.running import CONFIG_OPTION, count, fail, load, run, service_url
 from mirror.doctor.service import STATE_ERRORS, get_state
 from mirror.errors import ConfigError
+from mirror.logs import legible
 from mirror.places import DataDirectory
 
 EXPIRY_DAYS_SHOWN: Final = 30
@@ -110,7 +112,7 @@ def _status_table(state: dict[str, Any]) -> Table:
         elif remark is None:
             remark = _expiry(one["credentials"])
         table.add_row(
-            name,
+            _plain(name),
             f"[{colours.get(one['state'], 'white')}]{one['state']}[/]",
             "-" if age is None else f"{age:.0f} s",
             str(one["refs"]),
@@ -164,5 +166,5 @@ def _expiry(credentials: dict[str, Any] | None) -> str | None:
 
 
 def _plain(text: str) -> str:
-    """Keep what an upstream said from being read as markup."""
-    return text.replace("[", r"\[")
+    """Keep what an upstream said from being read as markup, or by the terminal."""
+    return escape(legible(text))

@@ -9,7 +9,16 @@ import aiohttp
 import click
 
 from mirror.cli.root import main
-from mirror.cli.running import CONFIG_OPTION, configure_logs, count, fail, load, run, watch
+from mirror.cli.running import (
+    CONFIG_OPTION,
+    configure_logs,
+    count,
+    fail,
+    keep_files_private,
+    load,
+    run,
+    watch,
+)
 from mirror.config import Settings
 from mirror.places import DataDirectory, DataDirectoryInUse
 from mirror.progress import Display, display_for_stderr
@@ -36,6 +45,7 @@ def sync(config_path: Path | None, repository: str, *, accept_deletions: bool) -
         known = ", ".join(list(settings.repositories)[:10])
         fail(f"no repository {name!r} in {settings.source}; it has {known}")
     configure_logs(settings.log)
+    keep_files_private()
     display = display_for_stderr()
     try:
         summary = run(_sync(settings, name, display, accept_deletions))

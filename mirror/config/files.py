@@ -141,6 +141,8 @@ def _data_dir_problems(data_dir: Path) -> Iterator[str]:
         yield f"{data_dir} can't be used: {_reason(error)}; choose another directory"
         return
     if usable:
+        if existing == data_dir and data_dir.stat().st_mode & stat.S_IWOTH:
+            yield f"everybody may write to {data_dir}: chmod o-w {data_dir}"
         return
     if not existing.is_dir():
         yield f"{existing} is not a directory; choose another directory"

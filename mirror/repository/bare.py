@@ -532,10 +532,15 @@ def _inode(path: Path) -> int | None:
 
 
 def _write_durably(path: Path, content: bytes) -> None:
-    with path.open("wb") as file:
+    with open(path, "wb", opener=_not_through_a_link) as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
+
+
+def _not_through_a_link(path: str, flags: int) -> int:
+    """Open what we write under a name that can be foreseen; a link there is not ours."""
+    return os.open(path, flags | os.O_NOFOLLOW, 0o640)
 
 
 def _fsync(path: Path) -> None:

@@ -47,6 +47,16 @@ RETRY_AFTER_SECONDS: Final = 5
 CLIENT_GONE_STATUS: Final = 499
 """Seen by nobody; what nginx calls it."""
 
+_GIT_TYPES: Final = "application/x-git-"
+"""No browser shows these, and they are most of the answers."""
+
+_FOR_BROWSERS: Final = {
+    "X-Content-Type-Options": "nosniff",
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+}
+"""There is no page here. What somebody put into a repository or a path isn't to become one, in
+whatever browser: neither an LFS object that looks like HTML nor the text of an error."""
+
 REQUEST_ID: Final = web.RequestKey("request_id", str)
 ANSWER: Final = web.RequestKey("answer", web.StreamResponse)
 """The answer whose headers are on their way: there can't be another."""
@@ -111,6 +121,8 @@ async def _unanswered(_: web.Request) -> None:
 async def _begin(request: web.Request, response: web.StreamResponse) -> None:
     """Note that an answer begins, and give it the request's id; aiohttp calls this."""
     request[ANSWER] = response
+    if not response.content_type.startswith(_GIT_TYPES):
+        response.headers.update(_FOR_BROWSERS)
     if REQUEST_ID in request:  # not where aiohttp refuses what came before any handler
         response.headers[REQUEST_ID_HEADER] = request[REQUEST_ID]
 

@@ -329,6 +329,7 @@ def _environment(**more: str) -> dict[str, str]:
         "GIT_NO_REPLACE_OBJECTS": "1",
         "GIT_NO_LAZY_FETCH": "1",
         "GIT_TERMINAL_PROMPT": "0",
+        "GIT_ALLOW_PROTOCOL": "",  # none: whatever a repository says, git asks nobody for anything
         **more,
     }
 

@@ -1,0 +1,67 @@
+"""What others wrote, where people read it: logs, the command line, answers."""
+
+import json
+import logging
+import sys
+from collections.abc import Iterator
+
+import pytest
+import structlog
+from rich.console import Console
+
+from mirror import logs
+from mirror.cli.running import fail
+from mirror.cli.status import _plain
+from mirror.errors import UpstreamUnavailable
+
+HOSTILE = "a\x1b[2J\r\nINFO forged\x9b31m\u202e\x00\x07[red]b[/nothing]"
+
+
+@pytest.fixture
+def logging_restored() -> Iterator[None]:
+    """Leave the logs as they were."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    structlog.reset_defaults()
+
+
+@pytest.mark.parametrize("json_lines", [True, False], ids=["json", "for a person"])
+@pytest.mark.usefixtures("logging_restored")
+def test_no_text_of_a_peer_forges_a_line_or_moves_the_cursor(
+    capsys: pytest.CaptureFixture[str], *, json_lines: bool
+) -> None:
+    logs.configure(json=json_lines, level="info")
+    logger = structlog.stdlib.get_logger()
+    logger.info("refused", path=HOSTILE, error=HOSTILE, raw=HOSTILE.encode())
+    try:
+        raise UpstreamUnavailable(HOSTILE)  # noqa: TRY301 - a traceback is what this is about
+    except UpstreamUnavailable:
+        logger.exception("broke", path=HOSTILE)
+    logging.getLogger("aiohttp.server").error("by a library: %s", HOSTILE)
+    printed = capsys.readouterr().err
+    assert "forged" in printed
+    assert not [one for one in printed if one != "\n" and not one.isprintable()]
+    lines = printed.splitlines()
+    if json_lines:
+        assert [json.loads(line)["level"] for line in lines] == ["info", "error", "error"]
+        assert json.loads(lines[0])["path"] == HOSTILE
+    else:
+        assert all(line.startswith(("20", "  | ")) for line in lines), lines
+
+
+def test_an_error_on_the_command_line_is_plain_text(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        fail(HOSTILE.replace("\n", " "))
+    printed = capsys.readouterr().err
+    assert not [one for one in printed.rstrip("\n") if not one.isprintable()]
+
+
+def test_the_status_shows_an_upstreams_words_as_they_are() -> None:
+    console = Console(file=sys.stderr, width=200, color_system=None)
+    with console.capture() as captured:
+        console.print(_plain(HOSTILE))
+    assert r"\x1b[2J\r\nINFO forged\x9b31m\u202e\x00\x07[red]b[/nothing]" in captured.get()
+    assert "\x1b[2J" not in captured.get()
