@@ -1,4 +1,4 @@
-"""The control socket: what `git-mirror sync` and `status` ask of the running service.
+"""The control socket: what `git-mirror sync`, `status` and health checks ask of the service.
 
 A Unix socket that only the service's own user may open; the network does not reach it.
 """
@@ -24,6 +24,7 @@ def build_control_app(registry: Registry, figures: Figures) -> web.Application:
     app = web.Application()
     app.add_routes(
         [
+            web.get("/healthz", control.healthz),
             web.get("/status.json", control.status),
             web.post("/sync/{repository:.+}", control.sync),
         ]
@@ -35,6 +36,11 @@ class _Control:
     def __init__(self, registry: Registry, figures: Figures) -> None:
         self._registry = registry
         self._figures = figures
+
+    async def healthz(self, request: web.Request) -> web.Response:
+        """GET /healthz, as at the service's own port: the event loop turns."""
+        del request
+        return web.json_response({"status": "ok"})
 
     async def status(self, request: web.Request) -> web.Response:
         """GET /status.json, as at the service's own port, whoever may look there."""
