@@ -9,7 +9,7 @@ MINUTES ?= 20
 # The locks are whole, so pip resolves nothing (--no-deps): an old pip would let a newer release outdo a pin.
 INSTALL := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 
-.PHONY: help setup demo test test-differential day fuzz soak audit check format bench lock docs clean
+.PHONY: help setup demo test test-differential test-image day fuzz soak audit check format bench lock docs clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -65,6 +65,10 @@ audit: .venv-audit/audit.stamp ## Write an SBOM to dist/ (CycloneDX) and look th
 # Another seed each time; SEED=n asks the same again. On one core about 12 cases a second.
 test-differential: $(VENV)/dev.stamp ## Compare CASES=5000 made-up fetches with git's own answers; SEED=n
 	@$(BIN)/python -m pytest -n 0 tests/differential --differential-cases=$(CASES) $(if $(SEED),--hypothesis-seed=$(SEED)) $(ARGS)
+
+# As root: debootstrap makes the Debian that it is built on. Needs podman, runc and debootstrap.
+test-image: $(VENV)/dev.stamp ## Build the image and run it, as nobody, on a root that can't be written
+	@$(BIN)/python -m pytest -n 0 -rs tests/packaging/test_image.py --image $(ARGS)
 
 day: $(VENV)/dev.stamp ## Play deployment days with real parts; SEED=n for a certain one, ROUNDS=k for more of them
 	@$(BIN)/python -m pytest -n 0 -rP tests/e2e/test_deployment_day.py --day-seed=$(or $(SEED),$$(date +%s)) --day-rounds=$(or $(ROUNDS),1) $(ARGS)

@@ -24,12 +24,13 @@ hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "dev")
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Let the whole suite run without the fast lane: `make test ARGS=--no-fast-lane`.
 
-    The other options are for `make test-differential` and `make day`.
+    The other options are for `make test-differential`, `make day` and `make test-image`.
     """
     parser.addoption("--no-fast-lane", action="store_true", help="run every service without one")
     parser.addoption(
         "--differential-cases", type=int, help="compare so many fetches with git's, made up anew"
     )
+    parser.addoption("--image", action="store_true", help="build the image and run it")
     parser.addoption("--day-seed", type=int, help="the deployment day to play")
     parser.addoption(
         "--fault-rounds", type=int, default=8, help="so many faults at random for each engine"

@@ -1,4 +1,4 @@
-"""The control socket: what `git-mirror sync`, `status` and `reload` ask of the running service.
+"""The control socket: what `git-mirror sync` and others, and health checks, ask of the service.
 
 A Unix socket that only the service's own user may open; the network does not reach it.
 """
@@ -32,6 +32,7 @@ def build_control_app(registry: Registry, figures: Figures, reloads: Reloads) ->
     app = web.Application()
     app.add_routes(
         [
+            web.get("/healthz", control.healthz),
             web.get("/status.json", control.status),
             web.post("/sync/{repository:.+}", control.sync),
             web.post("/reload", control.reload),
@@ -45,6 +46,11 @@ class _Control:
         self._registry = registry
         self._figures = figures
         self._reloads = reloads
+
+    async def healthz(self, request: web.Request) -> web.Response:
+        """GET /healthz, as at the service's own port: the event loop turns."""
+        del request
+        return web.json_response({"status": "ok"})
 
     async def status(self, request: web.Request) -> web.Response:
         """GET /status.json, as at the service's own port, whoever may look there."""

@@ -17,6 +17,9 @@ GITHUB: Final = CONFIG / "github-actions" / "hand-off.yml"
 
 OVERLAY: Final = CONFIG / "kustomize" / "kustomization.yaml"
 
+KUBERNETES: Final = CONFIG / "kubernetes" / "git-mirror.yaml"
+"""The mirror itself, in a cluster; the others are about what is around it."""
+
 _MANIFESTS: Final = ("argocd/*.yaml", "flux/*.yaml", "kustomize/build-job.yaml")
 
 
@@ -57,12 +60,17 @@ class Manifest:
 def manifests(kind: str | None = None) -> list[Manifest]:
     """Return every Kubernetes manifest, or those of a kind."""
     found = [
-        Manifest(file, document)
+        one
         for pattern in _MANIFESTS
         for file in sorted(CONFIG.glob(pattern))
-        for document in yaml.safe_load_all(file.read_text())
+        for one in manifests_in(file)
     ]
     return [one for one in found if kind in (None, one.kind)]
+
+
+def manifests_in(file: Path) -> list[Manifest]:
+    """Return every Kubernetes manifest of a file."""
+    return [Manifest(file, document) for document in yaml.safe_load_all(file.read_text())]
 
 
 def only(kind: str, name: str) -> Manifest:

@@ -11,11 +11,14 @@ import pytest
 from tests.clients.builds import program
 from tests.clients.operations import Unavailable
 from tests.clients.programs import Program
-from tests.wiring.pasted import Manifest, manifests, only
+from tests.wiring.pasted import KUBERNETES, Manifest, manifests, manifests_in, only
 
 pytestmark = pytest.mark.timeout(900)
 
-FREE: Final = {"annotations", "data", "labels", "matchLabels", "stringData"}
+FREE: Final = {
+    *("annotations", "data", "labels", "limits", "matchLabels", "requests", "selector"),
+    "stringData",
+}
 """Mappings whose keys are the user's own: in a template of a Secret, `data` is one too."""
 
 UNKNOWN: Final = "nobodyKnowsThis"
@@ -29,6 +32,10 @@ def checker(tmp_path: Path) -> Program:
         pytest.skip(str(error))
 
 
+def everything() -> list[Manifest]:
+    return [*manifests(), *manifests_in(KUBERNETES)]
+
+
 async def mistakes_of(checker: Program, documents: Sequence[Any]) -> list[list[str]]:
     file = checker.workdir / "manifests.json"
     file.write_text(json.dumps(documents))
@@ -37,7 +44,7 @@ async def mistakes_of(checker: Program, documents: Sequence[Any]) -> list[list[s
 
 
 async def test_each_manifest_is_as_its_project_publishes_it(checker: Program) -> None:
-    given = manifests()
+    given = everything()
     found = await mistakes_of(checker, [one.document for one in given])
     assert {
         str(one): mistakes for one, mistakes in zip(given, found, strict=True) if mistakes
@@ -45,11 +52,12 @@ async def test_each_manifest_is_as_its_project_publishes_it(checker: Program) ->
     assert {one.kind for one in given} >= {
         *("Application", "ApplicationSet", "ExternalSecret", "Secret", "Ingress", "Job"),
         *("GitRepository", "Kustomization", "Receiver", "ImageUpdateAutomation"),
+        *("StatefulSet", "Service", "NetworkPolicy", "PodDisruptionBudget", "ServiceMonitor"),
     }
 
 
 async def test_a_field_that_nobody_knows_would_be_found_wherever_it_stood(checker: Program) -> None:
-    spoilt = [spoilt for one in manifests() for spoilt in with_unknown_fields(one)]
+    spoilt = [spoilt for one in everything() for spoilt in with_unknown_fields(one)]
     found = await mistakes_of(checker, [document for _, document in spoilt])
     places = [where for (where, _), mistakes in zip(spoilt, found, strict=True) if not mistakes]
     assert places == []

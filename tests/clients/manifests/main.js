@@ -16,6 +16,7 @@ function moduleOf({ apiVersion, kind }) {
   const group = apiVersion.includes('/') ? apiVersion.split('/')[0] : ''
   if (group === 'argoproj.io') return `@kubernetes-models/argo-cd/${apiVersion}/${kind}`
   if (group === 'external-secrets.io') return `@kubernetes-models/external-secrets/${apiVersion}/${kind}`
+  if (group === 'monitoring.coreos.com') return `@kubernetes-models/prometheus-operator/${apiVersion}/${kind}`
   if (group.endsWith('.toolkit.fluxcd.io')) return `@kubernetes-models/flux-cd/${apiVersion}/${kind}`
   return `kubernetes-models/${apiVersion}/${kind}`
 }
