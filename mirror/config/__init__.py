@@ -24,7 +24,13 @@ Must never import anything of ours but `mirror.errors`.
 """
 
 from mirror.config.addresses import ListenAddress, Network, is_in_the_clear, is_own_machine
-from mirror.config.environment import CONFIG_PATH_DEFAULT, Environment, environment
+from mirror.config.environment import (
+    CONFIG_PATH_DEFAULT,
+    Environment,
+    environment,
+    forget_sockets,
+    successors_environment,
+)
 from mirror.config.files import WEBHOOK_SECRETS_MAX, check_files
 from mirror.config.limits import LimitSettings
 from mirror.config.loading import load, parse
@@ -99,6 +105,7 @@ __all__ = [
     "check_files",
     "environment",
     "find_entry",
+    "forget_sockets",
     "format_duration",
     "format_size",
     "guess_forge",
@@ -114,5 +121,6 @@ __all__ = [
     "parse_size",
     "read_repositories_pattern",
     "reference_markdown",
+    "successors_environment",
     "would_be",
 ]
