@@ -6,7 +6,8 @@ Knows nothing of who serves them. There is one of these per data directory.
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
+from typing import Final
 
 import structlog
 
@@ -33,6 +34,8 @@ from mirror.upstream.keyring import Keyring
 from mirror.upstream.storage import Storage
 
 Watch = Callable[[Mirror], None]
+
+SETTLING_LOOK_SECONDS: Final = 0.02
 
 logger = structlog.stdlib.get_logger()
 
@@ -149,6 +152,22 @@ class Mirroring:
         ]
         return self._watching
 
+    async def pause(self, *, settle_seconds: float) -> None:
+        """Refresh nothing until `resume`; what is under way gets so long to end."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(settle_seconds):
+                while any(one.is_busy for one in self.refreshers.values()):  # noqa: ASYNC110 - rare
+                    await asyncio.sleep(SETTLING_LOOK_SECONDS)
+        tasks, self._tasks = list(self._tasks.values()), {}
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def resume(self) -> None:
+        """Refresh again, all of it at once: nobody knows what was missed."""
+        for name in self.refreshers:
+            self.begin(name)
+
     def begin(self, name: str, *, at_once: bool = True) -> None:
         """Begin to refresh one repository."""
         work = self.refreshers[name].run(at_once=at_once)
@@ -232,14 +251,17 @@ async def open_large_files(
     metrics: Metrics,
     *,
     agent: bytes,
+    is_first: bool = True,
 ) -> LargeFiles:
     """Provide what brings LFS objects from the upstreams; `stack` gets its end.
+
+    With `is_first` nobody else uses the store yet, and what was half done is cleared.
 
     Raises:
         LocalError: The store can't be used.
     """
     limits, store = settings.limits, lfs_store(settings)
-    await asyncio.to_thread(store.prepare)
+    await asyncio.to_thread(store.prepare, clear=is_first)
     metrics.set_lfs_stored_bytes(store.stored_bytes)
     connections_max = limits.lfs_downloads_max + BATCHES_MAX
     sessions = await stack.enter_async_context(

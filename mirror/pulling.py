@@ -121,6 +121,7 @@ class PullThrough:
         self._noted: dict[str, float] = {}
         self._tidying = asyncio.Lock()
         self._has_grown = asyncio.Event()
+        self._is_paused = False
 
     # --- the first request ---------------------------------------------------------------------
 
@@ -128,6 +129,11 @@ class PullThrough:
         """See `Opener.open`."""
         name = settings.name
         opening = self._opening.get(name)
+        if opening is None and self._is_paused:
+            refused: asyncio.Future[Hosted] = asyncio.get_running_loop().create_future()
+            refused.set_exception(NotYetMirrored(f"{name} is not mirrored yet; try again soon"))
+            refused.exception()  # seen: nobody has to be waiting
+            return refused
         if opening is None:
             opening = self._opening[name] = asyncio.create_task(
                 self._open(settings, client),
@@ -154,6 +160,10 @@ class PullThrough:
         logger.info("pulling", repository=settings.name, client=client)
         try:
             hosted = await self._clone(settings)
+        except asyncio.CancelledError:
+            if not self._is_paused:
+                raise
+            raise NotYetMirrored(f"{settings.name} is not mirrored yet; try again soon") from None
         except MirrorError as error:
             outcome = "not_there" if isinstance(error, NotUpstream) else "failed"
             self._figures.record_first_clone(outcome)
@@ -368,6 +378,15 @@ class PullThrough:
                 disk.throw_away(path, self._places.trash, name)
         disk.empty(self._places.trash)
         return found
+
+    async def pause(self) -> None:
+        """Begin no first clone and give up those under way; readers are told to come again."""
+        self._is_paused = True
+        await self.close()
+
+    def resume(self) -> None:
+        """Begin first clones again."""
+        self._is_paused = False
 
     async def close(self) -> None:
         """Give up the first clones under way."""

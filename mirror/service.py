@@ -2,22 +2,29 @@
 
 import asyncio
 import os
-import socket
 import ssl
+from collections import Counter
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
-from typing import TYPE_CHECKING
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Final
 
 import structlog
 from aiohttp import web
 
 from mirror import __version__
-from mirror.config import ListenAddress, RepositorySettings, Settings
-from mirror.errors import MirrorError
+from mirror.config import RepositorySettings, Settings
+from mirror.errors import LocalError, MirrorError
+from mirror.handover.held import HeldAnnouncer
+from mirror.handover.messages import HandOverFailed
+from mirror.handover.predecessor import KnownFreshness, Predecessor, apply
+from mirror.handover.successor import Successor
 from mirror.metrics import Metrics
 from mirror.mirroring import Mirroring, Watch, close_mirror, open_large_files, open_mirror
+from mirror.notify import NOBODY, Manager
 from mirror.places import DataDirectory
 from mirror.pulling import PullThrough
-from mirror.refresh.announcements import Announcements
+from mirror.refresh.announcements import Announcement, Announcements
 from mirror.refresh.bundling import Bundler
 from mirror.refresh.foresight import Foresight
 from mirror.refresh.lfs import LargeFiles
@@ -37,13 +44,19 @@ from mirror.serving import (
     open_tls,
 )
 from mirror.upstream.connect import open_keyring, open_session, open_sessions, remote_for
+from mirror.web.canary import ask_canary
 from mirror.web.control import build_control_app
 from mirror.web.fetch import Fetches
-from mirror.web.listening import bound_unix_socket, listen, listen_on_unix_socket
-from mirror.web.monitoring import OwnFigures
+from mirror.web.front import LET_GO_SECONDS, Front
+from mirror.web.listeners import Inherited, Listeners
+from mirror.web.listening import accept, cannot_listen
+from mirror.web.monitoring import OwnFigures, state_of
 
 if TYPE_CHECKING:
     from mirror.workers.supervisor import Supervisor
+
+SETTLE_SECONDS_MAX: Final = 3.0
+"""What refreshes under way get to end before the next process takes over; it begins them anew."""
 
 logger = structlog.stdlib.get_logger()
 
@@ -51,7 +64,24 @@ logger = structlog.stdlib.get_logger()
 class Service:
     """The running service: `async with Service(settings) as service: await service.wait()`."""
 
-    def __init__(self, settings: Settings, *, watch: Watch | None = None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        watch: Watch | None = None,
+        manager: Manager = NOBODY,
+        inherited: Inherited | None = None,
+        predecessor: Predecessor | None = None,
+    ) -> None:
+        """Be ready to start.
+
+        Args:
+            settings: The configuration.
+            watch: Called with each step of each refresh.
+            manager: Told where another process takes over.
+            inherited: Listening sockets that are there already.
+            predecessor: The process to take over from.
+        """
         self.settings = settings
         self.registry = Registry([])
         self.url = ""
@@ -61,10 +91,18 @@ class Service:
         self.pulling: PullThrough | None = None  # where there are `upstreams`
         self._watch = watch
         self._places = DataDirectory(settings.data_dir)
+        self.handed_over = asyncio.Event()  # to a process that serves now
         self._stack = AsyncExitStack()
-        self._tasks: list[asyncio.Task[None]] = []
+        self._broken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._owned: set[asyncio.Task[None]] = set()
         self._tls: ssl.SSLContext | None = None
-        self._unix_socket: socket.socket | None = None
+        self._manager = manager
+        self._inherited = inherited or Inherited()
+        self._predecessor = predecessor
+        self._successor: Successor | None = None
+        self._upgrading: asyncio.Task[int] | None = None
+        self._tidying: asyncio.Task[None] | None = None
+        self._front: Front | None = None  # where this process serves
 
     async def __aenter__(self) -> "Service":
         try:
@@ -79,25 +117,32 @@ class Service:
 
     async def wait(self) -> None:
         """Wait until a part ends that should never end, and raise what it raised."""
-        done, _ = await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
-        for task in done:
-            task.result()
+        await asyncio.shield(self._broken)
+
+    def _own(self, *tasks: asyncio.Task[None]) -> None:
+        """Take note of tasks that should never end, but where they are cancelled."""
+        for task in tasks:
+            self._owned.add(task)
+            task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._owned.discard(task)
+        if not task.cancelled() and not self._broken.done():
+            error = task.exception() or RuntimeError(f"{task.get_name()} ended")
+            self._broken.set_exception(error)
+            self._broken.exception()  # seen: nobody has to be waiting
 
     async def _start(self) -> None:
         """Start from the bottom up; what is entered here is left in the opposite order."""
-        stack, settings = self._stack, self.settings
-        stack.enter_context(self._places.held())
+        stack, settings, predecessor = self._stack, self.settings, self._predecessor
+        known = await self._take_places()
         engine = await stack.enter_async_context(open_engine(settings.engine))
         sessions = await stack.enter_async_context(open_sessions(settings))
         keyring = await stack.enter_async_context(open_keyring(sessions.configured, agent=AGENT))
         metrics = build_metrics(engine)
         # Here, too, where workers serve: what is wrong with a certificate ends the start.
         self._tls = await open_tls(stack, settings, metrics)
-        if settings.unix_socket is not None:
-            self._unix_socket = stack.enter_context(bound_unix_socket(settings.unix_socket))
-        self.workers = settings.server.workers or len(os.sched_getaffinity(0))
-        share = Share(processes=self.workers, serves=self.workers == 1)
-        packs = await open_packs(stack, settings, engine, metrics, share)
+        packs = await open_packs(stack, settings, engine, metrics, self._share)
         foresight = Foresight(packs, metrics)
         stack.push_async_callback(foresight.close)
         bundler = Bundler(engine, self._places, metrics, bytes_max=settings.limits.bundle_bytes_max)
@@ -106,8 +151,8 @@ class Service:
             foresight.published(mirror, before, updated)
             bundler.published(mirror)
 
-        relays = Relays(settings.relays, metrics, agent=AGENT.decode())
-        mirroring = await Mirroring.open(
+        relays = self._relays = Relays(settings.relays, metrics, agent=AGENT.decode())
+        mirroring = self._mirroring = await Mirroring.open(
             stack,
             settings,
             engine,
@@ -122,7 +167,9 @@ class Service:
         self.registry = mirroring.registry
         self.bundler = bundler
         stack.push_async_callback(bundler.close)
-        lfs = await open_large_files(stack, settings, keyring, metrics, agent=AGENT)
+        lfs = await open_large_files(
+            stack, settings, keyring, metrics, agent=AGENT, is_first=predecessor is None
+        )
         pulling = PullThrough(
             settings,
             mirroring,
@@ -135,20 +182,28 @@ class Service:
         await pulling.reopen()
         if settings.upstreams:
             self.registry.opener = self.pulling = pulling
+        apply(known, self.registry)
+        self._announcer = HeldAnnouncer(Announcements(mirroring.refreshers))
         await bundler.open(one.mirror for one in self.registry)
         await relays.open(stack, [one.mirror for one in self.registry], self._places)
         figures = OwnFigures(self.registry, metrics, engine, relays=relays.describe)
+        if predecessor is not None:
+            self._announcer.hold()
+        else:
+            self._own(*mirroring.start())
         if self.workers == 1:
             fetches = Fetches(packs, foresight, metrics)
-            address = await self._serve(mirroring, fetches, figures, lfs, metrics)
+            await self._serve(fetches, figures, lfs, metrics)
         else:
-            address = await self._serve_by_workers(mirroring, figures, lfs, metrics)
-        self._tasks = [*self._tasks, bundler.start()]
-        self.url = f"{'http' if settings.tls is None else 'https'}://{address}"
-        self._tasks += relays.start(self._stack)
-        if self.pulling is not None:
-            self._tasks.append(asyncio.create_task(self.pulling.run(), name="pull-through"))
-            stack.push_async_callback(_cancelled, self._tasks[-1])
+            await self._serve_by_workers(figures, lfs, metrics)
+        self.url = f"{'http' if settings.tls is None else 'https'}://{self._listeners.address}"
+        stack.push_async_callback(self._end_work)
+        if predecessor is None:
+            self._work()
+        else:
+            await predecessor.serving(self._announced_before)
+            taking_over = asyncio.create_task(self._take_over(predecessor), name="take over")
+            stack.push_async_callback(_cancelled, taking_over)
         await self._listen_for_control(figures)
         logger.info(
             "serving",
@@ -161,60 +216,228 @@ class Service:
             version=__version__,
         )
 
+    async def _take_places(self) -> dict[str, KnownFreshness]:
+        """Take the data directory and the listening sockets; returns how fresh all is, if known.
+
+        Raises:
+            LocalError: They are not to be had.
+        """
+        stack, settings, predecessor = self._stack, self.settings, self._predecessor
+        known: dict[str, KnownFreshness] = {}
+        lock, inherited = None, self._inherited
+        if predecessor is not None:
+            stack.push_async_callback(predecessor.close)
+            known = await predecessor.take_over()
+            lock, inherited = predecessor.lock, Inherited(predecessor.sockets)
+        self._hold = stack.enter_context(self._places.held(inherited=lock))
+        self.workers = settings.server.workers or len(os.sched_getaffinity(0))
+        self._listeners = await Listeners.open(
+            stack,
+            settings.server.listen,
+            settings.unix_socket,
+            inherited,
+            workers=self.workers,
+        )
+        return known
+
+    @property
+    def _share(self) -> Share:
+        return Share(
+            processes=self.workers, serves=self.workers == 1, is_first=self._predecessor is None
+        )
+
     async def _serve(
         self,
-        mirroring: Mirroring,
         fetches: Fetches,
         figures: OwnFigures,
         lfs: LargeFiles,
         metrics: Metrics,
-    ) -> ListenAddress:
+    ) -> None:
         """Serve from this process."""
         metrics.set_workers(1)
-        self._tasks = mirroring.start()
-        runner = await open_app(
+        self._front = await open_app(
             self._stack,
             self.settings,
             self.registry,
             metrics,
             fetches=fetches,
-            announcer=Announcements(mirroring.refreshers),
+            announcer=self._announcer,
             figures=figures,
             lfs=lfs,
         )
-        if self._unix_socket is not None:
-            await listen_on_unix_socket(runner, self._unix_socket)
-        return await listen(runner, self.settings.server.listen, tls=self._tls)
+        listeners = self._listeners
+        unix = [listeners.unix] if listeners.unix is not None else []
+        try:
+            await accept(self._front.runner, [*unix, *listeners.of()], tls=self._tls)
+        except OSError as error:
+            raise cannot_listen(listeners.address, error) from error
 
     async def _serve_by_workers(
-        self, mirroring: Mirroring, figures: OwnFigures, lfs: LargeFiles, metrics: Metrics
-    ) -> ListenAddress:
+        self, figures: OwnFigures, lfs: LargeFiles, metrics: Metrics
+    ) -> None:
         """Serve from several processes, none of which is this one."""
         # Only here: the single process is to pay nothing for what it does not use.
-        from mirror.workers.port import reserve  # noqa: PLC0415
         from mirror.workers.supervisor import Supervisor  # noqa: PLC0415
 
-        address = await reserve(self._stack, self.settings.server.listen)
         self.supervisor = Supervisor(
             self.settings,
             self.registry,
             metrics,
-            announcer=Announcements(mirroring.refreshers),
+            announcer=self._announcer,
             figures=figures,
             lfs=lfs,
-            address=address,
+            listeners=self._listeners,
             count=self.workers,
-            listener=self._unix_socket,
         )
         if self.pulling is not None:
             self.pulling.processes = self.supervisor
-        self._tasks = mirroring.start()
         self._stack.push_async_callback(self.supervisor.close)
-        self._tasks += await self.supervisor.start()
-        return address
+        self._own(*await self.supervisor.start())
+
+    def _work(self) -> None:
+        """Begin all that changes what is served, but for the refreshes."""
+        if self.bundler is not None:
+            self._own(self.bundler.start())
+        self._own(*self._relays.start())
+        if self.pulling is not None:
+            self._tidying = asyncio.create_task(self.pulling.run(), name="pull-through")
+            self._own(self._tidying)
+
+    async def _end_work(self) -> None:
+        """End what `_work` began."""
+        if self._tidying is not None:
+            await _cancelled(self._tidying)
+        await self._relays.stop()
+        if self.bundler is not None:
+            await self.bundler.close()
+
+    # --- the end, and the hand-over -------------------------------------------------------------
+
+    async def drain(self) -> None:
+        """Accept nothing more, and let answers under way finish; to be called once, at the end."""
+        server = self.settings.server
+        seconds_max = server.drain_timeout_seconds
+        if self._successor is not None:
+            seconds_max = server.upgrade_timeout_seconds
+        if self._front is not None:
+            await self._front.leave(let_go_seconds=min(LET_GO_SECONDS, seconds_max))
+        if self.supervisor is not None:
+            await self.supervisor.leave()
+        if self._successor is not None:
+            self._successor.tell("silent")
+        if self._front is not None:
+            await self._front.finish(seconds_max)
+        if self.supervisor is not None:
+            await self.supervisor.close(seconds_max)
+        if self._successor is not None:
+            await self._successor.let_go()
+
+    def status_line(self) -> str:
+        """Return how the service does, for the service manager's people."""
+        states = Counter(state_of(one) for one in self.registry)
+        total = states.total()
+        serving = "serving 1 repository" if total == 1 else f"serving {total} repositories"
+        by_state = ", ".join(f"{number} {state}" for state, number in sorted(states.items()))
+        workers = f"; {self.workers} workers" if self.workers > 1 else ""
+        return f"{serving}{': ' if total else ''}{by_state}{workers}"
+
+    async def canary(self, seconds_max: float) -> None:
+        """Put a real request to ourselves, and one to every worker.
+
+        Raises:
+            LocalError: One is not answered in time.
+        """
+        try:
+            async with asyncio.timeout(seconds_max):
+                # The workers first: one that hangs is to be found, whoever accepts the other.
+                if self.supervisor is not None:
+                    await self.supervisor.canaries(seconds_max / 2)
+                await ask_canary(self._listeners.address, self._tls)
+        except TimeoutError:
+            raise LocalError(f"no answer to our own request in {seconds_max:.0f} s") from None
+        except OSError as error:
+            raise LocalError(f"no connection to ourselves: {error}") from error
+
+    async def upgrade(self) -> int:
+        """Start the installed program and have it take over; returns its process once it serves.
+
+        From then on there is only `drain` to be done here. Who calls while that is under way gets
+        the same outcome.
+
+        Raises:
+            LocalError: It does not come to serve; all goes on here as before.
+        """
+        if self._upgrading is None or (self._upgrading.done() and not self.handed_over.is_set()):
+            self._upgrading = asyncio.create_task(self._hand_over(), name="upgrade")
+        return await asyncio.shield(self._upgrading)
+
+    async def _hand_over(self) -> int:
+        if self._predecessor is not None and not self._predecessor.is_silent.is_set():
+            raise HandOverFailed("the last hand-over is not over yet; try again in some seconds")
+        logger.info("upgrading")
+        self._manager.status("starting the installed version")
+        successor = await Successor.start(self._listeners.all, self._hold.descriptor)
+        has_paused = False
+        try:
+            await successor.prepared()
+            has_paused = True
+            await self._pause()
+            await successor.take_over(
+                {
+                    one.mirror.name: asdict(KnownFreshness.of(one.mirror.freshness))
+                    for one in self.registry
+                }
+            )
+        except BaseException as error:
+            await asyncio.shield(successor.end())
+            if has_paused:
+                self._hold.take_back()
+                self._resume()
+            logger.error("upgrade_failed", error=str(error), pid=successor.pid)  # noqa: TRY400
+            self._manager.ready(f"serving; an upgrade failed: {error}")
+            raise
+        self._successor = successor
+        self._listeners.handed_over = self._hold.handed_over = True
+        self._manager.replaced_by(successor.pid)
+        successor.tell("main")
+        self._announcer.go_on(successor.announce)
+        logger.info("handed_over", to=successor.pid)
+        self.handed_over.set()
+        return successor.pid
+
+    async def _pause(self) -> None:
+        """Change nothing any more, on disk or for readers, who are served all the same."""
+        self._announcer.hold()
+        if self.pulling is not None:
+            await self.pulling.pause()
+        await self._mirroring.pause(settle_seconds=SETTLE_SECONDS_MAX)
+        await self._end_work()
+
+    def _resume(self) -> None:
+        """Undo `_pause`."""
+        if self.pulling is not None:
+            self.pulling.resume()
+        self._mirroring.resume()
+        self._work()
+        self._announcer.go_on()
+
+    async def _take_over(self, predecessor: Predecessor) -> None:
+        """Change what is served only once nobody is served by the old process any more."""
+        await predecessor.silent()
+        self._own(*self._mirroring.start())
+        self._work()
+        self._announcer.go_on()
+        logger.info("took_over")
+
+    async def _announced_before(self, repositories: Sequence[str]) -> None:
+        """Take a webhook that the old process was sent; once more is once too often, not lost."""
+        nobody = Announcement("hand-over", "sha256:", tuple(repositories), ())
+        await self._announcer.announce(nobody)
 
     async def _listen_for_control(self, figures: OwnFigures) -> None:
-        control = await open_runner(self._stack, build_control_app(self.registry, figures))
+        control = await open_runner(
+            self._stack, build_control_app(self.registry, figures, self.upgrade)
+        )
         self._places.control.unlink(missing_ok=True)
         await web.UnixSite(control, str(self._places.control)).start()
         self._places.control.chmod(0o600)

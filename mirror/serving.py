@@ -45,6 +45,7 @@ from mirror.web.bundle_files import BundleFiles
 from mirror.web.fast_lane import FastLane
 from mirror.web.fetch import Fetches
 from mirror.web.forwarded import Proxies
+from mirror.web.front import Front, Traffic
 from mirror.web.guard import Guard
 from mirror.web.lane_runner import FastLaneRunner, open_fast_lane
 from mirror.web.lfs import LfsHandlers
@@ -166,7 +167,7 @@ async def open_app(
     figures: Figures,
     lfs: LfsSource,
     processes: int = 1,
-) -> web.AppRunner:
+) -> Front:
     """Build what serves `registry`, not listening yet; `stack` gets its end.
 
     Args:
@@ -198,7 +199,8 @@ async def open_app(
     lfs_handlers = LfsHandlers(guard, objects, lfs, metrics, settings.limits)
     bundles = BundleFiles(guard, DataDirectory(settings.data_dir))
     webhooks = Webhooks(registry, metrics, announcer)
-    monitoring = Monitoring(registry, figures, guard)
+    traffic = Traffic()
+    monitoring = Monitoring(registry, figures, guard, traffic)
     lane = None
     if settings.server.fast_lane:
         lane = open_fast_lane(metrics, keepalive_seconds=KEEPALIVE_SECONDS, proxies=guard.proxies)
@@ -209,10 +211,11 @@ async def open_app(
         webhooks,
         monitoring,
         metrics,
+        traffic=traffic,
         proxies=guard.proxies,
         lane=lane,
     )
-    return await open_runner(stack, app, lane)
+    return Front(await open_runner(stack, app, lane), lane, traffic)
 
 
 def open_guard(

@@ -36,6 +36,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
     parser.addoption("--fault-seed", type=int, default=1, help="the random faults to play")
     parser.addoption("--day-rounds", type=int, default=1, help="so many days, from that one on")
+    parser.addoption("--upgrades", type=int, default=1, help="so many upgrades under load in a row")
 
 
 def pytest_configure(config: pytest.Config) -> None:

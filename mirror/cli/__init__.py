@@ -3,7 +3,9 @@
     root           the group of all commands
     running        what every command needs: the configuration, logs, one way to run and to fail
     serve          serve, worker, demo
+    ending         what `serve` is told by signals
     sync           sync
+    upgrade        upgrade
     status         status
     doctor         doctor
     configuration  check, config schema, config reference
@@ -13,7 +15,17 @@
 Exit codes: 0 all well; 1 something is wrong and said so; 2 a mistake on the command line.
 """
 
-from mirror.cli import configuration, doctor, serve, status, sync, token, webhook
+from mirror.cli import configuration, doctor, serve, status, sync, token, upgrade, webhook
 from mirror.cli.root import main
 
-__all__ = ["configuration", "doctor", "main", "serve", "status", "sync", "token", "webhook"]
+__all__ = [
+    "configuration",
+    "doctor",
+    "main",
+    "serve",
+    "status",
+    "sync",
+    "token",
+    "upgrade",
+    "webhook",
+]

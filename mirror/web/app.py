@@ -25,9 +25,11 @@ from mirror.errors import (
 )
 from mirror.metrics import Metrics
 from mirror.web.bundle_files import BundleFiles
+from mirror.web.canary import CANARY_PATH, canary
 from mirror.web.fast_lane import FastLane
 from mirror.web.finding import end_reading
 from mirror.web.forwarded import NO_PROXIES, Proxies
+from mirror.web.front import Traffic
 from mirror.web.guard import CHALLENGES, client_address
 from mirror.web.lfs import OID, LfsHandlers
 from mirror.web.monitoring import Monitoring
@@ -67,17 +69,19 @@ def build_app(
     monitoring: Monitoring,
     metrics: Metrics,
     *,
+    traffic: Traffic,
     proxies: Proxies = NO_PROXIES,
     lane: FastLane | None = None,
 ) -> web.Application:
     """Build the application that readers, forges and operators talk to.
 
     Its answers are told to `lane`, which repeats what handlers offer as `REPEATABLE`. `proxies` are
-    believed when they say who a client is.
+    believed when they say who a client is. `traffic` is told of each request.
     """
     # Bodies are read through `protocol.read_body`, which keeps the limits.
-    app = web.Application(middlewares=[_observed(metrics, proxies)], client_max_size=0)
+    app = web.Application(middlewares=[_observed(metrics, proxies, traffic)], client_max_size=0)
     app.on_response_prepare.append(_begin)
+    app.on_response_prepare.append(_ending(traffic))
     if lane is not None:
         app.on_response_prepare.append(_told(lane))
     # A body that is refused is not asked for: `read_body` says "100 Continue", not the router.
@@ -85,6 +89,7 @@ def build_app(
     post = partial(web.post, expect_handler=_unanswered)
     app.add_routes(
         [
+            get(CANARY_PATH, canary),
             get("/healthz", monitoring.healthz),
             get("/readyz", monitoring.readyz),
             get("/metrics", monitoring.metrics),
@@ -119,6 +124,15 @@ async def _begin(request: web.Request, response: web.StreamResponse) -> None:
         response.headers[REQUEST_ID_HEADER] = request[REQUEST_ID]
 
 
+def _ending(traffic: Traffic) -> Callable[[web.Request, web.StreamResponse], Awaitable[None]]:
+    """Say in each answer that its connection ends, once that is so."""
+
+    async def end_connection(_: web.Request, response: web.StreamResponse) -> None:
+        traffic.answers(response)
+
+    return end_connection
+
+
 def _told(lane: FastLane) -> Callable[[web.Request, web.StreamResponse], Awaitable[None]]:
     """Tell the lane of each answer, with its last header."""
 
@@ -129,7 +143,7 @@ def _told(lane: FastLane) -> Callable[[web.Request, web.StreamResponse], Awaitab
     return tell
 
 
-def _observed(metrics: Metrics, proxies: Proxies) -> Middleware:
+def _observed(metrics: Metrics, proxies: Proxies, traffic: Traffic) -> Middleware:
     """Give each request an id, a place in the metrics, and an answer whatever happens."""
 
     @web.middleware
@@ -138,6 +152,7 @@ def _observed(metrics: Metrics, proxies: Proxies) -> Middleware:
         request[OPERATION] = Operation.OTHER
         request[OUTCOME] = OK
         request[REQUEST_ID] = secrets.token_hex(8)
+        traffic.began(request)
         with structlog.contextvars.bound_contextvars(
             request_id=request[REQUEST_ID],
             repository=repository_path(request),
@@ -149,6 +164,7 @@ def _observed(metrics: Metrics, proxies: Proxies) -> Middleware:
                 request[OUTCOME] = "cancelled"
                 raise
             finally:
+                traffic.ended(request)
                 end_reading(request)
                 seconds = time.perf_counter() - began_at
                 metrics.record_request(request[OPERATION], request[OUTCOME], seconds)

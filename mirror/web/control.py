@@ -5,6 +5,7 @@ A Unix socket that only the service's own user may open; the network does not re
 
 import asyncio
 import json
+from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 from aiohttp import web
@@ -18,23 +19,29 @@ REPORT_SECONDS: Final = 0.25
 """How often progress is told."""
 
 
-def build_control_app(registry: Registry, figures: Figures) -> web.Application:
+Upgrade = Callable[[], Awaitable[int]]
+"""Hands over to the installed program; returns its process."""
+
+
+def build_control_app(registry: Registry, figures: Figures, upgrade: Upgrade) -> web.Application:
     """Build the application behind the control socket."""
-    control = _Control(registry, figures)
+    control = _Control(registry, figures, upgrade)
     app = web.Application()
     app.add_routes(
         [
             web.get("/status.json", control.status),
             web.post("/sync/{repository:.+}", control.sync),
+            web.post("/upgrade", control.upgrade),
         ]
     )
     return app
 
 
 class _Control:
-    def __init__(self, registry: Registry, figures: Figures) -> None:
+    def __init__(self, registry: Registry, figures: Figures, upgrade: Upgrade) -> None:
         self._registry = registry
         self._figures = figures
+        self._upgrade = upgrade
 
     async def status(self, request: web.Request) -> web.Response:
         """GET /status.json, as at the service's own port, whoever may look there."""
@@ -60,6 +67,15 @@ class _Control:
         await response.write(_line(_ending(hosted, refreshed)))
         await response.write_eof()
         return response
+
+    async def upgrade(self, request: web.Request) -> web.Response:
+        """POST /upgrade: hand over to the installed program; answers when that serves."""
+        del request
+        try:
+            process = await self._upgrade()
+        except MirrorError as error:
+            return web.json_response(_failed(error), status=error.status)
+        return web.json_response({"outcome": "ok", "process": process})
 
     async def _find(self, path: str) -> Hosted:
         """Return a repository; one below a place of `upstreams` is mirrored first.

@@ -11,14 +11,15 @@ import json
 import math
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import structlog
 
-from mirror.config import ListenAddress, LogSettings, Settings, parse
+from mirror.config import LogSettings, Settings, parse
 from mirror.errors import MirrorError
 from mirror.metrics import Metrics
 from mirror.places import DataDirectory
@@ -34,8 +35,10 @@ from mirror.serving import (
     open_packs,
     open_tls,
 )
+from mirror.web.canary import ask_own_canary
 from mirror.web.fetch import Fetches
-from mirror.web.listening import listen, listen_on_unix_socket
+from mirror.web.front import LET_GO_SECONDS, Front
+from mirror.web.listening import accept
 from mirror.workers.figures import counts_of, dump
 from mirror.workers.frames import ChannelError
 from mirror.workers.lfs import LfsProxy
@@ -44,7 +47,9 @@ from mirror.workers.messages import (
     Added,
     Announced,
     Bundled,
+    CanaryWanted,
     CountsWanted,
+    Leave,
     Listen,
     Message,
     ReadsWanted,
@@ -73,16 +78,17 @@ class Worker:
     """One worker, in its own process."""
 
     def __init__(
-        self, configure_logs: ConfigureLogs, listener: socket.socket | None = None
+        self, configure_logs: ConfigureLogs, listeners: Sequence[socket.socket] = ()
     ) -> None:
         """Be ready to run.
 
         Args:
             configure_logs: Called once it is known how to log.
-            listener: A Unix socket to listen on too, inherited from the main process.
+            listeners: The sockets to accept from, inherited from the main process.
         """
         self._configure_logs = configure_logs
-        self._listener = listener
+        self._listeners = listeners
+        self._drain_seconds = 0.0
         self._link = Link(self._receive)
         self._stopping = asyncio.Event()
         self._served: _Served | None = None
@@ -99,7 +105,7 @@ class Worker:
         if self._served is None:
             return not lost.done()
         if not lost.done():
-            draining = asyncio.create_task(self._served.drain())
+            draining = asyncio.create_task(self._served.drain(self._drain_seconds))
             await asyncio.wait((lost, draining), return_when=asyncio.FIRST_COMPLETED)
             if draining.done():
                 await draining
@@ -120,9 +126,10 @@ class Worker:
                 settings = parse(message.content, source=Path(message.source))
                 self._configure_logs(settings.log, message.number)
                 self._served = _Served(
-                    settings, self._link, workers=message.workers, listener=self._listener
+                    settings, self._link, workers=message.workers, listeners=self._listeners
                 )
             case Stop():
+                self._drain_seconds = message.drain_seconds
                 self._stopping.set()
             case _ if self._served is not None:
                 self._served.receive(message_id, message)
@@ -139,10 +146,10 @@ class _Served:
         link: Link,
         *,
         workers: int,
-        listener: socket.socket | None,
+        listeners: Sequence[socket.socket],
     ) -> None:
         self._settings = settings
-        self._listener = listener
+        self._listeners = listeners
         self._link = link
         self._workers = workers
         places = DataDirectory(settings.data_dir)
@@ -156,6 +163,8 @@ class _Served:
         self._foresight: Foresight | None = None
         self._metrics: Metrics | None = None
         self._listening: asyncio.Task[None] | None = None
+        self._front: Front | None = None
+        self._asked: set[asyncio.Task[None]] = set()
         self._children = AsyncExitStack()
         self._stack = AsyncExitStack()
         self._stack.push_async_callback(self._replica.close)
@@ -186,7 +195,11 @@ class _Served:
                 counts = [] if self._metrics is None else counts_of(self._metrics.registry)
                 self._link.reply(message_id, Reply(dump(counts)))
             case Listen() if self._listening is None:
-                self._listening = asyncio.create_task(self._listen(message_id, message))
+                self._listening = asyncio.create_task(self._listen(message_id))
+            case CanaryWanted() if self._front is not None:
+                self._answer(message_id, ask_own_canary(self._front.runner))
+            case Leave() if self._front is not None:
+                self._answer(message_id, self._front.leave())
             case _:
                 raise ChannelError(f"{message.kind!r} is not for a worker")
 
@@ -220,9 +233,23 @@ class _Served:
         mirrors = (one.mirror for one in self._registry if one.mirror.settings.place is not None)
         return {one.name: one.read_at for one in mirrors if math.isfinite(one.read_at)}
 
-    async def _listen(self, message_id: int, message: Listen) -> None:
+    def _answer(self, message_id: int, work: Coroutine[Any, Any, None]) -> None:
+        """Answer once `work` is done; the main process asks one thing of a kind at a time."""
+
+        async def answer() -> None:
+            reply = Reply()
+            try:
+                await work
+            except (MirrorError, OSError) as error:
+                reply = Reply(error=str(error))
+            self._link.reply(message_id, reply)
+
+        task = asyncio.create_task(answer())
+        self._asked.add(task)
+        task.add_done_callback(self._asked.discard)
+
+    async def _listen(self, message_id: int) -> None:
         """Build what serves, and accept connections once all that was told is followed."""
-        address = ListenAddress(message.host, message.port)
         try:
             engine = await self._children.enter_async_context(open_engine(self._settings.engine))
             metrics = self._metrics = build_metrics(engine)
@@ -232,7 +259,7 @@ class _Served:
             foresight = self._foresight = Foresight(packs, metrics)
             self._stack.push_async_callback(foresight.close)
             self._replica.on_followed = foresight.followed
-            runner = await open_app(
+            front = await open_app(
                 self._stack,
                 self._settings,
                 self._registry,
@@ -244,11 +271,12 @@ class _Served:
                 lfs=LfsProxy(self._link),
             )
             await self._replica.settled()
-            if self._listener is not None:
-                await listen_on_unix_socket(runner, self._listener)
-            await listen(runner, address, tls=tls, is_shared=True)
+            await accept(front.runner, self._listeners, tls=tls)
+            self._front = front
         except MirrorError as error:
             self._link.reply(message_id, Reply(error=str(error)))
+        except OSError as error:
+            self._link.reply(message_id, Reply(error=f"can't listen: {error.strerror or error}"))
         except Exception:
             logger.exception("worker_broke")
             self._link.abort()
@@ -259,10 +287,15 @@ class _Served:
         logger.error("worker_can_not_follow", error=str(failed.exception()))
         self._link.abort()
 
-    async def drain(self) -> None:
-        """Finish what is being served, within `SHUTDOWN_SECONDS_MAX`."""
+    async def drain(self, seconds_max: float) -> None:
+        """Finish what is being served, within that time."""
         if self._listening is not None:
             await asyncio.wait((self._listening,))
+        if self._front is not None:
+            await self._front.leave(let_go_seconds=min(LET_GO_SECONDS, seconds_max))
+            await self._front.finish(seconds_max)
+        if self._asked:
+            await asyncio.wait(self._asked)
         await self._stack.aclose()
         await self._children.aclose()
 

@@ -213,7 +213,7 @@ async def our_server(choice: EngineChoice, directory: Path) -> AsyncIterator[Our
         foresight = Foresight(packs, metrics)
         stack.push_async_callback(foresight.close)
         nothing = _NoUpstream()
-        runner = await open_app(
+        front = await open_app(
             stack,
             settings,
             Registry([Hosted.of(mirror, nothing)]),
@@ -223,7 +223,7 @@ async def our_server(choice: EngineChoice, directory: Path) -> AsyncIterator[Our
             figures=nothing,
             lfs=nothing,
         )
-        address = await listen(runner, listening)
+        address = await listen(front.runner, listening)
         ours = Ours(choice.value, mirror, f"http://{address}", session)
         stack.callback(ours.close)
         yield ours

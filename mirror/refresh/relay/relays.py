@@ -81,12 +81,11 @@ class Relays:
                 " begins anew"
             ) from error
 
-    def start(self, stack: AsyncExitStack) -> list[asyncio.Task[None]]:
+    def start(self) -> list[asyncio.Task[None]]:
         """Begin to tell, now that all is served; returns the tasks, none of which should end.
 
-        `stack` gets their end, which comes before that of what serves.
+        `stop` them before what serves ends.
         """
-        stack.push_async_callback(self._stop)
         self._tasks = [
             asyncio.create_task(one.run(), name=f"relay {one.settings.name}")
             for one in self._senders
@@ -125,7 +124,8 @@ class Relays:
         """Return the status of the receivers, by name."""
         return {one.settings.name: one.describe() for one in self._senders}
 
-    async def _stop(self) -> None:
+    async def stop(self) -> None:
+        """Tell nothing more, until the next `start`."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
