@@ -6,8 +6,9 @@ Knows nothing of who serves them. There is one of these per data directory.
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
+from typing import Final
 
 import structlog
 
@@ -43,6 +44,8 @@ LFS_CONNECTIONS_MAX = 256 + BATCHES_MAX
 """To one host: as many as `limits.lfs_downloads_max` can be; that is what bounds them."""
 
 Watch = Callable[[Mirror], None]
+
+SETTLING_LOOK_SECONDS: Final = 0.02
 
 logger = structlog.stdlib.get_logger()
 
@@ -132,7 +135,7 @@ class Mirroring:
                 mirrors,
                 has_room=bounds.has_room,
                 weigh=updater.weigh,
-                on_damaged=mirroring._mend,
+                on_damaged=lambda mirror: mirroring._mend(mirror),  # which there is by then
             )
 
         def published(mirror: Mirror, before: RefSnapshot | None, updated: Updated) -> None:
@@ -244,9 +247,24 @@ class Mirroring:
         self._watching = [
             asyncio.create_task(self._until_broken(), name="refreshers"),
             asyncio.create_task(self._ways.keyring.watch(), name="look at credentials"),
-            asyncio.create_task(self.maintainer.run(), name="maintenance"),
         ]
         return self._watching
+
+    async def pause(self, *, settle_seconds: float) -> None:
+        """Refresh nothing until `resume`; what is under way gets so long to end."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(settle_seconds):
+                while any(one.is_busy for one in self.refreshers.values()):  # noqa: ASYNC110 - rare
+                    await asyncio.sleep(SETTLING_LOOK_SECONDS)
+        tasks, self._tasks = list(self._tasks.values()), {}
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def resume(self) -> None:
+        """Refresh again, all of it at once: nobody knows what was missed."""
+        for name in self.refreshers:
+            self.begin(name)
 
     def begin(self, name: str, *, at_once: bool = True) -> None:
         """Begin to refresh one repository."""
@@ -397,14 +415,17 @@ async def open_large_files(
     metrics: Metrics,
     *,
     agent: bytes,
+    is_first: bool = True,
 ) -> LargeFiles:
     """Provide what brings LFS objects from the upstreams; `stack` gets its end.
+
+    With `is_first` nobody else uses the store yet, and what was half done is cleared.
 
     Raises:
         LocalError: The store can't be used.
     """
     store = lfs_store(settings)
-    await asyncio.to_thread(store.prepare)
+    await asyncio.to_thread(store.prepare, clear=is_first)
     metrics.set_lfs_stored_bytes(store.stored_bytes)
     sessions = await stack.enter_async_context(
         open_sessions(settings, connections_per_host_max=LFS_CONNECTIONS_MAX)

@@ -16,6 +16,7 @@ set-aside/      mirrors that could not be used; kept for a look, never served
 
 import errno
 import fcntl
+import os
 import shutil
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
@@ -94,8 +95,11 @@ class DataDirectory:
         return self.repositories / f"{name}.git"
 
     @contextmanager
-    def held(self) -> Iterator[None]:
+    def held(self, *, inherited: int | None = None) -> Iterator["Hold"]:
         """Make the places, hold the lock, clear what a crash left.
+
+        Args:
+            inherited: The descriptor of the lock, held by a process that hands it over.
 
         Raises:
             LocalError: They can't be made, or another process has the lock.
@@ -104,6 +108,8 @@ class DataDirectory:
             for place in (self.root, self.repositories, self.packs, self.set_aside):
                 place.mkdir(parents=True, exist_ok=True, mode=0o750)
             lock = _opened(self.root / "lock")
+            if inherited is not None:
+                lock = _taken_over(lock, inherited)
         except OSError as error:
             raise LocalError(f"can't use data_dir {self.root}: {error.strerror}") from error
         with lock:
@@ -113,15 +119,55 @@ class DataDirectory:
                 raise DataDirectoryInUse(
                     f"{self.root} is in use by another git-mirror; stop that one first"
                 ) from None
+            hold = Hold(lock.fileno())
             try:
                 for place in (self.staging, self.trash):
                     shutil.rmtree(place, ignore_errors=True)
                     place.mkdir(exist_ok=True, mode=0o750)
-                yield
+                yield hold
             finally:
                 # Not by closing alone: a child that a thread is starting at this very moment has
                 # the file open too, until it has become another program.
-                fcntl.flock(lock, fcntl.LOCK_UN)
+                if not hold.handed_over:
+                    fcntl.flock(lock, fcntl.LOCK_UN)
+
+
+@dataclass(slots=True)
+class Hold:
+    """The lock of a data directory, while it is held.
+
+    Attributes:
+        descriptor: Of the lock; a process that inherits it has the lock as well.
+        handed_over: Another process has it now: it is not this one's to give back.
+    """
+
+    descriptor: int
+    handed_over: bool = False
+
+    def take_back(self) -> None:
+        """Take the lock anew, in case a process that it was to be handed over to gave it back.
+
+        Raises:
+            DataDirectoryInUse: Yet another process was quicker.
+        """
+        try:
+            fcntl.flock(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise DataDirectoryInUse("another git-mirror has taken the data directory") from None
+
+
+def _taken_over(lock: IO[bytes], inherited: int) -> IO[bytes]:
+    """Return the inherited lock instead of `lock`, which was opened anew.
+
+    Raises:
+        LocalError: It is that of another directory.
+    """
+    with lock:
+        if not os.path.sameopenfile(lock.fileno(), inherited):
+            raise LocalError(
+                "data_dir is another than the running git-mirror's: that takes a restart"
+            )
+    return os.fdopen(inherited, "ab")
 
 
 def _opened(lock: Path) -> IO[bytes]:

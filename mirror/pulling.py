@@ -118,6 +118,7 @@ class PullThrough:
         self._tidying = asyncio.Lock()
         self._task: asyncio.Task[None] | None = None
         self._has_grown = asyncio.Event()
+        self._is_paused = False
 
     # --- another configuration -----------------------------------------------------------------
 
@@ -186,6 +187,11 @@ class PullThrough:
         """See `Opener.open`."""
         name = settings.name
         opening = self._opening.get(name)
+        if opening is None and self._is_paused:
+            refused: asyncio.Future[Hosted] = asyncio.get_running_loop().create_future()
+            refused.set_exception(NotYetMirrored(f"{name} is not mirrored yet; try again soon"))
+            refused.exception()  # seen: nobody has to be waiting
+            return refused
         if opening is None:
             opening = self._opening[name] = asyncio.create_task(
                 self._open(settings, client),
@@ -213,6 +219,10 @@ class PullThrough:
         logger.info("pulling", repository=settings.name, client=client)
         try:
             hosted = await self._clone(settings)
+        except asyncio.CancelledError:
+            if not self._is_paused:
+                raise
+            raise NotYetMirrored(f"{settings.name} is not mirrored yet; try again soon") from None
         except MirrorError as error:
             outcome = "not_there" if isinstance(error, NotUpstream) else "failed"
             self._figures.record_first_clone(outcome)
@@ -309,6 +319,13 @@ class PullThrough:
         """Begin to tidy, once there are `upstreams`."""
         if self._task is None and self._settings.upstreams:
             self._task = asyncio.create_task(self.run(), name="pull-through")
+
+    async def stop(self) -> None:
+        """Tidy no more, until the next `start`."""
+        task, self._task = self._task, None
+        if task is not None:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
 
     async def run(self) -> None:
         """Tidy now and then, until cancelled."""
@@ -450,14 +467,22 @@ class PullThrough:
         disk.empty(self._places.trash)
         return found
 
+    async def pause(self) -> None:
+        """Begin no first clone and give up those under way; readers are told to come again."""
+        self._is_paused = True
+        await self.close()
+
+    def resume(self) -> None:
+        """Begin first clones again."""
+        self._is_paused = False
+
     async def close(self) -> None:
         """Give up the first clones under way, and tidy no more."""
         tasks: list[asyncio.Task[Any]] = list(self._opening.values())
-        if self._task is not None:
-            tasks.append(self._task)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        await self.stop()
 
 
 def _rates(settings: Settings) -> tuple[int, int]:

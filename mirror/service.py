@@ -2,23 +2,31 @@
 
 import asyncio
 import os
-import socket
-from collections.abc import Sequence
-from contextlib import AsyncExitStack, nullcontext
-from typing import TYPE_CHECKING, Any
+import ssl
+from collections import Counter
+from collections.abc import Coroutine, Iterator, Sequence
+from contextlib import AsyncExitStack, contextmanager
+from dataclasses import asdict
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 from aiohttp import web
 
 from mirror import __version__
-from mirror.config import ListenAddress, LogSettings, RepositorySettings, Settings
+from mirror.config import LogSettings, RepositorySettings, Settings
 from mirror.errors import LocalError, MirrorError
+from mirror.handover.held import HeldAnnouncer
+from mirror.handover.messages import HandOverFailed
+from mirror.handover.predecessor import KnownFreshness, Predecessor, apply
+from mirror.handover.successor import Successor
 from mirror.making_room import disk_watch
 from mirror.metrics import Metrics
 from mirror.mirroring import Mirroring, Watch, close_mirror, open_large_files, open_mirror
+from mirror.notify import NOBODY, Manager
 from mirror.places import DataDirectory
 from mirror.pulling import PullThrough
-from mirror.refresh.announcements import Announcements
+from mirror.refresh.announcements import Announcement, Announcements
 from mirror.refresh.bounds import Bounds
 from mirror.refresh.bundling import Bundler
 from mirror.refresh.disk_watch import DiskWatch
@@ -32,7 +40,7 @@ from mirror.refresh.scrub import Scrubber, Store
 from mirror.refresh.update import Updated, Updater
 from mirror.reload.changeover import Changeover, ConfigureLogs, Parts
 from mirror.reload.figures import ReloadFigures
-from mirror.reload.reloader import Reloader, Telling
+from mirror.reload.reloader import Reloader
 from mirror.repository.snapshot import RefSnapshot
 from mirror.serving import (
     AGENT,
@@ -48,14 +56,20 @@ from mirror.serving import (
 )
 from mirror.space import disk_trouble
 from mirror.upstream.connect import open_keyring, open_session, open_sessions, remote_for
+from mirror.web.canary import ask_canary
 from mirror.web.control import build_control_app
 from mirror.web.fetch import Fetches
-from mirror.web.listening import bound_unix_socket, listen, listen_on_unix_socket
-from mirror.web.monitoring import OwnFigures
+from mirror.web.front import LET_GO_SECONDS
+from mirror.web.listeners import Inherited, Listeners
+from mirror.web.listening import accept, cannot_listen
+from mirror.web.monitoring import OwnFigures, state_of
 from mirror.web.tls import Tls
 
 if TYPE_CHECKING:
     from mirror.workers.supervisor import Supervisor
+
+SETTLE_SECONDS_MAX: Final = 3.0
+"""What refreshes under way get to end before the next process takes over; it begins them anew."""
 
 logger = structlog.stdlib.get_logger()
 
@@ -73,7 +87,9 @@ class Service:
         *,
         watch: Watch | None = None,
         configure_logs: ConfigureLogs = _log_as_before,
-        telling_reloads: Telling = nullcontext,
+        manager: Manager = NOBODY,
+        inherited: Inherited | None = None,
+        predecessor: Predecessor | None = None,
     ) -> None:
         """Be ready to start.
 
@@ -81,7 +97,9 @@ class Service:
             settings: The configuration.
             watch: Called with each step of each refresh.
             configure_logs: Called when another configuration logs otherwise.
-            telling_reloads: Entered while the configuration is read again; see `Reloader`.
+            manager: Told where another process takes over, and of reloads.
+            inherited: Listening sockets that are there already.
+            predecessor: The process to take over from.
         """
         self.started_with = settings
         self.registry = Registry([])
@@ -93,15 +111,22 @@ class Service:
         self.pulling: PullThrough | None = None  # once started
         self.reloader: Reloader | None = None  # once started
         self._configure_logs = configure_logs
-        self._telling_reloads = telling_reloads
         self.maintainer: Maintainer | None = None  # once started
         self._watch = watch
         self._places = DataDirectory(settings.data_dir)
+        self.handed_over = asyncio.Event()  # to a process that serves now
         self._stack = AsyncExitStack()
-        self._tasks: list[asyncio.Task[None]] = []
+        self._broken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._owned: set[asyncio.Task[None]] = set()
         self._tls: Tls | None = None
+        self._manager = manager
+        self._inherited = inherited or Inherited()
+        self._predecessor = predecessor
+        self._successor: Successor | None = None
+        self._upgrading: asyncio.Task[int] | None = None
+        self._working: list[asyncio.Task[None]] = []
+        self._is_working = False
         self._serving: Serving | None = None  # where this process serves
-        self._unix_socket: socket.socket | None = None
 
     async def __aenter__(self) -> "Service":
         try:
@@ -120,38 +145,78 @@ class Service:
         return self.started_with if self.reloader is None else self.reloader.settings
 
     async def reload(self) -> dict[str, Any]:
-        """Read the configuration again; returns what came of it, see `Reloaded.describe`."""
-        if self.reloader is None:
-            raise LocalError("the service has not started yet")
-        reloaded = await asyncio.shield(self.reloader.reload())
+        """Read the configuration again; returns what came of it, see `Reloaded.describe`.
+
+        Raises:
+            LocalError: Not now: it is another process's, or about to be.
+        """
+        reloaded = await asyncio.shield(self._reloader_now().reload())
         return {"source": str(self.settings.source), **reloaded.describe()}
 
     def reload_soon(self) -> None:
         """Read the configuration again; the log tells what came of it."""
-        if self.reloader is not None:
-            self.reloader.reload()
+        try:
+            self._reloader_now().reload()
+        except LocalError as error:
+            logger.warning("not_reloaded", reason=str(error))
+
+    def _reloader_now(self) -> Reloader:
+        """Return what reads the configuration again, if this process is to do that now.
+
+        Raises:
+            LocalError: It is not.
+        """
+        if self.reloader is None:
+            raise LocalError("the service has not started yet")
+        if self._is_handing_over or not self._is_working:
+            raise LocalError(
+                "another process is about to take over, and reads the configuration as it is now;"
+                " reload again in some seconds if it changes after that"
+            )
+        return self.reloader
+
+    @property
+    def _is_handing_over(self) -> bool:
+        upgrading = self._upgrading
+        return self.handed_over.is_set() or (upgrading is not None and not upgrading.done())
+
+    @contextmanager
+    def _telling_reload(self) -> Iterator[None]:
+        """Tell the service manager that the configuration is read again, and of the end of that."""
+        self._manager.reloading("reading the configuration again")
+        try:
+            yield
+        finally:
+            self._manager.ready(self.status_line())
 
     async def wait(self) -> None:
         """Wait until a part ends that should never end, and raise what it raised."""
-        done, _ = await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
-        for task in done:
-            task.result()
+        await asyncio.shield(self._broken)
+
+    def _own(self, *tasks: asyncio.Task[None]) -> None:
+        """Take note of tasks that should never end, but where they are cancelled."""
+        for task in tasks:
+            self._owned.add(task)
+            task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._owned.discard(task)
+        if not task.cancelled() and not self._broken.done():
+            error = task.exception() or RuntimeError(f"{task.get_name()} ended")
+            self._broken.set_exception(error)
+            self._broken.exception()  # seen: nobody has to be waiting
 
     async def _start(self) -> None:  # noqa: PLR0915 - one part after the other
         """Start from the bottom up; what is entered here is left in the opposite order."""
-        stack, settings = self._stack, self.settings
-        stack.enter_context(self._places.held())
+        stack, settings, predecessor = self._stack, self.settings, self._predecessor
+        known = await self._take_places()
         engine = await stack.enter_async_context(open_engine(settings.engine))
         sessions = await stack.enter_async_context(open_sessions(settings))
         keyring = await stack.enter_async_context(open_keyring(sessions.configured, agent=AGENT))
         metrics = build_metrics(engine)
         # Here, too, where workers serve: what is wrong with a certificate ends the start.
         self._tls = await open_tls(stack, settings, metrics)
-        if settings.unix_socket is not None:
-            self._unix_socket = stack.enter_context(bound_unix_socket(settings.unix_socket))
-        self.workers = settings.server.workers or len(os.sched_getaffinity(0))
-        share = Share(processes=self.workers, serves=self.workers == 1)
-        packs = await open_packs(stack, settings, engine, metrics, share)
+        packs = await open_packs(stack, settings, engine, metrics, self._share)
         foresight = Foresight(packs, metrics)
         stack.push_async_callback(foresight.close)
         room = room_of(settings)
@@ -167,8 +232,8 @@ class Service:
             foresight.published(mirror, before, updated)
             bundler.published(mirror)
 
-        relays = Relays(settings.relays, metrics, agent=AGENT.decode())
-        mirroring = await Mirroring.open(
+        relays = self._relays = Relays(settings.relays, metrics, agent=AGENT.decode())
+        mirroring = self._mirroring = await Mirroring.open(
             stack,
             settings,
             engine,
@@ -184,7 +249,9 @@ class Service:
         self.bundler = bundler
         self.maintainer = mirroring.maintainer
         stack.push_async_callback(bundler.close)
-        lfs = await open_large_files(stack, settings, keyring, metrics, agent=AGENT)
+        lfs = await open_large_files(
+            stack, settings, keyring, metrics, agent=AGENT, is_first=predecessor is None
+        )
         pulling = PullThrough(
             settings,
             mirroring,
@@ -196,6 +263,8 @@ class Service:
         stack.push_async_callback(pulling.close)
         await pulling.reopen()
         self.registry.opener = self.pulling = pulling
+        apply(known, self.registry)
+        self._announcer = HeldAnnouncer(Announcements(mirroring.refreshers))
         await bundler.open(one.mirror for one in self.registry)
         await relays.open(stack, [one.mirror for one in self.registry], self._places)
         watch = self.disk = disk_watch(
@@ -210,25 +279,24 @@ class Service:
         figures = OwnFigures(
             self.registry, metrics, engine, relays=relays.describe, disk=watch.describe
         )
+        if predecessor is not None:
+            self._announcer.hold()
+        else:
+            self._own(*mirroring.start())
         if self.workers == 1:
             fetches = Fetches(packs, foresight, metrics)
-            address = await self._serve(mirroring, fetches, figures, lfs, metrics)
+            await self._serve(fetches, figures, lfs, metrics)
         else:
-            address = await self._serve_by_workers(mirroring, figures, lfs, metrics)
-        self._tasks = [*self._tasks, bundler.start()]
-        self._tasks.append(asyncio.create_task(watch.run(), name="disk"))
-        stack.push_async_callback(_cancelled, self._tasks[-1])
-        self.url = f"{'http' if settings.tls is None else 'https'}://{address}"
-        self._tasks += relays.start(self._stack)
-        self._scrub([packs, bundler, lfs], metrics)
-        pulling.start()
-        changeover = Changeover(
+            await self._serve_by_workers(figures, lfs, metrics)
+        self.url = f"{'http' if settings.tls is None else 'https'}://{self._listeners.address}"
+        self._scrubber_of = partial(self._scrubber, [packs, bundler, lfs], metrics)
+        changeover = self._changeover = Changeover(
             settings,
             Parts(
                 places=self._places,
                 mirroring=mirroring,
                 packs=packs,
-                share=share,
+                share=self._share,
                 foresight=foresight,
                 bundler=bundler,
                 relays=relays,
@@ -242,11 +310,16 @@ class Service:
         )
         stack.push_async_callback(changeover.close)
         self.reloader = Reloader(
-            changeover, ReloadFigures(metrics.registry), telling=self._telling_reloads
+            changeover, ReloadFigures(metrics.registry), telling=self._telling_reload
         )
         figures.configuration = self.reloader.describe
-        stack.push_async_callback(self.reloader.close)
-        self.reloader.start()
+        stack.push_async_callback(self._end_work)
+        if predecessor is None:
+            self._work()
+        else:
+            await predecessor.serving(self._announced_before)
+            taking_over = asyncio.create_task(self._take_over(predecessor), name="take over")
+            stack.push_async_callback(_cancelled, taking_over)
         await self._listen_for_control(figures)
         logger.info(
             "serving",
@@ -259,73 +332,270 @@ class Service:
             version=__version__,
         )
 
+    async def _take_places(self) -> dict[str, KnownFreshness]:
+        """Take the data directory and the listening sockets; returns how fresh all is, if known.
+
+        Raises:
+            LocalError: They are not to be had.
+        """
+        stack, settings, predecessor = self._stack, self.settings, self._predecessor
+        known: dict[str, KnownFreshness] = {}
+        lock, inherited = None, self._inherited
+        if predecessor is not None:
+            stack.push_async_callback(predecessor.close)
+            known = await predecessor.take_over()
+            lock, inherited = predecessor.lock, Inherited(predecessor.sockets)
+        self._hold = stack.enter_context(self._places.held(inherited=lock))
+        self.workers = settings.server.workers or len(os.sched_getaffinity(0))
+        self._listeners = await Listeners.open(
+            stack,
+            settings.server.listen,
+            settings.unix_socket,
+            inherited,
+            workers=self.workers,
+        )
+        return known
+
+    @property
+    def _tls_context(self) -> ssl.SSLContext | None:
+        return None if self._tls is None else self._tls.context
+
+    @property
+    def _share(self) -> Share:
+        return Share(
+            processes=self.workers, serves=self.workers == 1, is_first=self._predecessor is None
+        )
+
     async def _serve(
         self,
-        mirroring: Mirroring,
         fetches: Fetches,
         figures: OwnFigures,
         lfs: LargeFiles,
         metrics: Metrics,
-    ) -> ListenAddress:
+    ) -> None:
         """Serve from this process."""
         metrics.set_workers(1)
-        self._tasks = mirroring.start()
         serving = self._serving = await open_app(
             self._stack,
             self.settings,
             self.registry,
             metrics,
             fetches=fetches,
-            announcer=Announcements(mirroring.refreshers),
+            announcer=self._announcer,
             figures=figures,
             lfs=lfs,
         )
-        if self._unix_socket is not None:
-            await listen_on_unix_socket(serving.runner, self._unix_socket)
-        context = None if self._tls is None else self._tls.context
-        return await listen(serving.runner, self.settings.server.listen, tls=context)
+        listeners = self._listeners
+        unix = [listeners.unix] if listeners.unix is not None else []
+        try:
+            await accept(serving.runner, [*unix, *listeners.of()], tls=self._tls_context)
+        except OSError as error:
+            raise cannot_listen(listeners.address, error) from error
 
     async def _serve_by_workers(
-        self, mirroring: Mirroring, figures: OwnFigures, lfs: LargeFiles, metrics: Metrics
-    ) -> ListenAddress:
+        self, figures: OwnFigures, lfs: LargeFiles, metrics: Metrics
+    ) -> None:
         """Serve from several processes, none of which is this one."""
         # Only here: the single process is to pay nothing for what it does not use.
-        from mirror.workers.port import reserve  # noqa: PLC0415
         from mirror.workers.supervisor import Supervisor  # noqa: PLC0415
 
-        address = await reserve(self._stack, self.settings.server.listen)
         self.supervisor = Supervisor(
             self.settings,
             self.registry,
             metrics,
-            announcer=Announcements(mirroring.refreshers),
+            announcer=self._announcer,
             figures=figures,
             lfs=lfs,
-            address=address,
+            listeners=self._listeners,
             count=self.workers,
-            listener=self._unix_socket,
         )
         if self.pulling is not None:
             self.pulling.processes = self.supervisor
-        self._tasks = mirroring.start()
         self._stack.push_async_callback(self.supervisor.close)
-        self._tasks += await self.supervisor.start()
-        return address
+        self._own(*await self.supervisor.start())
 
-    def _scrub(self, stores: Sequence[Store], metrics: Metrics) -> None:
-        """Begin to read, slowly, all that is on the disk."""
+    def _work(self) -> None:
+        """Begin all that changes what is served or is on disk, but for the refreshes."""
+        if self.bundler is not None:
+            self._own(self.bundler.start())
+        self._own(*self._relays.start())
+        if self.pulling is not None:
+            self.pulling.start()
+        self._begin(self._mirroring.maintainer.run(), "maintenance")
+        if self.disk is not None:
+            self._begin(self.disk.run(), "disk")
+        scrubber = self._scrubber_of()
+        if scrubber is not None:
+            self._begin(scrubber.run(), "scrub")
+        self._is_working = True
+        if self.reloader is not None:
+            self.reloader.start()
+
+    def _begin(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        task = asyncio.create_task(work, name=name)
+        self._working.append(task)
+        self._own(task)
+
+    async def _end_work(self) -> None:
+        """End what `_work` began."""
+        self._is_working = False
+        if self.reloader is not None:
+            await self.reloader.close()
+        if self.pulling is not None:
+            await self.pulling.stop()
+        tasks, self._working = self._working, []
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._relays.stop()
+        if self.bundler is not None:
+            await self.bundler.close()
+
+    def _scrubber(self, stores: Sequence[Store], metrics: Metrics) -> Scrubber | None:
+        """Return what reads, slowly, all that is on the disk; `None` where that is not wanted."""
         limits = self.settings.limits
         if limits.scrub_interval_seconds is None:
-            return
-        scrubber = Scrubber(
+            return None
+        return Scrubber(
             self.registry,
             stores,
             metrics,
             interval_seconds=limits.scrub_interval_seconds,
             bytes_per_second=limits.scrub_bytes_per_second,
         )
-        self._tasks.append(asyncio.create_task(scrubber.run(), name="scrub"))
-        self._stack.push_async_callback(_cancelled, self._tasks[-1])
+
+    # --- the end, and the hand-over -------------------------------------------------------------
+
+    async def drain(self) -> None:
+        """Accept nothing more, and let answers under way finish; to be called once, at the end."""
+        server = self.settings.server
+        seconds_max = server.drain_timeout_seconds
+        if self._successor is not None:
+            seconds_max = server.upgrade_timeout_seconds
+        if self._serving is not None:
+            await self._serving.front.leave(let_go_seconds=min(LET_GO_SECONDS, seconds_max))
+        if self.supervisor is not None:
+            await self.supervisor.leave()
+        if self._successor is not None:
+            self._successor.tell("silent")
+        if self._serving is not None:
+            await self._serving.front.finish(seconds_max)
+        if self.supervisor is not None:
+            await self.supervisor.close(seconds_max)
+        if self._successor is not None:
+            await self._successor.let_go()
+
+    def status_line(self) -> str:
+        """Return how the service does, for the service manager's people."""
+        states = Counter(state_of(one) for one in self.registry)
+        total = states.total()
+        serving = "serving 1 repository" if total == 1 else f"serving {total} repositories"
+        by_state = ", ".join(f"{number} {state}" for state, number in sorted(states.items()))
+        workers = f"; {self.workers} workers" if self.workers > 1 else ""
+        return f"{serving}{': ' if total else ''}{by_state}{workers}"
+
+    async def canary(self, seconds_max: float) -> None:
+        """Put a real request to ourselves, and one to every worker.
+
+        Raises:
+            LocalError: One is not answered in time.
+        """
+        try:
+            async with asyncio.timeout(seconds_max):
+                # The workers first: one that hangs is to be found, whoever accepts the other.
+                if self.supervisor is not None:
+                    await self.supervisor.canaries(seconds_max / 2)
+                await ask_canary(self._listeners.address, self._tls_context)
+        except TimeoutError:
+            raise LocalError(f"no answer to our own request in {seconds_max:.0f} s") from None
+        except OSError as error:
+            raise LocalError(f"no connection to ourselves: {error}") from error
+
+    async def upgrade(self) -> int:
+        """Start the installed program and have it take over; returns its process once it serves.
+
+        From then on there is only `drain` to be done here. Who calls while that is under way gets
+        the same outcome.
+
+        Raises:
+            LocalError: It does not come to serve; all goes on here as before.
+        """
+        if self._upgrading is None or (self._upgrading.done() and not self.handed_over.is_set()):
+            self._upgrading = asyncio.create_task(self._hand_over(), name="upgrade")
+        return await asyncio.shield(self._upgrading)
+
+    async def _hand_over(self) -> int:
+        if self._predecessor is not None and not self._predecessor.is_silent.is_set():
+            raise HandOverFailed("the last hand-over is not over yet; try again in some seconds")
+        reloader, changeover = self.reloader, self._changeover
+        if reloader is None:
+            raise HandOverFailed("the service has not started yet")
+        changeover.check_settled()
+        logger.info("upgrading")
+        self._manager.status("starting the installed version")
+        successor = await Successor.start(self._listeners.all, self._hold.descriptor)
+        has_paused = False
+        try:
+            await successor.prepared()
+            # What the file says from now on is the successor's to find, once it works.
+            await reloader.pause()
+            changeover.check_settled()
+            has_paused = True
+            await self._pause()
+            await successor.take_over(
+                {
+                    one.mirror.name: asdict(KnownFreshness.of(one.mirror.freshness))
+                    for one in self.registry
+                }
+            )
+        except BaseException as error:
+            await asyncio.shield(successor.end())
+            if has_paused:
+                self._hold.take_back()
+                self._resume()
+            else:
+                reloader.start()
+            logger.error("upgrade_failed", error=str(error), pid=successor.pid)  # noqa: TRY400
+            self._manager.ready(f"serving; an upgrade failed: {error}")
+            raise
+        await changeover.close()  # what was removed is the successor's to remove
+        self._successor = successor
+        self._listeners.handed_over = self._hold.handed_over = True
+        self._manager.replaced_by(successor.pid)
+        successor.tell("main")
+        self._announcer.go_on(successor.announce)
+        logger.info("handed_over", to=successor.pid)
+        self.handed_over.set()
+        return successor.pid
+
+    async def _pause(self) -> None:
+        """Change nothing any more, on disk or for readers, who are served all the same."""
+        self._announcer.hold()
+        if self.pulling is not None:
+            await self.pulling.pause()
+        await self._mirroring.pause(settle_seconds=SETTLE_SECONDS_MAX)
+        await self._end_work()
+
+    def _resume(self) -> None:
+        """Undo `_pause`."""
+        if self.pulling is not None:
+            self.pulling.resume()
+        self._mirroring.resume()
+        self._work()
+        self._announcer.go_on()
+
+    async def _take_over(self, predecessor: Predecessor) -> None:
+        """Change what is served only once nobody is served by the old process any more."""
+        await predecessor.silent()
+        self._own(*self._mirroring.start())
+        self._work()
+        self._announcer.go_on()
+        logger.info("took_over")
+
+    async def _announced_before(self, repositories: Sequence[str]) -> None:
+        """Take a webhook that the old process was sent; once more is once too often, not lost."""
+        nobody = Announcement("hand-over", "sha256:", tuple(repositories), ())
+        await self._announcer.announce(nobody)
 
     async def _listen_for_control(self, figures: OwnFigures) -> None:
         control = await open_runner(self._stack, build_control_app(self.registry, figures, self))

@@ -43,10 +43,11 @@ from mirror.upstream.keyring import Keyring
 from mirror.upstream.line import Line
 from mirror.web.app import build_app
 from mirror.web.bundle_files import BundleFiles
-from mirror.web.editions import Edition, Front
+from mirror.web.editions import Edition, Editions
 from mirror.web.fast_lane import FastLane
 from mirror.web.fetch import Fetches
 from mirror.web.forwarded import Proxies
+from mirror.web.front import Front, Traffic
 from mirror.web.guard import Guard
 from mirror.web.lane_runner import FastLaneRunner, open_fast_lane
 from mirror.web.lfs import LfsHandlers
@@ -202,10 +203,10 @@ class Serving:
     """What serves readers in this process, by the configuration of the moment.
 
     Attributes:
-        runner: Runs the application.
+        front: What faces readers: the runner of the application, and its requests.
     """
 
-    runner: web.AppRunner
+    front: Front
 
     def __init__(
         self,
@@ -229,7 +230,8 @@ class Serving:
         self._figures = figures
         self._lfs = lfs
         self._processes = processes
-        self._front: Front | None = None
+        self._traffic = Traffic()
+        self._editions: Editions | None = None
 
     async def open(self, stack: AsyncExitStack, settings: Settings) -> None:
         """Serve by `settings`, not listening yet; `stack` gets the end of that."""
@@ -240,18 +242,23 @@ class Serving:
             lane = open_fast_lane(
                 self._metrics, keepalive_seconds=KEEPALIVE_SECONDS, proxies=proxies
             )
-        self._front = front = Front(edition, lane)
-        stack.push_async_callback(front.close)
-        app = build_app(front, self._metrics, lane=lane)
-        self.runner = await open_runner(stack, app, lane)
+        self._editions = editions = Editions(edition, lane)
+        stack.push_async_callback(editions.close)
+        app = build_app(editions, self._metrics, traffic=self._traffic, lane=lane)
+        self.front = Front(await open_runner(stack, app, lane), lane, self._traffic)
+
+    @property
+    def runner(self) -> web.AppRunner:
+        """Runs the application."""
+        return self.front.runner
 
     def change(self, old: Settings, new: Settings, before: Registry) -> None:
         """Serve by `new` from now on; requests under way go on by `old`, with what is `before`.
 
         What the registry has is to be changed in the same step of the event loop.
         """
-        front = self._front
-        if front is None:
+        editions = self._editions
+        if editions is None:
             raise RuntimeError("nothing is served yet")
 
         def is_same(name: str) -> bool:
@@ -263,13 +270,13 @@ class Serving:
         admit_places(self._sessions.guard, new)
         self._keyring.keep_routes(one.route for one in (*new.repositories.values(), *new.upstreams))
         edition = self._edition(new)
-        edition.guard.doorkeeper.take_over(front.edition.guard.doorkeeper, is_same=is_same)
-        front.change(edition, before)
+        edition.guard.doorkeeper.take_over(editions.edition.guard.doorkeeper, is_same=is_same)
+        editions.change(edition, before)
 
     async def drained(self) -> None:
         """Wait until no request is under way by an earlier configuration."""
-        if self._front is not None:
-            await self._front.drained()
+        if self._editions is not None:
+            await self._editions.drained()
 
     def _edition(self, settings: Settings) -> Edition:
         stack = AsyncExitStack()
@@ -296,7 +303,7 @@ class Serving:
             BundleFiles(guard, DataDirectory(settings.data_dir)),
             LfsHandlers(guard, lfs_store(settings), self._lfs, metrics, limits),
             Webhooks(self._registry, metrics, self._announcer),
-            Monitoring(self._registry, self._figures, guard),
+            Monitoring(self._registry, self._figures, guard, self._traffic),
             stack,
         )
 

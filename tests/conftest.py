@@ -43,6 +43,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="how many bits the tests of corruption flip in each of their runs",
     )
     parser.addoption("--corruption-seed", default="1", help="what chooses these bits")
+    parser.addoption("--upgrades", type=int, default=1, help="so many upgrades under load in a row")
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -3,8 +3,10 @@
     root           the group of all commands
     running        what every command needs: the configuration, logs, one way to run and to fail
     serve          serve, worker, demo
+    ending         what `serve` is told by signals
     sync           sync
     reload         reload
+    upgrade        upgrade
     status         status
     doctor         doctor
     fsck           fsck
@@ -15,7 +17,18 @@
 Exit codes: 0 all well; 1 something is wrong and said so; 2 a mistake on the command line.
 """
 
-from mirror.cli import configuration, doctor, fsck, reload, serve, status, sync, token, webhook
+from mirror.cli import (
+    configuration,
+    doctor,
+    fsck,
+    reload,
+    serve,
+    status,
+    sync,
+    token,
+    upgrade,
+    webhook,
+)
 from mirror.cli.root import main
 
 __all__ = [
@@ -28,5 +41,6 @@ __all__ = [
     "status",
     "sync",
     "token",
+    "upgrade",
     "webhook",
 ]

@@ -26,7 +26,13 @@ Must never import anything of ours but `mirror.errors`.
 
 from mirror.config.addresses import ListenAddress, Network, is_in_the_clear, is_own_machine
 from mirror.config.difference import Difference, compare, restart_keys, why_not
-from mirror.config.environment import CONFIG_PATH_DEFAULT, Environment, environment
+from mirror.config.environment import (
+    CONFIG_PATH_DEFAULT,
+    Environment,
+    environment,
+    forget_sockets,
+    successors_environment,
+)
 from mirror.config.files import WEBHOOK_SECRETS_MAX, check_files
 from mirror.config.limits import LimitSettings
 from mirror.config.loading import find_data_dir, load, parse
@@ -104,6 +110,7 @@ __all__ = [
     "environment",
     "find_data_dir",
     "find_entry",
+    "forget_sockets",
     "format_duration",
     "format_size",
     "guess_forge",
@@ -120,6 +127,7 @@ __all__ = [
     "read_repositories_pattern",
     "reference_markdown",
     "restart_keys",
+    "successors_environment",
     "why_not",
     "would_be",
 ]

@@ -175,6 +175,17 @@ class ServerSettings(Section):
     """Whether this file is read again when it has changed. With `false` that takes
     `git-mirror reload` or the signal HUP."""
 
+    drain_timeout_seconds: Annotated[float, duration("0s", "1h")] = Field(
+        default=20.0, alias="drain_timeout"
+    )
+    """How long a stop waits for answers under way, such as clones; what lasts longer is cut. Keep
+    `TimeoutStopSec` of the systemd unit 20 seconds above it."""
+
+    upgrade_timeout_seconds: Annotated[float, duration("0s", "7d")] = Field(
+        default=600.0, alias="upgrade_timeout"
+    )
+    """The same for an upgrade (`git-mirror upgrade`), where the next process serves already."""
+
 
 def _check_refs(refs: tuple[str, ...]) -> tuple[str, ...]:
     if not 0 < len(refs) <= REFS_MAX:

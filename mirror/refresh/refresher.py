@@ -183,6 +183,7 @@ class Refresher:
         self._pending = _Pending(_future())
         self._wake = asyncio.Event()
         self._expected: list[_Expected] = []
+        self._is_refreshing = False
         self._log = logger.bind(repository=mirror.name)
 
     def request(self, trigger: Trigger) -> "asyncio.Future[None]":
@@ -217,6 +218,11 @@ class Refresher:
         self.request(Trigger.RELOAD)
         mirror.changed.give()
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether a refresh is under way, or about to begin."""
+        return self._is_refreshing or self._wake.is_set()
+
     def announce(self, changes: Sequence[RefChange]) -> None:
         """Take note of an accepted webhook: from now on what we have is stale.
 
@@ -239,6 +245,8 @@ class Refresher:
         Args:
             at_once: Begin with a refresh; otherwise with the first that is asked for.
         """
+        if self._pending.outcome.done():  # it was run before
+            self._pending = _Pending(_future())
         if at_once:
             self.request(Trigger.START)
         delay: float | None = None
@@ -271,7 +279,11 @@ class Refresher:
         """Refresh now; returns the seconds to the next time, `None` for not of ourselves."""
         is_clone = self.mirror.repository is None
         async with self._places.taken(self.mirror.settings.upstream, is_clone=is_clone):
-            return await self._refresh()
+            self._is_refreshing = True
+            try:
+                return await self._refresh()
+            finally:
+                self._is_refreshing = False
 
     async def _refresh(self) -> float | None:
         pending, self._pending = self._pending, _Pending(_future())

@@ -36,6 +36,9 @@ DRAIN_SECONDS_MAX: Final = 60.0
 """Readers of a repository whose place another one takes may go on that long; after that what they
 read is moved, and their answers may break off."""
 
+LETTING_GO: Final = "let go of mirrors"
+"""The name of the tasks that wait for readers of what is not here any more, which takes long."""
+
 ConfigureLogs = Callable[[LogSettings], None]
 
 logger = structlog.stdlib.get_logger()
@@ -137,7 +140,7 @@ class Changeover:
             else:
                 parts.mirroring.begin(mirror.name)
         if gone:
-            self._start(self._let_go(gone), "let go of mirrors")
+            self._start(self._let_go(gone), LETTING_GO)
         for mirror in changed:
             self._start(self._bundle(mirror), f"bundles of {mirror.name}")
         return difference
@@ -242,6 +245,15 @@ class Changeover:
             logger.info(
                 "repository_added", repository=mirror.name, is_on_disk=mirror.snapshot is not None
             )
+
+    def check_settled(self) -> None:
+        """See that nothing on disk is still being changed after an `apply`.
+
+        Raises:
+            LocalError: Something is.
+        """
+        if any(one.get_name() != LETTING_GO for one in self._tasks):
+            raise LocalError("the last reload is not over yet; try again in some seconds")
 
     # --- in its own time -----------------------------------------------------------------------
 

@@ -96,15 +96,30 @@ class Reloader:
         return self._next
 
     def start(self) -> None:
-        """Begin to look after the file."""
-        self._watching = asyncio.create_task(self._watch(), name="configuration file")
+        """Begin to look after the file, unless that is so."""
+        if self._watching is None:
+            self._watching = asyncio.create_task(self._watch(), name="configuration file")
+
+    async def pause(self) -> None:
+        """Look after the file no more, until `start`; what is under way is finished first."""
+        await self._unwatch()
+        while tasks := [one for one in (self._running, self._next) if one is not None]:
+            await asyncio.wait(tasks)
 
     async def close(self) -> None:
-        """End what is under way."""
-        for task in (self._watching, self._next, self._running):
+        """End what is under way, and look after the file no more, until `start`."""
+        await self._unwatch()
+        for task in (self._next, self._running):
             if task is not None:
                 task.cancel()
                 await asyncio.wait((task,))
+        self._next = None
+
+    async def _unwatch(self) -> None:
+        task, self._watching = self._watching, None
+        if task is not None:
+            task.cancel()
+            await asyncio.wait((task,))
 
     def describe(self) -> dict[str, Any]:
         """Return the configuration's part of the status."""

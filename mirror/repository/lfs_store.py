@@ -93,14 +93,17 @@ class LfsStore:
         self._lock = threading.Lock()
         self._pruned_at = 0.0
 
-    def prepare(self) -> None:
+    def prepare(self, *, clear: bool = True) -> None:
         """Make the directories, clear what was half done; for the process that downloads.
+
+        Without `clear`, what is under way in a process that ends is left alone.
 
         Raises:
             LocalError: They can't be made.
         """
         try:
-            shutil.rmtree(self._tmp, ignore_errors=True)
+            if clear:
+                shutil.rmtree(self._tmp, ignore_errors=True)
             for place in (self._objects, self._tmp, self._grants):
                 place.mkdir(parents=True, exist_ok=True, mode=0o750)
         except OSError as error:

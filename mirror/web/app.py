@@ -24,9 +24,11 @@ from mirror.errors import (
     TooManyAttempts,
 )
 from mirror.metrics import Metrics
-from mirror.web.editions import Front
+from mirror.web.canary import CANARY_PATH, canary
+from mirror.web.editions import Editions
 from mirror.web.fast_lane import FastLane
 from mirror.web.finding import end_reading
+from mirror.web.front import Traffic
 from mirror.web.guard import CHALLENGES, client_address
 from mirror.web.lfs import OID
 from mirror.web.protocol import (
@@ -66,22 +68,27 @@ logger = structlog.stdlib.get_logger()
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
-def build_app(front: Front, metrics: Metrics, *, lane: FastLane | None = None) -> web.Application:
+def build_app(
+    editions: Editions, metrics: Metrics, *, traffic: Traffic, lane: FastLane | None = None
+) -> web.Application:
     """Build the application that readers, forges and operators talk to.
 
-    Its answers are told to `lane`, which repeats what handlers offer as `REPEATABLE`.
+    Its answers are told to `lane`, which repeats what handlers offer as `REPEATABLE`. `traffic` is
+    told of each request.
     """
     # Bodies are read through `protocol.read_body`, which keeps the limits.
-    app = web.Application(middlewares=[_observed(metrics, front)], client_max_size=0)
+    app = web.Application(middlewares=[_observed(metrics, editions, traffic)], client_max_size=0)
     app.on_response_prepare.append(_begin)
+    app.on_response_prepare.append(_ending(traffic))
     if lane is not None:
         app.on_response_prepare.append(_told(lane))
     # A body that is refused is not asked for: `read_body` says "100 Continue", not the router.
     get = partial(web.get, expect_handler=_unanswered)
     post = partial(web.post, expect_handler=_unanswered)
-    to = front.to
+    to = editions.to
     app.add_routes(
         [
+            get(CANARY_PATH, canary),
             get("/healthz", to(lambda one: one.monitoring.healthz)),
             get("/readyz", to(lambda one: one.monitoring.readyz)),
             get("/metrics", to(lambda one: one.monitoring.metrics)),
@@ -127,6 +134,15 @@ async def _begin(request: web.Request, response: web.StreamResponse) -> None:
         response.headers[REQUEST_ID_HEADER] = request[REQUEST_ID]
 
 
+def _ending(traffic: Traffic) -> Callable[[web.Request, web.StreamResponse], Awaitable[None]]:
+    """Say in each answer that its connection ends, once that is so."""
+
+    async def end_connection(_: web.Request, response: web.StreamResponse) -> None:
+        traffic.answers(response)
+
+    return end_connection
+
+
 def _told(lane: FastLane) -> Callable[[web.Request, web.StreamResponse], Awaitable[None]]:
     """Tell the lane of each answer, with its last header."""
 
@@ -137,17 +153,18 @@ def _told(lane: FastLane) -> Callable[[web.Request, web.StreamResponse], Awaitab
     return tell
 
 
-def _observed(metrics: Metrics, front: Front) -> Middleware:
+def _observed(metrics: Metrics, editions: Editions, traffic: Traffic) -> Middleware:
     """Give each request an edition, an id, a place in the metrics, and an answer in any case."""
 
     @web.middleware
     async def observe(request: web.Request, handler: Handler) -> web.StreamResponse:
         began_at = time.perf_counter()
-        edition = request[EDITION] = front.edition
+        edition = request[EDITION] = editions.edition
         edition.begin()
         request[OPERATION] = Operation.OTHER
         request[OUTCOME] = OK
         request[REQUEST_ID] = secrets.token_hex(8)
+        traffic.began(request)
         with structlog.contextvars.bound_contextvars(
             request_id=request[REQUEST_ID],
             repository=repository_path(request),
@@ -159,6 +176,7 @@ def _observed(metrics: Metrics, front: Front) -> Middleware:
                 request[OUTCOME] = "cancelled"
                 raise
             finally:
+                traffic.ended(request)
                 end_reading(request)
                 edition.end()
                 seconds = time.perf_counter() - began_at

@@ -18,17 +18,31 @@ REPORT_SECONDS: Final = 0.25
 """How often progress is told."""
 
 
-class Reloads(Protocol):
-    """Reads the configuration again."""
+class Operations(Protocol):
+    """What an operator may have the whole service do."""
 
     async def reload(self) -> dict[str, Any]:
-        """Do so after now; returns what came of it, as JSON."""
+        """Read the configuration again after now; returns what came of it, as JSON.
+
+        Raises:
+            MirrorError: It can't be done now.
+        """
+        ...
+
+    async def upgrade(self) -> int:
+        """Hand over to the installed program; returns its process.
+
+        Raises:
+            MirrorError: It does not come to serve.
+        """
         ...
 
 
-def build_control_app(registry: Registry, figures: Figures, reloads: Reloads) -> web.Application:
+def build_control_app(
+    registry: Registry, figures: Figures, operations: Operations
+) -> web.Application:
     """Build the application behind the control socket."""
-    control = _Control(registry, figures, reloads)
+    control = _Control(registry, figures, operations)
     app = web.Application()
     app.add_routes(
         [
@@ -36,16 +50,17 @@ def build_control_app(registry: Registry, figures: Figures, reloads: Reloads) ->
             web.get("/status.json", control.status),
             web.post("/sync/{repository:.+}", control.sync),
             web.post("/reload", control.reload),
+            web.post("/upgrade", control.upgrade),
         ]
     )
     return app
 
 
 class _Control:
-    def __init__(self, registry: Registry, figures: Figures, reloads: Reloads) -> None:
+    def __init__(self, registry: Registry, figures: Figures, operations: Operations) -> None:
         self._registry = registry
         self._figures = figures
-        self._reloads = reloads
+        self._operations = operations
 
     async def healthz(self, request: web.Request) -> web.Response:
         """GET /healthz, as at the service's own port: the event loop turns."""
@@ -61,7 +76,10 @@ class _Control:
     async def reload(self, request: web.Request) -> web.Response:
         """POST /reload: read the configuration again; the answer says what came of it."""
         del request
-        return web.json_response(await self._reloads.reload())
+        try:
+            return web.json_response(await self._operations.reload())
+        except MirrorError as error:
+            return web.json_response(_failed(error), status=error.status)
 
     async def sync(self, request: web.Request) -> web.StreamResponse:
         """POST /sync/{repository}: refresh now; a line of JSON per step, the last has `outcome`."""
@@ -81,6 +99,15 @@ class _Control:
         await response.write(_line(_ending(hosted, refreshed)))
         await response.write_eof()
         return response
+
+    async def upgrade(self, request: web.Request) -> web.Response:
+        """POST /upgrade: hand over to the installed program; answers when that serves."""
+        del request
+        try:
+            process = await self._operations.upgrade()
+        except MirrorError as error:
+            return web.json_response(_failed(error), status=error.status)
+        return web.json_response({"outcome": "ok", "process": process})
 
     async def _find(self, path: str) -> Hosted:
         """Return a repository; one below a place of `upstreams` is mirrored first.

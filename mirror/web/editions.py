@@ -62,7 +62,7 @@ class Edition:
             self.ended.set()
 
 
-class Front:
+class Editions:
     """Hands each request to the edition of the moment.
 
     Attributes:

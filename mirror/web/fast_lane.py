@@ -9,7 +9,7 @@ parses, and never answers what a handler has not answered in the same words.
 It must never show but by its speed: the same header fields, metrics, time-outs and end of a
 connection as without it. `server.fast_lane: false` turns it off.
 
-Two internals of `web.RequestHandler` are used, in `_waits` and `_stays_open`; where they are
+Two internals of `web.RequestHandler` are used, in `is_idle` and `_stays_open`; where they are
 missing `open_fast_lane` leaves the lane closed.
 """
 
@@ -41,6 +41,7 @@ from mirror.web.repeating import (
     REPEATABLE,
     REQUEST_BYTES_MAX,
     Answers,
+    NoAnswers,
     Prepared,
     prepare,
     request_length,
@@ -100,7 +101,7 @@ class FastLane:
         self._date = b""
         self._date_until = 0.0
         self._alone: set[Connection] = set()
-        self._handled: dict[object, Connection] = {}
+        self._handled: dict[web.RequestHandler, Connection] = {}
         self._emptied: asyncio.Event | None = None
 
     def __call__(self) -> "Connection":
@@ -176,9 +177,18 @@ class FastLane:
     def closed(self, connection: "Connection", handler: web.RequestHandler | None) -> None:
         """Forget a connection."""
         self._alone.discard(connection)
-        self._handled.pop(handler, None)
+        if handler is not None:
+            self._handled.pop(handler, None)
         if self._emptied is not None and not self._alone and not self._handled:
             self._emptied.set()
+
+    def leave(self) -> None:
+        """Pass every request on from now on: aiohttp tells readers that the connection ends."""
+        self.answers = NoAnswers()
+
+    def has_idle(self) -> bool:
+        """Tell whether a connection waits for its next request, or its first."""
+        return bool(self._alone) or any(map(is_idle, self._handled))
 
     def close(self) -> None:
         """End the connections that aiohttp knows nothing of; what was written goes out first."""
@@ -260,7 +270,7 @@ class Connection(asyncio.Protocol):
             self._given == b""
             and not self._is_write_paused
             and len(data) <= REQUEST_BYTES_MAX
-            and (handler is None or _waits(handler))
+            and (handler is None or is_idle(handler))
         ):
             prepared = self._lane.answers.find(self.identity, data)
             if prepared is not None:
@@ -276,7 +286,7 @@ class Connection(asyncio.Protocol):
     def pause_writing(self) -> None:
         """The client takes less than it asks for: the lane is closed until it has caught up."""
         self._is_write_paused = True
-        if self._handler is None or _waits(self._handler):
+        if self._handler is None or is_idle(self._handler):
             # The lane wrote last: no handler watches whether the client takes it.
             self._watch_silence()
         if self._handler is not None:
@@ -439,7 +449,7 @@ class Connection(asyncio.Protocol):
         self._silence_timer = self._loop.call_later(CLIENT_SILENCE_SECONDS_MAX, look_again)
 
 
-def _waits(handler: web.RequestHandler) -> bool:
+def is_idle(handler: web.RequestHandler) -> bool:
     """Tell whether a handler has answered all it was given, and waits for the next request."""
     waiter = handler._waiter  # noqa: SLF001 - guarded by `open_fast_lane`
     return waiter is not None and not waiter.done()

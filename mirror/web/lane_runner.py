@@ -39,6 +39,11 @@ class FastLaneRunner(web.AppRunner):
         # A site only calls it. Should it ever do more, it fails at the start.
         return cast("web.Server", self._lane)
 
+    @property
+    def web_server(self) -> web.Server | None:
+        """Aiohttp's own, which has the connections that were handed over."""
+        return super().server
+
     async def setup(self) -> None:
         """Set up aiohttp's own server, to which the lane hands over."""
         await super().setup()

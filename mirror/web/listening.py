@@ -1,7 +1,7 @@
 """Where readers come in: sockets that are bound, and sites that accept from them.
 
-A Unix socket is for a proxy on this machine, whose permission is that of the file. It is bound
-once, by the main process; workers inherit it, as they can't share its name.
+A Unix socket is for a proxy on this machine, whose permission is that of the file. All sockets are
+bound by the main process, which keeps them; workers inherit theirs.
 """
 
 import asyncio
@@ -9,8 +9,8 @@ import errno
 import os
 import socket
 import ssl
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Iterable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Final
 
@@ -52,67 +52,70 @@ class UnixSocketSite(web.BaseSite):
         self._server = await loop.create_unix_server(server, sock=self._bound, backlog=BACKLOG)
 
 
-@contextmanager
-def bound_unix_socket(path: Path) -> Iterator[socket.socket]:
-    """Bind a Unix socket, instead of one that a crash left there; it is removed at the end.
+def bind_unix_socket(path: Path) -> socket.socket:
+    """Bind a Unix socket, instead of one that a crash left there; removing it is the caller's.
 
     Raises:
         LocalError: It can't be made.
     """
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as bound:
-        try:
-            path.unlink(missing_ok=True)
-            bound.bind(str(path))
-            path.chmod(UNIX_SOCKET_MODE)
-            bound.listen(BACKLOG)
-        except OSError as error:
-            raise LocalError(f"can't listen on {path}: {error.strerror or error}") from error
-        try:
-            yield bound
-        finally:
-            with suppress(OSError):
-                path.unlink(missing_ok=True)
+    bound = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        path.unlink(missing_ok=True)
+        bound.bind(str(path))
+        path.chmod(UNIX_SOCKET_MODE)
+        bound.listen(BACKLOG)
+    except OSError as error:
+        bound.close()
+        raise LocalError(f"can't listen on {path}: {error.strerror or error}") from error
+    return bound
 
 
-async def listen_on_unix_socket(runner: web.AppRunner, bound: socket.socket) -> None:
-    """Accept connections from a Unix socket; the caller keeps its own descriptor."""
-    own = socket.socket(fileno=os.dup(bound.fileno()))
-    await UnixSocketSite(runner, own).start()
-
-
-async def listen(
-    runner: web.AppRunner,
-    address: ListenAddress,
-    *,
-    tls: ssl.SSLContext | None = None,
-    is_shared: bool = False,
-) -> ListenAddress:
-    """Accept connections; returns where, for port 0 lets the system choose.
+async def accept(
+    runner: web.AppRunner, bound: Iterable[socket.socket], *, tls: ssl.SSLContext | None = None
+) -> None:
+    """Accept connections from sockets; the caller keeps its own descriptors.
 
     Args:
         runner: Serves them.
-        address: Where.
-        tls: To speak TLS there.
-        is_shared: Other processes of ours accept connections there too (SO_REUSEPORT).
+        bound: TCP sockets, which are to speak TLS where there is `tls`, and Unix sockets.
+        tls: To speak it.
+
+    Raises:
+        OSError: It can't be listened on one of them.
+    """
+    for one in bound:
+        own = socket.socket(fileno=os.dup(one.fileno()))
+        site: web.BaseSite = (
+            UnixSocketSite(runner, own)
+            if own.family == socket.AF_UNIX
+            else web.SockSite(runner, own, backlog=BACKLOG, ssl_context=tls)
+        )
+        try:
+            await site.start()
+        except BaseException:
+            own.close()
+            raise
+
+
+async def listen(runner: web.AppRunner, address: ListenAddress) -> ListenAddress:
+    """Bind an address and accept from it; returns it, for port 0 lets the system choose.
 
     Raises:
         LocalError: The address is not to be had.
     """
-    bound = await bind(address, is_shared=is_shared)
+    bound = await bind(address)
     host, port = bound[0].getsockname()[:2]
     try:
-        while bound:
-            await web.SockSite(runner, bound[0], backlog=BACKLOG, ssl_context=tls).start()
-            del bound[0]  # now the site's
+        await accept(runner, bound)
     except OSError as error:
         raise cannot_listen(address, error) from error
     finally:
-        for left in bound:
-            left.close()
+        for one in bound:
+            one.close()
     return ListenAddress(host, port)
 
 
-async def bind(address: ListenAddress, *, is_shared: bool = False) -> list[socket.socket]:
+async def bind(address: ListenAddress) -> list[socket.socket]:
     """Take every address that `address` stands for, all with one port; at least one.
 
     A name may stand for several. What the machine lacks, IPv6 or IPv4, is left out where there is
@@ -120,7 +123,6 @@ async def bind(address: ListenAddress, *, is_shared: bool = False) -> list[socke
 
     Args:
         address: The configured one; the system chooses a port instead of 0.
-        is_shared: See `listen`.
 
     Raises:
         LocalError: One of them is taken, or there is none.
@@ -129,9 +131,9 @@ async def bind(address: ListenAddress, *, is_shared: bool = False) -> list[socke
     lacking: OSError | None = None
     port = address.port
     try:
-        for family, place in await _places(address):
+        for family, place in await places_of(address):
             try:
-                one = _bound(family, (place[0], port, *place[2:]), is_shared=is_shared)
+                one = bound_socket(family, (place[0], port, *place[2:]))
             except OSError as error:
                 if error.errno not in _LACKING:
                     raise
@@ -148,7 +150,8 @@ async def bind(address: ListenAddress, *, is_shared: bool = False) -> list[socke
     return bound
 
 
-async def _places(address: ListenAddress) -> list[tuple[socket.AddressFamily, tuple[Any, ...]]]:
+async def places_of(address: ListenAddress) -> list[tuple[socket.AddressFamily, tuple[Any, ...]]]:
+    """Return every address that `address` stands for, as `socket.bind` wants it."""
     found = await asyncio.get_running_loop().getaddrinfo(
         address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
     )
@@ -159,9 +162,10 @@ async def _places(address: ListenAddress) -> list[tuple[socket.AddressFamily, tu
     return list(dict.fromkeys(places))
 
 
-def _bound(
-    family: socket.AddressFamily, place: tuple[Any, ...], *, is_shared: bool
+def bound_socket(
+    family: socket.AddressFamily, place: tuple[Any, ...], *, is_shared: bool = False
 ) -> socket.socket:
+    """Bind one address; `is_shared` lets other sockets of this user have it too (SO_REUSEPORT)."""
     with ExitStack() as stack:
         one = stack.enter_context(socket.socket(family, socket.SOCK_STREAM))
         one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

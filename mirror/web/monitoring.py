@@ -12,6 +12,7 @@ from mirror.metrics import CONTENT_TYPE, Metrics, RepositoryState
 from mirror.refresh.registry import Hosted, Registry
 from mirror.repository.packing.engine import PackEngine
 from mirror.upstream.credentials import Standing
+from mirror.web.front import Traffic
 from mirror.web.guard import Guard
 from mirror.web.protocol import OPERATION, Operation
 
@@ -93,7 +94,10 @@ class OwnFigures:
 class Monitoring:
     """The handlers that change nothing."""
 
-    def __init__(self, registry: Registry, figures: Figures, guard: Guard) -> None:
+    def __init__(
+        self, registry: Registry, figures: Figures, guard: Guard, traffic: Traffic
+    ) -> None:
+        self._traffic = traffic
         self._registry = registry
         self._figures = figures
         self._guard = guard
@@ -108,12 +112,14 @@ class Monitoring:
         return web.json_response({"status": "ok"})
 
     async def readyz(self, request: web.Request) -> web.Response:
-        """GET /readyz: every repository has been looked after once.
+        """GET /readyz: every repository has been looked after once, and we are not about to end.
 
         One that can't be cloned is an error of its own, not a reason to take the others away; nor
         is one that somebody has just asked for.
         """
         request[OPERATION] = Operation.MONITORING
+        if self._traffic.is_leaving:
+            return web.json_response({"status": "leaving", "waiting_for": []}, status=503)
         waiting = [one.mirror.name for one in self._registry if not _was_looked_after(one)]
         status = 503 if waiting else 200
         shown = waiting[:100] if self._guard.sees_all(request) else []
@@ -176,7 +182,7 @@ def describe(hosted: Hosted) -> dict[str, Any]:
         "upstream": mirror.settings.upstream,
         "pull_through": None if mirror.settings.place is None else f"/{mirror.settings.place.at}",
         "moved_to": mirror.moved_to,
-        "state": _state(hosted),
+        "state": state_of(hosted),
         "age_seconds": None if state.age_seconds is None else round(state.age_seconds, 3),
         "refs": state.refs,
         "bytes": state.disk_bytes,
@@ -240,7 +246,8 @@ def _describe_credentials(standing: Standing | None) -> dict[str, Any] | None:
     }
 
 
-def _state(hosted: Hosted) -> str:
+def state_of(hosted: Hosted) -> str:
+    """Return the state of a repository as /status.json has it."""
     mirror = hosted.mirror
     if mirror.snapshot is None:
         return "failing" if mirror.freshness.failures else "cloning"

@@ -234,3 +234,10 @@ class Answers:
 
     def _drop(self, key: tuple[Hashable, bytes]) -> None:
         self._bytes -= len(key[1]) + self._kept.pop(key).size
+
+
+class NoAnswers(Answers):
+    """Knows nothing by heart, and learns nothing."""
+
+    def keep(self, identity: Hashable, data: bytes, prepared: Prepared) -> None:
+        """Keep nothing."""

@@ -24,12 +24,18 @@ logger = structlog.stdlib.get_logger()
 
 @dataclass(slots=True)
 class ManagedWorker:
-    """A worker's process and its channel; `is_serving` from the moment it is told to listen."""
+    """A worker's process and its channel.
+
+    Attributes:
+        is_serving: From the moment it is told to listen.
+        is_listening: Once it does.
+    """
 
     number: int
     process: WorkerProcess
     link: Link
     is_serving: bool = False
+    is_listening: bool = False
     counts: list[Family] = field(default_factory=list)
 
     async def acknowledged(self, answer: "asyncio.Future[Reply]", seconds_max: float) -> None:

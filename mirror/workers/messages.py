@@ -166,10 +166,8 @@ class ReadsWanted:
 
 @dataclass(frozen=True, slots=True)
 class Listen:
-    """Asked: accept connections; answered when that is so."""
+    """Asked: accept connections from the sockets inherited; answered when that is so."""
 
-    host: str
-    port: int
     kind: Literal["listen"] = "listen"
 
 
@@ -181,9 +179,24 @@ class CountsWanted:
 
 
 @dataclass(frozen=True, slots=True)
-class Stop:
-    """Told: finish what is being served, and end."""
+class CanaryWanted:
+    """Asked: put a real request to yourself; answered when that was answered."""
 
+    kind: Literal["canary_wanted"] = "canary_wanted"
+
+
+@dataclass(frozen=True, slots=True)
+class Leave:
+    """Asked: accept nothing more; answered when no reader is shown refs here any more."""
+
+    kind: Literal["leave"] = "leave"
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """Told: finish what is being served, for so long at most, and end."""
+
+    drain_seconds: float
     kind: Literal["stop"] = "stop"
 
 
@@ -281,6 +294,8 @@ Message: TypeAlias = (
     | ReadsWanted
     | Listen
     | CountsWanted
+    | CanaryWanted
+    | Leave
     | Stop
     | RefreshWanted
     | MirrorWanted

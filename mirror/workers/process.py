@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Sequence
 
 
 class WorkerProcess:
@@ -30,15 +31,15 @@ class WorkerProcess:
 
     @classmethod
     async def start(
-        cls, listener: socket.socket | None = None
+        cls, listeners: Sequence[socket.socket] = ()
     ) -> "tuple[WorkerProcess, socket.socket]":
-        """Start a worker, which inherits `listener`; returns it and our end of its channel.
+        """Start a worker, which inherits `listeners`; returns it and our end of its channel.
 
         Raises:
             OSError: It can't be started.
         """
         near, far = socket.socketpair()
-        starting = asyncio.create_task(asyncio.to_thread(_start, far, listener))
+        starting = asyncio.create_task(asyncio.to_thread(_start, far, listeners))
         try:
             child = await asyncio.shield(starting)
         except asyncio.CancelledError:
@@ -71,16 +72,14 @@ class WorkerProcess:
         self.ended.set()
 
 
-def _start(channel: socket.socket, listener: socket.socket | None) -> "subprocess.Popen[bytes]":
+def _start(channel: socket.socket, listeners: Sequence[socket.socket]) -> "subprocess.Popen[bytes]":
     """Start the process; in a thread."""
     with channel:
-        inherited = {"--channel": channel.fileno()}
-        if listener is not None:
-            inherited["--listener"] = listener.fileno()
-        options = [word for name, number in inherited.items() for word in (name, str(number))]
+        numbers = [one.fileno() for one in listeners]
+        options = [f"--channel={channel.fileno()}", *(f"--listener={one}" for one in numbers)]
         return subprocess.Popen(
             [sys.executable, "-m", "mirror", "worker", *options],
             stdin=subprocess.DEVNULL,
-            pass_fds=list(inherited.values()),
+            pass_fds=[channel.fileno(), *numbers],
             start_new_session=True,  # a terminal's Ctrl-C is for the main process
         )

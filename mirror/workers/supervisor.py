@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import structlog
 
-from mirror.config import ListenAddress, Settings
+from mirror.config import Settings
 from mirror.errors import LocalError, MirrorError
 from mirror.metrics import Metrics
 from mirror.refresh.announcements import Announcement, Announcer
@@ -22,6 +22,7 @@ from mirror.refresh.lfs import LfsSource
 from mirror.refresh.mirror import Mirror
 from mirror.refresh.registry import Registry
 from mirror.repository.snapshot import RefSnapshot
+from mirror.web.listeners import Listeners
 from mirror.web.monitoring import Figures
 from mirror.workers.figures import Family, added, counts_of, exposition, lasting
 from mirror.workers.frames import ChannelError
@@ -32,9 +33,11 @@ from mirror.workers.messages import (
     Added,
     Announced,
     Bundled,
+    CanaryWanted,
     Delivered,
     DrainWanted,
     FiguresWanted,
+    Leave,
     LfsAsked,
     LfsFetched,
     Listen,
@@ -66,8 +69,11 @@ PUBLISH_SECONDS_MAX: Final = 30.0
 START_SECONDS_MAX: Final = 120.0
 """To read the refs of all repositories, too."""
 
-DRAIN_SECONDS_MAX: Final = 25.0
-"""Twice `SHUTDOWN_SECONDS_MAX`, and some; below the TimeoutStopSec of the systemd unit."""
+END_SECONDS_MAX: Final = 15.0
+"""What a worker gets to end, beyond the time for what it serves."""
+
+LEAVE_SECONDS_MAX: Final = 6.0
+"""`LET_GO_SECONDS` and `POLLS_SECONDS_MAX`, and some."""
 
 RESTART_SECONDS_MIN: Final = 0.1
 RESTART_SECONDS_MAX: Final = 30.0
@@ -90,9 +96,8 @@ class Supervisor:
         announcer: Announcer,
         figures: Figures,
         lfs: LfsSource,
-        address: ListenAddress,
+        listeners: Listeners,
         count: int,
-        listener: socket.socket | None = None,
     ) -> None:
         """Become the replicas of all mirrors; no worker runs yet.
 
@@ -103,9 +108,8 @@ class Supervisor:
             announcer: Takes what webhooks say.
             figures: Of the main process.
             lfs: Where LFS objects come from.
-            address: Where the workers listen; reserved for them.
+            listeners: What the workers accept from.
             count: How many.
-            listener: A Unix socket that they inherit, and listen on too.
         """
         self._settings = settings
         self._started = settings.content
@@ -114,9 +118,8 @@ class Supervisor:
         self._announcer = announcer
         self._figures = figures
         self._lfs = lfs
-        self._address = address
+        self._listeners = listeners
         self._count = count
-        self._listener = listener
         self._workers: dict[int, ManagedWorker] = {}
         self._ended_counts: list[Family] = []
         self._tasks: set[asyncio.Task[None]] = set()
@@ -149,17 +152,44 @@ class Supervisor:
         await asyncio.gather(*listening)
         return self._keepers
 
-    async def close(self) -> None:
-        """Let the workers finish what they serve, then end them."""
+    async def canaries(self, seconds_max: float) -> None:
+        """Have every worker put a real request to itself; one that does not answer is ended.
+
+        Raises:
+            LocalError: One does not answer, or does not serve just now.
+        """
+        asked = await self._ask_listening(CanaryWanted(), seconds_max)
+        well = sum(
+            answer.done() and not answer.cancelled() and answer.exception() is None
+            for answer in asked
+        )
+        if well < self._count:
+            raise LocalError(f"{well} of {self._count} workers answer")
+
+    async def leave(self) -> None:
+        """Have the workers accept nothing more; returns when none shows refs any more."""
+        self._is_stopping = True
+        await self._ask_listening(Leave(), LEAVE_SECONDS_MAX)
+
+    async def _ask_listening(
+        self, message: Message, seconds_max: float
+    ) -> "list[asyncio.Future[Reply]]":
+        """Ask the workers that can be reached by readers; one that does not answer is ended."""
+        asked = [(one, one.link.ask(message)) for one in self._workers.values() if one.is_listening]
+        await asyncio.gather(*(one.acknowledged(answer, seconds_max) for one, answer in asked))
+        return [answer for _, answer in asked]
+
+    async def close(self, drain_seconds: float = 0.0) -> None:
+        """Let the workers finish what they serve, for so long at most, then end them."""
         self._is_stopping = True
         draining = []
         for number, keeper in enumerate(self._keepers, 1):
             worker = self._workers.get(number)
             if worker is not None and worker.is_serving:
-                worker.link.tell(Stop())
+                worker.link.tell(Stop(drain_seconds))
                 draining.append(keeper)
         if draining:
-            await asyncio.wait(draining, timeout=DRAIN_SECONDS_MAX)
+            await asyncio.wait(draining, timeout=drain_seconds + END_SECONDS_MAX)
         tasks = [*self._keepers, *self._tasks]
         for task in tasks:
             task.cancel()
@@ -186,7 +216,9 @@ class Supervisor:
     async def _run(self, number: int, listening: "asyncio.Future[None]") -> str:
         """Run one worker to its end; returns what ended it."""
         try:
-            process, channel = await WorkerProcess.start(self._listener)
+            process, channel = await WorkerProcess.start(self._sockets(number))
+        except LocalError as error:
+            return str(error)
         except OSError as error:
             return f"it can't be started: {error.strerror}"
         link = Link(lambda message_id, message: self._receive(worker, message_id, message))
@@ -208,10 +240,16 @@ class Supervisor:
         finally:
             # Dead first, forgotten then: who waits for its acknowledgement has to know it dead.
             await asyncio.shield(process.end())
+            if not self._is_stopping:
+                self._listeners.ended(number)
             link.abort()
             self._workers.pop(number, None)
             self._ended_counts = added([self._ended_counts, lasting(worker.counts)])
         return f"exit code {process.exit_code}"
+
+    def _sockets(self, number: int) -> list[socket.socket]:
+        unix = self._listeners.unix
+        return [*self._listeners.of(number, self._count), *([unix] if unix is not None else [])]
 
     async def _bring_up(self, worker: ManagedWorker) -> None:
         """Tell a new worker all there is, and let it listen.
@@ -236,7 +274,8 @@ class Supervisor:
         for answer in known:
             await answer
         worker.is_serving = True
-        await worker.link.ask(Listen(self._address.host, self._address.port))
+        await worker.link.ask(Listen())
+        worker.is_listening = True
 
     # --- to the workers ------------------------------------------------------------------------
 

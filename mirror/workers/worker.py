@@ -12,7 +12,7 @@ import math
 import signal
 import socket
 import ssl
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
@@ -20,7 +20,7 @@ from typing import Any
 
 import structlog
 
-from mirror.config import ListenAddress, LogSettings, Settings, compare, parse
+from mirror.config import LogSettings, Settings, compare, parse
 from mirror.errors import MirrorError
 from mirror.metrics import Metrics
 from mirror.places import DataDirectory
@@ -38,8 +38,10 @@ from mirror.serving import (
     open_packs,
     open_tls,
 )
+from mirror.web.canary import ask_own_canary
 from mirror.web.fetch import Fetches
-from mirror.web.listening import listen, listen_on_unix_socket
+from mirror.web.front import LET_GO_SECONDS, Front
+from mirror.web.listening import accept
 from mirror.web.tls import Tls, load
 from mirror.workers.figures import counts_of, dump
 from mirror.workers.frames import ChannelError
@@ -49,8 +51,10 @@ from mirror.workers.messages import (
     Added,
     Announced,
     Bundled,
+    CanaryWanted,
     CountsWanted,
     DrainWanted,
+    Leave,
     Listen,
     Message,
     Prepare,
@@ -81,16 +85,17 @@ class Worker:
     """One worker, in its own process."""
 
     def __init__(
-        self, configure_logs: ConfigureLogs, listener: socket.socket | None = None
+        self, configure_logs: ConfigureLogs, listeners: Sequence[socket.socket] = ()
     ) -> None:
         """Be ready to run.
 
         Args:
             configure_logs: Called once it is known how to log.
-            listener: A Unix socket to listen on too, inherited from the main process.
+            listeners: The sockets to accept from, inherited from the main process.
         """
         self._configure_logs = configure_logs
-        self._listener = listener
+        self._listeners = listeners
+        self._drain_seconds = 0.0
         self._link = Link(self._receive)
         self._stopping = asyncio.Event()
         self._served: _Served | None = None
@@ -108,7 +113,7 @@ class Worker:
         if self._served is None:
             return not lost.done()
         if not lost.done():
-            draining = asyncio.create_task(self._served.drain())
+            draining = asyncio.create_task(self._served.drain(self._drain_seconds))
             await asyncio.wait((lost, draining), return_when=asyncio.FIRST_COMPLETED)
             if draining.done():
                 await draining
@@ -135,10 +140,11 @@ class Worker:
                     settings,
                     self._link,
                     workers=message.workers,
-                    listener=self._listener,
+                    listeners=self._listeners,
                     configure_logs=lambda log: self._configure_logs(log, message.number),
                 )
             case Stop():
+                self._drain_seconds = message.drain_seconds
                 self._stopping.set()
             case _ if self._served is not None:
                 self._served.receive(message_id, message)
@@ -155,12 +161,12 @@ class _Served:
         link: Link,
         *,
         workers: int,
-        listener: socket.socket | None,
+        listeners: Sequence[socket.socket],
         configure_logs: Callable[[LogSettings], None],
     ) -> None:
         self._configure_logs = configure_logs
         self._settings = settings
-        self._listener = listener
+        self._listeners = listeners
         self._link = link
         self._workers = workers
         self._share = Share(processes=workers, is_first=False)
@@ -180,6 +186,8 @@ class _Served:
         self._prepared: tuple[bytes, Settings, ssl.SSLContext | None] | None = None
         self._metrics: Metrics | None = None
         self._listening: asyncio.Task[None] | None = None
+        self._front: Front | None = None
+        self._asked: set[asyncio.Task[None]] = set()
         self._children = AsyncExitStack()
         self._stack = AsyncExitStack()
         self._stack.push_async_callback(self._replica.close)
@@ -211,13 +219,27 @@ class _Served:
                 done()
             case DrainWanted():
                 self._start(self._drained(done))
+            case _:
+                self._answer_to(message_id, message)
+
+    def _answer_to(self, message_id: int, message: Message) -> None:
+        """Do or tell what the main process asks of what serves here.
+
+        Raises:
+            ChannelError: It makes no sense.
+        """
+        match message:
             case ReadsWanted():
                 self._link.reply(message_id, Reply(json.dumps(self._reads())))
             case CountsWanted():
                 counts = [] if self._metrics is None else counts_of(self._metrics.registry)
                 self._link.reply(message_id, Reply(dump(counts)))
             case Listen() if self._listening is None:
-                self._listening = asyncio.create_task(self._listen(message_id, message))
+                self._listening = asyncio.create_task(self._listen(message_id))
+            case CanaryWanted() if self._front is not None:
+                self._answer(message_id, ask_own_canary(self._front.runner))
+            case Leave() if self._front is not None:
+                self._answer(message_id, self._front.leave())
             case _:
                 raise ChannelError(f"{message.kind!r} is not for a worker")
 
@@ -327,9 +349,23 @@ class _Served:
         mirrors = (one.mirror for one in self._registry if one.mirror.settings.place is not None)
         return {one.name: one.read_at for one in mirrors if math.isfinite(one.read_at)}
 
-    async def _listen(self, message_id: int, message: Listen) -> None:
+    def _answer(self, message_id: int, work: Coroutine[Any, Any, None]) -> None:
+        """Answer once `work` is done; the main process asks one thing of a kind at a time."""
+
+        async def answer() -> None:
+            reply = Reply()
+            try:
+                await work
+            except (MirrorError, OSError) as error:
+                reply = Reply(error=str(error))
+            self._link.reply(message_id, reply)
+
+        task = asyncio.create_task(answer())
+        self._asked.add(task)
+        task.add_done_callback(self._asked.discard)
+
+    async def _listen(self, message_id: int) -> None:
         """Build what serves, and accept connections once all that was told is followed."""
-        address = ListenAddress(message.host, message.port)
         settings = self._settings
         try:
             engine = await self._children.enter_async_context(open_engine(settings.engine))
@@ -356,12 +392,13 @@ class _Served:
                 _, loaded = _read(self._settings.content, settings)
                 self._follow_settings(settings, self._registry.copy(), loaded)
             await self._replica.settled()
-            if self._listener is not None:
-                await listen_on_unix_socket(serving.runner, self._listener)
             context = None if tls is None else tls.context
-            await listen(serving.runner, address, tls=context, is_shared=True)
+            await accept(serving.runner, self._listeners, tls=context)
+            self._front = serving.front
         except MirrorError as error:
             self._link.reply(message_id, Reply(error=str(error)))
+        except OSError as error:
+            self._link.reply(message_id, Reply(error=f"can't listen: {error.strerror or error}"))
         except Exception:
             logger.exception("worker_broke")
             self._link.abort()
@@ -372,10 +409,15 @@ class _Served:
         logger.error("worker_can_not_follow", error=str(failed.exception()))
         self._link.abort()
 
-    async def drain(self) -> None:
-        """Finish what is being served, within `SHUTDOWN_SECONDS_MAX`."""
+    async def drain(self, seconds_max: float) -> None:
+        """Finish what is being served, within that time."""
         if self._listening is not None:
             await asyncio.wait((self._listening,))
+        if self._front is not None:
+            await self._front.leave(let_go_seconds=min(LET_GO_SECONDS, seconds_max))
+            await self._front.finish(seconds_max)
+        if self._asked:
+            await asyncio.wait(self._asked)
         await self._stack.aclose()
         await self._children.aclose()
 

@@ -71,7 +71,7 @@ MESSAGES: st.SearchStrategy[Message] = st.one_of(
     st.just(ReadsWanted()),
     st.builds(Listen, TEXT, NUMBERS),
     st.just(CountsWanted()),
-    st.just(Stop()),
+    st.just(Stop(20.0)),
     st.builds(RefreshWanted, TEXT, st.sampled_from(Trigger)),
     st.builds(MirrorWanted, TEXT, TEXT),
     st.builds(Delivered, TEXT, TEXT, st.lists(TEXT, max_size=3).map(tuple), CHANGES),

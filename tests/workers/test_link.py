@@ -75,7 +75,7 @@ async def test_questions_fail_when_the_other_end_is_gone(ends: tuple[End, End]) 
         await answer
     with pytest.raises(ChannelError, match="gone"):
         await one.ask(Announced("a/b", 2))
-    one.tell(Stop())  # goes nowhere, and says nothing
+    one.tell(Stop(20.0))  # goes nowhere, and says nothing
     assert one.lost.is_set()
 
 
@@ -117,7 +117,7 @@ async def test_an_answer_to_no_question_ends_the_channel() -> None:
 async def test_what_breaks_on_a_message_ends_the_channel(ends: tuple[End, End]) -> None:
     one, other = ends
     with capture_logs() as logs:
-        one.tell(Stop())
+        one.tell(Stop(20.0))
         await gone(one, other)
     assert [line["event"] for line in logs] == ["channel_broke"]
 

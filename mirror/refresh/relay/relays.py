@@ -117,12 +117,11 @@ class Relays:
                 " begins anew"
             ) from error
 
-    def start(self, stack: AsyncExitStack) -> list[asyncio.Task[None]]:
+    def start(self) -> list[asyncio.Task[None]]:
         """Begin to tell, now that all is served; returns tasks, none of which should end.
 
-        `stack` gets their end, which comes before that of what serves.
+        `stop` them before what serves ends.
         """
-        stack.push_async_callback(self._stop)
         self._broken = asyncio.get_running_loop().create_future()
         for one in self._senders:
             self._start(one)
@@ -213,8 +212,10 @@ class Relays:
         """Return the status of the receivers, by name."""
         return {one.settings.name: one.describe() for one in self._senders}
 
-    async def _stop(self) -> None:
-        await self._end(list(self._tasks.values()))
+    async def stop(self) -> None:
+        """Tell nothing more, until the next `start`."""
+        tasks, self._tasks = list(self._tasks.values()), {}
+        await self._end(tasks)
         if self._broken is not None and not self._broken.cancel() and not self._broken.cancelled():
             self._broken.exception()  # seen: nobody has to be waiting
 

@@ -2,10 +2,11 @@
 
 import asyncio
 import json
+import os
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -22,22 +23,39 @@ class MirrorProcess:
         up: Set while it serves.
         kills: How often it was killed.
         pid: Of the main process, while there is one.
+        successor: The process that took over, where one did; it ends with this one.
         log: The lines that it wrote, all starts together.
         on_line: Called with each of them.
     """
 
-    def __init__(self, file: Path, url: str, *, lines_kept_max: int | None = None) -> None:
+    def __init__(
+        self,
+        file: Path,
+        url: str,
+        *,
+        lines_kept_max: int | None = None,
+        environment: Mapping[str, str] | None = None,
+        prefix: Sequence[str] = (),
+        inherits: Sequence[int] = (),
+    ) -> None:
         """Args:
         file: The configuration.
         url: Where it has it listen.
         lines_kept_max: How many lines of the log are kept at least; beyond twice as many the oldest
             go. `None` keeps all.
+        environment: More variables.
+        prefix: A command that runs the service's.
+        inherits: Descriptors that it gets.
         """
+        self._prefix = prefix
+        self._inherits = inherits
+        self._environment = {**os.environ, **(environment or {})}
         self.url = url
         self.up = asyncio.Event()
         self.kills = 0
         self.log: list[str] = []
         self.on_line: Callable[[str], None] = lambda _: None
+        self.successor: int | None = None
         self._file = file
         self._lines_kept_max = lines_kept_max
         self._forgotten = 0
@@ -58,13 +76,31 @@ class MirrorProcess:
         """Start it, and wait until it serves."""
         self._process = await asyncio.to_thread(
             subprocess.Popen,
-            [sys.executable, "-m", "mirror", "serve", "--config", str(self._file)],
+            [*self._prefix, sys.executable, "-m", "mirror", "serve", "--config", str(self._file)],
             stdin=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
+            env=self._environment,
+            pass_fds=self._inherits,
         )
         self._reading = asyncio.create_task(self._read(self._process))
         await self.logged(self.lines, lambda event: event["event"] == "serving")
         self.up.set()
+
+    def send(self, number: signal.Signals) -> None:
+        """Send a signal to the process that was started last."""
+        assert self._process is not None
+        self._process.send_signal(number)
+
+    @property
+    def events(self) -> list[dict[str, Any]]:
+        """What it logged."""
+        return [json.loads(line) for line in self.log if line.startswith("{")]
+
+    async def ended(self) -> int:
+        """Wait until the process that was started last has ended, and return its status."""
+        assert self._process is not None
+        async with asyncio.timeout(STEP_SECONDS_MAX):
+            return await asyncio.to_thread(self._process.wait)
 
     async def kill(self) -> None:
         """Kill it as the kernel would."""
@@ -121,6 +157,11 @@ class MirrorProcess:
     async def close(self) -> None:
         """End it, whatever state it is in."""
         self.up.clear()
+        if self.successor is not None:
+            os.kill(self.successor, signal.SIGKILL)
+            self.successor = None
+            if self._reading is not None:
+                await self._reading
         if self._process is not None and self._process.poll() is None:
             await self._end(signal.SIGKILL)
 

@@ -1,0 +1,155 @@
+"""The next process, as the one that it takes over from sees it: started, told, waited for.
+
+It is the installed program, started as this process was: where that is a script, the script, so
+that a link that leads to another version now is followed. Not the spawner's: it outlives us.
+"""
+
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import structlog
+
+from mirror.config import successors_environment
+from mirror.handover.messages import PROTOCOL, Channel, HandOverFailed
+
+PREPARE_SECONDS_MAX: Final = 60.0
+"""To import everything and read the configuration; meanwhile all goes on as ever."""
+
+TAKE_OVER_SECONDS_MAX: Final = 60.0
+"""To open all mirrors and start the workers; meanwhile nothing is refreshed."""
+
+ANNOUNCE_SECONDS_MAX: Final = 5.0
+"""Forges give up at 10 s."""
+
+logger = structlog.stdlib.get_logger()
+
+
+class Successor:
+    """The next process.
+
+    Attributes:
+        pid: Its number.
+    """
+
+    def __init__(self, child: "subprocess.Popen[bytes]", channel: Channel) -> None:
+        self.pid = child.pid
+        self._child = child
+        self._channel = channel
+        self._announced: dict[int, asyncio.Future[None]] = {}
+        self._last_number = 0
+        self._hearing: asyncio.Task[None] | None = None
+
+    @classmethod
+    async def start(cls, sockets: Iterable[socket.socket], lock: int) -> "Successor":
+        """Start the installed program, which inherits the sockets and the lock.
+
+        Raises:
+            HandOverFailed: It can't be started.
+        """
+        near, far = socket.socketpair()
+        inherited = [one.fileno() for one in sockets]
+        try:
+            with far:
+                child = await asyncio.to_thread(_start, far, [*inherited, lock])
+        except OSError as error:
+            near.close()
+            raise HandOverFailed(f"it can't be started: {error}") from error
+        channel = await Channel.open(near)
+        channel.tell("hello", protocol=PROTOCOL, listeners=inherited, lock=lock)
+        return cls(child, channel)
+
+    async def prepared(self) -> None:
+        """Wait until it has read its configuration.
+
+        Raises:
+            HandOverFailed: It never will have.
+        """
+        await self._expect("prepared", PREPARE_SECONDS_MAX)
+
+    async def take_over(self, repositories: Mapping[str, Any]) -> None:
+        """Give it the data directory, and wait until it serves.
+
+        Raises:
+            HandOverFailed: It never will.
+        """
+        self._channel.tell("yours", repositories=dict(repositories))
+        await self._expect("serving", TAKE_OVER_SECONDS_MAX)
+        self._hearing = asyncio.create_task(self._hear(), name="successor")
+
+    async def _expect(self, what: str, seconds_max: float) -> None:
+        try:
+            async with asyncio.timeout(seconds_max):
+                await self._channel.expect(what)
+        except TimeoutError:
+            raise HandOverFailed(f"the new process is not {what} in {seconds_max:.0f} s") from None
+        except HandOverFailed as error:
+            status = self._child.poll()
+            ended = "" if status is None else f" (exit code {status}); its own last words say why"
+            raise HandOverFailed(f"the new process is not {what}: {error}{ended}") from None
+
+    def tell(self, what: str) -> None:
+        """Say that it is the service now (`main`), or that we show no refs any more (`silent`)."""
+        self._channel.tell(what)
+
+    async def announce(self, repositories: Sequence[str]) -> None:
+        """Hand over a webhook; returns when no reader is served what was before it.
+
+        Raises:
+            HandOverFailed: It is not taken: the forge is to send it again.
+        """
+        self._last_number += 1
+        number, answer = self._last_number, asyncio.get_running_loop().create_future()
+        self._announced[number] = answer
+        self._channel.tell("announce", number=number, repositories=list(repositories))
+        try:
+            async with asyncio.timeout(ANNOUNCE_SECONDS_MAX):
+                await answer
+        except TimeoutError:
+            raise HandOverFailed("the new process does not take a webhook") from None
+        finally:
+            self._announced.pop(number, None)
+
+    async def _hear(self) -> None:
+        while (message := await self._channel.hear()) is not None:
+            answer = self._announced.get(message.get("number", 0))
+            if message["what"] == "announced" and answer is not None and not answer.done():
+                answer.set_result(None)
+
+    async def end(self) -> None:
+        """Kill it, with what it started, and wait for its end."""
+        self._channel.close()
+        if self._child.poll() is None:
+            self._child.send_signal(signal.SIGKILL)
+        await asyncio.to_thread(self._child.wait)
+
+    async def let_go(self) -> None:
+        """Leave it to itself."""
+        if self._hearing is not None:
+            self._hearing.cancel()
+            await asyncio.gather(self._hearing, return_exceptions=True)
+        self._channel.close()
+
+
+def command() -> list[str]:
+    """Return the command that starts the installed program as this process was started."""
+    script = Path(sys.orig_argv[1]) if len(sys.orig_argv) > 1 else Path()
+    if script.is_file() and os.access(script, os.X_OK):
+        return sys.orig_argv[1:]
+    return [sys.executable, *sys.orig_argv[1:]]
+
+
+def _start(channel: socket.socket, inherited: list[int]) -> "subprocess.Popen[bytes]":
+    """Start the process; in a thread."""
+    return subprocess.Popen(
+        command(),
+        stdin=subprocess.DEVNULL,
+        pass_fds=[channel.fileno(), *inherited],
+        env=successors_environment(channel.fileno()),
+    )
