@@ -21,6 +21,7 @@ from typing import Final, Self
 from dulwich.config import ConfigFile, StackedConfig
 from dulwich.repo import Repo
 
+from mirror.durable import fsync_directory
 from mirror.errors import LocalError, ProtocolError
 from mirror.repository.graph import CommitGraph
 from mirror.repository.objects import ObjectSource
@@ -339,12 +340,3 @@ def _write_durably(path: Path, content: bytes) -> None:
 def _fsync(path: Path) -> None:
     with path.open("rb") as file:
         os.fsync(file.fileno())
-
-
-def fsync_directory(path: Path) -> None:
-    """Make what was created, renamed or removed in a directory durable."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -19,8 +19,9 @@ from weakref import WeakKeyDictionary
 import dulwich
 from dulwich.object_store import DiskObjectStore
 
+from mirror.durable import fsync_directory
 from mirror.errors import LocalError, PackError
-from mirror.repository.bare import BareRepository, Quarantine, fsync_directory
+from mirror.repository.bare import BareRepository, Quarantine
 from mirror.repository.graph import CommitGraph
 from mirror.repository.objects import PACK_DAMAGE
 from mirror.repository.packing.engine import OBJECT_BYTES_MAX, IndexProgress, PackRequest
