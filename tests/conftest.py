@@ -24,7 +24,7 @@ hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "dev")
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Let the whole suite run without the fast lane: `make test ARGS=--no-fast-lane`.
 
-    The other options are for `make test-differential` and `make day`.
+    The other options are for `make test-differential`, `make day` and `make crash`.
     """
     parser.addoption("--no-fast-lane", action="store_true", help="run every service without one")
     parser.addoption(
@@ -36,6 +36,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
     parser.addoption("--fault-seed", type=int, default=1, help="the random faults to play")
     parser.addoption("--day-rounds", type=int, default=1, help="so many days, from that one on")
+    parser.addoption("--crash-kills", type=int, default=8, help="kills at random instants")
+    parser.addoption("--crash-points", type=int, default=5, help="kills at named points; 0 for all")
+    parser.addoption("--crash-seed", type=int, default=1, help="the crashes to try")
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mirror import layout
+from mirror.durable import fsync_directory
 from mirror.errors import LocalError
 from mirror.layout import LAYOUT_VERSION, MIGRATIONS, LayoutRefused, bring_up_to_date, check_version
 from mirror.places import SET_ASIDE_MAX, DataDirectory
@@ -87,7 +87,7 @@ def test_a_migration_that_is_cut_off_anywhere_is_done_by_the_next_start(
     def stepping(number: int) -> Callable[[Path], None]:
         def migrate(root: Path) -> None:
             (root / f"old-{number}").unlink(missing_ok=True)
-            layout.fsync_directory(root)
+            fsync_directory(root)
             (root / f"new-{number}").write_bytes(b"")
 
         return migrate
