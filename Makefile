@@ -58,8 +58,8 @@ soak: $(VENV)/dev.stamp ## Soak for MINUTES=20 under mixed load, and check what 
 	@$(BIN)/python -m tests.soak --minutes $(MINUTES) $(if $(SEED),--seed $(SEED)) $(if $(REPORT),--report $(REPORT)) $(if $(STOP),--stop) $(ARGS)
 
 # Kills at random instants and after chosen file-system calls (POINTS=0 for each of them); see tests/crash/__init__.py.
-crash: $(VENV)/dev.stamp ## Kill the service KILLS=300 times in all ways and look at what is left; SEED=n, POINTS=100
-	@$(BIN)/python -m pytest -n 0 -rP -o timeout=14400 tests/crash --crash-kills=$(or $(KILLS),300) --crash-points=$(or $(POINTS),100) --crash-seed=$(or $(SEED),$$(date +%s)) $(ARGS)
+crash: $(VENV)/dev.stamp ## Kill the service KILLS=300 times in all ways and look at what is left; SEED=n, POINTS=100, CUTS=100
+	@$(BIN)/python -m pytest -n 0 -rP -o timeout=14400 tests/crash --crash-kills=$(or $(KILLS),300) --crash-points=$(or $(POINTS),100) --crash-cuts=$(or $(CUTS),100) --crash-seed=$(or $(SEED),$$(date +%s)) $(ARGS)
 
 check: $(VENV)/dev.stamp ## Lint, types, the architecture contract, generated files
 	@$(BIN)/ruff check .

@@ -38,6 +38,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--day-rounds", type=int, default=1, help="so many days, from that one on")
     parser.addoption("--crash-kills", type=int, default=8, help="kills at random instants")
     parser.addoption("--crash-points", type=int, default=5, help="kills at named points; 0 for all")
+    parser.addoption("--crash-cuts", type=int, default=4, help="power cuts, in each of two models")
     parser.addoption("--crash-seed", type=int, default=1, help="the crashes to try")
 
 

@@ -6,11 +6,13 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Final
 
 from tests.crash.control import Call, Op
 from tests.crash.machine import End
+from tests.crash.replay import Bytes, Disk, Names
 from tests.crash.story import World
 
 STORY_SECONDS: Final = 0.8
@@ -88,9 +90,34 @@ async def kill_at_points(
     return tally
 
 
-async def record(world: World, kind: str) -> list[Call]:
-    """Return all calls of a run of the whole story."""
+async def cut_power(world: World, count: int, seed: int, model: Names) -> Tally:
+    """Cut the power at `count` moments of a first clone, and as many of a merge of packs."""
+    chance, tally = random.Random(seed), Tally()
+    for kind in ("fresh", "crowded"):
+        disk = Disk(model)
+        calls = await record(world, kind, disk)
+        history, seen = list(world.history), list(world.seen)
+        moments = sorted(chance.choices(range(1, len(calls) + 1), k=count))
+        for number, (before, at) in enumerate(pairwise([0, *moments])):
+            disk.take(calls[before:at])
+            fate = chance.choice(list(Bytes))
+            shutil.rmtree(world.data)
+            disk.cut(world.data, fate, chance)
+            world.history = [*history, *world.history[len(history) :]]
+            at_start = 0 if kind == "crowded" else -1
+            world.published = max((state for calls, state in seen if calls <= at), default=at_start)
+            last = calls[at - 1]
+            where = f"cut after call {at} {last.op.name} {last.path} {last.to} of {kind}, {fate}"
+            if await _judge(world, tally, f"{model}, {fate}", where, catch_up=number % 10 == 0):
+                await _end(world)
+    return tally
+
+
+async def record(world: World, kind: str, disk: Disk | None = None) -> list[Call]:
+    """Return all calls of a run of the whole story; `disk` takes what is there before."""
     _prepare(world, kind)
+    if disk is not None and world.data.exists():
+        disk.load(world.data)
     world.seen.clear()
     await world.machine.start(recording=True)
     await world.play()

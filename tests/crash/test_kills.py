@@ -8,6 +8,7 @@ import pytest
 
 from tests.crash import campaign
 from tests.crash.control import Call, compiled
+from tests.crash.replay import Names
 from tests.crash.story import world
 
 
@@ -52,3 +53,17 @@ async def test_a_kill_after_any_file_system_call_loses_nothing_and_leaves_nothin
         tally = await campaign.kill_at_points(one, choose, seed)
     print(f"seed {seed}\n{tally}")
     assert not tally.wrong, "\n".join(tally.wrong)
+
+
+async def test_a_power_cut_anywhere_loses_nothing_that_was_published(
+    shim: Path, tmp_path: Path, pytestconfig: pytest.Config
+) -> None:
+    count, seed = pytestconfig.getoption("--crash-cuts"), pytestconfig.getoption("--crash-seed")
+    wrong = []
+    async with world(tmp_path / "world", shim, seed=seed) as one:
+        await one.make_crowded()
+        for model in Names:
+            tally = await campaign.cut_power(one, count, seed, model)
+            print(f"seed {seed}\n{tally}")
+            wrong += tally.wrong
+    assert not wrong, "\n".join(wrong)
