@@ -24,6 +24,7 @@ from dulwich.repo import Repo
 from mirror.durable import fsync_directory
 from mirror.errors import LocalError, ProtocolError
 from mirror.repository.graph import CommitGraph
+from mirror.repository.leftovers import QUARANTINE_PREFIX, clear_leftovers
 from mirror.repository.objects import ObjectSource
 from mirror.wire.names import ObjectId, Ref, RefName, object_id, ref_name
 from mirror.wire.ref_table import Chunk, RefTable, packed_lines, parse_packed_lines
@@ -33,7 +34,6 @@ KEPT_PREFIX: Final = b"refs/git-mirror/kept/"
 
 _PACKED_REFS_HEADER: Final = b"# pack-refs with: peeled fully-peeled sorted \n"
 _CONFIRMED: Final = "git-mirror-confirmed"  # an empty file: its time is what counts
-_QUARANTINE_PREFIX: Final = "tmp_objdir-incoming-"  # git's own name for it: its gc knows it
 
 _Identity = tuple[int, int, int]
 
@@ -147,7 +147,7 @@ class BareRepository:
         """
         url = upstream_url_of(path)
         try:
-            _clear_leftovers(path)
+            clear_leftovers(path)
         except OSError as error:
             raise LocalError(f"{path} can't be tidied up: {error}") from error
         return cls(path, ObjectSource(path / "objects"), url)
@@ -249,7 +249,7 @@ class BareRepository:
         Raises:
             LocalError: It can't be made.
         """
-        objects = self.objects / (_QUARANTINE_PREFIX + secrets.token_hex(6))
+        objects = self.objects / (QUARANTINE_PREFIX + secrets.token_hex(6))
         try:
             try:
                 (objects / "pack").mkdir(parents=True)
@@ -301,26 +301,6 @@ def upstream_url_of(path: Path) -> str:
         return config.get((b"remote", b"origin"), b"url").decode()
     except (OSError, KeyError, ValueError) as error:
         raise LocalError(f"{path} is not a mirror: {error}") from error
-
-
-def _clear_leftovers(path: Path) -> None:
-    """Remove what a crash, or a git that was killed, may have left."""
-    objects = path / "objects"
-    for directory in objects.glob(_QUARANTINE_PREFIX + "*"):
-        shutil.rmtree(directory, ignore_errors=True)
-    packs = objects / "pack"
-    halves = (pack for pack in packs.glob("pack-*.pack") if not pack.with_suffix(".idx").exists())
-    files = (
-        *path.glob("*.tmp"),
-        *path.glob("*.lock"),
-        *(objects / "info").rglob("*.lock"),
-        *packs.glob("*.lock"),
-        *packs.glob("tmp_*"),
-        *packs.glob(".tmp-*"),
-        *halves,
-    )
-    for file in files:
-        file.unlink(missing_ok=True)
 
 
 def _modified_at(path: Path) -> float | None:

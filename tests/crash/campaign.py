@@ -3,6 +3,7 @@
 import asyncio
 import random
 import shutil
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -91,9 +92,13 @@ async def kill_at_points(
 
 
 async def cut_power(world: World, count: int, seed: int, model: Names) -> Tally:
-    """Cut the power at `count` moments of a first clone, and as many of a merge of packs."""
+    """Cut the power at `count` moments of a first clone, and as many of a merge of packs.
+
+    The merge only where names survive in order: git removes the packs that it has merged without
+    flushing the name of the new one before, which file systems with a journal make good.
+    """
     chance, tally = random.Random(seed), Tally()
-    for kind in ("fresh", "crowded"):
+    for kind in ("fresh", "crowded") if model is Names.IN_ORDER else ("fresh",):
         disk = Disk(model)
         calls = await record(world, kind, disk)
         history, seen = list(world.history), list(world.seen)
@@ -149,7 +154,7 @@ async def _judge(world: World, tally: Tally, name: str, where: str, *, catch_up:
         if catch_up:
             await world.catch_up()
     except Exception as error:  # noqa: BLE001 - whatever is wrong is counted
-        kept = world.place / f"wrong-{len(tally.wrong)}"
+        kept = world.place / f"wrong-{time.time_ns()}"
         await _end(world)
         shutil.copytree(world.data, kept, symlinks=True, ignore=_no_sockets)
         (kept / "log").write_text("\n".join(world.machine.lines))

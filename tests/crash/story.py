@@ -186,8 +186,7 @@ class World:
 
     async def catch_up(self) -> None:
         """See the service do all that it should, now that the upstream is there again."""
-        if not self._on_disk():
-            await self.machine.logged(lambda event: event["event"] == "refresh_failed")
+        await self._sync()
         self.upstream.commit()
         self._note_state()
         await self._announce("main")
