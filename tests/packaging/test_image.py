@@ -11,7 +11,6 @@ import socket
 import subprocess
 from collections.abc import Iterator
 from contextlib import closing
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -70,7 +69,10 @@ async def test_it_serves_without_a_right_and_ends_when_told(
             }
         )
     )
-    run = partial(asyncio.to_thread, podman)  # the forge is in this process
+
+    async def run(*args: str) -> str:
+        return await asyncio.to_thread(podman, *args)  # the forge is in this process
+
     await run(
         *("run", "--detach", "--name=mirror", "--network=host", *LIMITS),
         *("--read-only", "--read-only-tmpfs=false", "--cap-drop=all"),
