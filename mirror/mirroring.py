@@ -132,7 +132,7 @@ class Mirroring:
                 mirrors,
                 has_room=bounds.has_room,
                 weigh=updater.weigh,
-                on_damaged=mirroring._mend,
+                on_damaged=lambda mirror: mirroring._mend(mirror),  # which there is by then
             )
 
         def published(mirror: Mirror, before: RefSnapshot | None, updated: Updated) -> None:
