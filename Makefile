@@ -9,7 +9,7 @@ MINUTES ?= 20
 # The locks are whole, so pip resolves nothing (--no-deps): an old pip would let a newer release outdo a pin.
 INSTALL := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 
-.PHONY: help setup demo test test-differential test-image day fuzz soak audit check format bench lock docs clean
+.PHONY: help setup demo test test-differential test-image day fuzz crash soak audit check format bench lock docs clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -76,6 +76,10 @@ day: $(VENV)/dev.stamp ## Play deployment days with real parts; SEED=n for a cer
 # STOP=1 ends it at the first violation; ARGS="--load 2 --events killed" and so on: `python -m tests.soak --help`.
 soak: $(VENV)/dev.stamp ## Soak for MINUTES=20 under mixed load, and check what must hold; SEED=n, REPORT=file
 	@$(BIN)/python -m tests.soak --minutes $(MINUTES) $(if $(SEED),--seed $(SEED)) $(if $(REPORT),--report $(REPORT)) $(if $(STOP),--stop) $(ARGS)
+
+# Kills at random instants and after chosen file-system calls (POINTS=0 for each of them); see tests/crash/__init__.py.
+crash: $(VENV)/dev.stamp ## Kill the service KILLS=300 times in all ways and look at what is left; SEED=n, POINTS=100, CUTS=100
+	@$(BIN)/python -m pytest -n 0 -rP -o timeout=14400 tests/crash --crash-kills=$(or $(KILLS),300) --crash-points=$(or $(POINTS),100) --crash-cuts=$(or $(CUTS),100) --crash-seed=$(or $(SEED),$$(date +%s)) $(ARGS)
 
 check: $(VENV)/dev.stamp ## Lint, types, the architecture contract, generated files
 	@$(BIN)/ruff check .

@@ -128,6 +128,9 @@ class Mirroring:
             mirror.watch = watch
             return mirror
 
+        def damaged(mirror: Mirror) -> None:
+            mirroring._mend(mirror)
+
         def maintainer_of(mirrors: Callable[[], Iterable[Mirror]]) -> Maintainer:
             return Maintainer(
                 engine,
@@ -135,7 +138,7 @@ class Mirroring:
                 mirrors,
                 has_room=bounds.has_room,
                 weigh=updater.weigh,
-                on_damaged=lambda mirror: mirroring._mend(mirror),  # which there is by then
+                on_damaged=damaged,
             )
 
         def published(mirror: Mirror, before: RefSnapshot | None, updated: Updated) -> None:

@@ -1,8 +1,9 @@
 """The data directory: where everything lies, and the lock of the process that works on it.
 
 data_dir/
+version         of this layout; see `mirror/layout.py`
 lock            held while a process uses the directory
-tokens.json     hashes of the tokens of `git-mirror token`
+tokens.json     hashes of the tokens of `git-mirror token`, with its .lock and at times a .new
 control.sock    what `git-mirror sync` talks to
 repositories/   the bare mirrors, by name
 staging/        first clones under way; cleared at the start
@@ -11,7 +12,7 @@ lfs/            Git LFS objects, and which repository has them; as packs/
 bundles/        bundles offered to clients, by repository; may be removed while nothing runs
 relays.db       what each receiver of events has acknowledged, with its -wal and -shm
 trash/          mirrors that were removed, until their files are; cleared at the start
-set-aside/      mirrors that could not be used; kept for a look, never served
+set-aside/      what could not be used, never served; the last few are kept for a look
 """
 
 import errno
@@ -22,10 +23,15 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Final
 from urllib.parse import quote
 
+from mirror.durable import make_directories
 from mirror.errors import LocalError
+from mirror.layout import bring_up_to_date
+
+SET_ASIDE_MAX: Final = 5
+"""So many are kept at a start, the last ones: each may be as large as a mirror."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,17 +102,16 @@ class DataDirectory:
 
     @contextmanager
     def held(self, *, inherited: int | None = None) -> Iterator["Hold"]:
-        """Make the places, hold the lock, clear what a crash left.
+        """Make the places, hold the lock, bring the layout up to date, clear what a crash left.
 
         Args:
             inherited: The descriptor of the lock, held by a process that hands it over.
 
         Raises:
-            LocalError: They can't be made, or another process has the lock.
+            LocalError: They can't be made, another process has the lock, or the layout is newer.
         """
         try:
-            for place in (self.root, self.repositories, self.packs, self.set_aside):
-                place.mkdir(parents=True, exist_ok=True, mode=0o750)
+            make_directories(self.root)
             lock = _opened(self.root / "lock")
             if inherited is not None:
                 lock = _taken_over(lock, inherited)
@@ -121,15 +126,49 @@ class DataDirectory:
                 ) from None
             hold = Hold(lock.fileno())
             try:
-                for place in (self.staging, self.trash):
-                    shutil.rmtree(place, ignore_errors=True)
-                    place.mkdir(exist_ok=True, mode=0o750)
+                self._prepare()
                 yield hold
             finally:
                 # Not by closing alone: a child that a thread is starting at this very moment has
                 # the file open too, until it has become another program.
                 if not hold.handed_over:
                     fcntl.flock(lock, fcntl.LOCK_UN)
+
+    def _prepare(self) -> None:
+        """Make the directory ready for use; only with the lock."""
+        # Before anything is made: a directory with mirrors and no version is an old one.
+        bring_up_to_date(self.root)
+        try:
+            for place in (self.repositories, self.packs, self.set_aside):
+                make_directories(place)
+            for place in (self.staging, self.trash):
+                shutil.rmtree(place, ignore_errors=True)
+                place.mkdir(exist_ok=True, mode=0o750)
+            self._trim_set_aside()
+            self._clear_tokens_draft()
+        except OSError as error:
+            raise LocalError(f"can't use data_dir {self.root}: {error.strerror}") from error
+
+    def _trim_set_aside(self) -> None:
+        """Remove all but the last few that were set aside."""
+        found = sorted(
+            self.set_aside.iterdir(), key=lambda path: (path.lstat().st_ctime_ns, path.name)
+        )
+        for path in found[:-SET_ASIDE_MAX]:
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                with suppress(OSError):  # a read-only disk
+                    path.unlink(missing_ok=True)
+
+    def _clear_tokens_draft(self) -> None:
+        """Remove what a `git-mirror token` that was killed left, unless one is at work now."""
+        draft = self.tokens.with_name(self.tokens.name + ".new")
+        if draft.exists():
+            lock = self.tokens.with_name(self.tokens.name + ".lock")
+            with suppress(OSError), lock.open("ab") as held:
+                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                draft.unlink(missing_ok=True)
 
 
 @dataclass(slots=True)

@@ -24,7 +24,7 @@ hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "dev")
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Let the whole suite run without the fast lane: `make test ARGS=--no-fast-lane`.
 
-    The other options are for `make test-differential`, `make day` and `make test-image`.
+    The other options are for the other ways to test that the Makefile has.
     """
     parser.addoption("--no-fast-lane", action="store_true", help="run every service without one")
     parser.addoption(
@@ -44,6 +44,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
     parser.addoption("--corruption-seed", default="1", help="what chooses these bits")
     parser.addoption("--upgrades", type=int, default=1, help="so many upgrades under load in a row")
+    parser.addoption("--crash-kills", type=int, default=8, help="kills at random instants")
+    parser.addoption("--crash-points", type=int, default=5, help="kills at named points; 0 for all")
+    parser.addoption("--crash-cuts", type=int, default=4, help="power cuts, in each of two models")
+    parser.addoption("--crash-seed", type=int, default=1, help="the crashes to try")
 
 
 def pytest_configure(config: pytest.Config) -> None:

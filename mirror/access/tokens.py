@@ -21,6 +21,7 @@ from typing import Final
 import structlog
 
 from mirror.access.reader import Reader
+from mirror.durable import fsync_directory
 from mirror.errors import LocalError
 from mirror.upstream.credentials import Stamp, stamp_of
 
@@ -204,11 +205,7 @@ def _write(file: Path, tokens: list[Token]) -> None:
         owner = file.parent.stat()
         os.chown(fresh, owner.st_uid, owner.st_gid)
     fresh.replace(file)
-    directory = os.open(file.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
+    fsync_directory(file.parent)
 
 
 def _sum_of(entries: list[dict[str, object]]) -> str:

@@ -9,6 +9,8 @@ import click
 from mirror import config
 from mirror.cli.root import main
 from mirror.cli.running import CONFIG_OPTION, count, load, run
+from mirror.errors import MirrorError
+from mirror.layout import check_version
 from mirror.logs import legible
 from mirror.service import probe, probe_relays
 
@@ -20,6 +22,10 @@ def check(config_path: Path | None, *, online: bool) -> None:
     """Check the configuration, its files and, if asked to, its upstreams and receivers."""
     settings = load(config_path)
     problems = config.check_files(settings)
+    try:
+        check_version(settings.data_dir)
+    except MirrorError as error:
+        problems.append(f"data_dir: {error}")
     if online:
         found = {f"repositories.{name}": one for name, one in run(probe(settings)).items()}
         told = run(probe_relays(settings))

@@ -16,6 +16,7 @@ from mirror.config.settings import RepositorySettings, Settings
 
 _PLACES: Final[Mapping[SectionPath, Callable[[Settings], object]]] = {
     (): lambda settings: settings,
+    ("limits",): lambda settings: settings.limits,
     ("server",): lambda settings: settings.server,
     ("server", "tls"): lambda settings: settings.tls,
 }
@@ -129,13 +130,24 @@ def _kept(running: Settings, new: Settings) -> tuple[Settings, list[str]]:
         for key in restart
         if key.startswith("server.") and key.count(".") == 1
     }
+    limits = {
+        name: getattr(running.limits, name)
+        for key, name in keys_of(SECTIONS["limits",]).items()
+        if f"limits.{key}" in restart
+    }
     whole = {key: getattr(running, key) for key in restart if "." not in key}
     if "server.unix_socket" in restart:
         whole["unix_socket"] = running.unix_socket
     if any(key.startswith("server.tls") for key in restart):
         whole["tls"] = running.tls
         server["tls"] = running.server.tls
-    return replace(new, **whole, server=new.server.model_copy(update=server)), restart
+    kept = replace(
+        new,
+        **whole,
+        server=new.server.model_copy(update=server),
+        limits=new.limits.model_copy(update=limits),
+    )
+    return kept, restart
 
 
 def _differs(running: Settings, new: Settings, path: SectionPath, what: NeedsRestart) -> bool:
@@ -147,4 +159,5 @@ def _value(settings: Settings, path: SectionPath) -> object:
     resolved = _RESOLVED.get(path)
     if resolved is not None:
         return resolved(settings)
-    return getattr(_PLACES[path[:-1]](settings), path[-1], None)
+    name = keys_of(SECTIONS[path[:-1]])[path[-1]]
+    return getattr(_PLACES[path[:-1]](settings), name, None)

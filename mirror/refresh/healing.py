@@ -23,11 +23,12 @@ from urllib.parse import quote
 
 import structlog
 
+from mirror.durable import fsync_directory
 from mirror.errors import LocalError
 from mirror.metrics import Metrics
 from mirror.refresh.mirror import Mirror
 from mirror.refresh.update import KEPT_SECONDS, Updated, Updater
-from mirror.repository.bare import BareRepository, StoredRefs, fsync_directory
+from mirror.repository.bare import BareRepository, StoredRefs
 from mirror.repository.integrity import CHECKED_SECONDS, Damage, Kind, checksum
 from mirror.repository.packing.engine import PackEngine, PackRequest
 from mirror.repository.snapshot import RefSnapshot

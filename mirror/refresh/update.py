@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import quote
 
+from mirror.durable import fsync_directory, make_directories
 from mirror.errors import LocalError
 from mirror.refresh.bounds import Bounds
 from mirror.refresh.doubt import Doubt
@@ -25,7 +26,7 @@ from mirror.refresh.mirror import Mirror, Progress
 from mirror.refresh.news import News, choose_haves, compare
 from mirror.refresh.patterns import patterns_of
 from mirror.refresh.receiving import Known, Receiver, Speculation, speculating
-from mirror.repository.bare import BareRepository, StoredRefs, fsync_directory
+from mirror.repository.bare import BareRepository, StoredRefs
 from mirror.repository.leftovers import Leftovers
 from mirror.repository.packing.engine import PackEngine, PackRequest
 from mirror.repository.snapshot import RefSnapshot
@@ -449,7 +450,7 @@ def _create(place: Path, url: str) -> BareRepository:
 
 def _put_in_place(staged: BareRepository, path: Path) -> None:
     staged.make_durable()
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o750)
+    make_directories(path.parent)
     shutil.rmtree(path, ignore_errors=True)  # of a clone that was given up at this very moment
     staged.path.rename(path)
     fsync_directory(path.parent)

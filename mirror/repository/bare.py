@@ -26,7 +26,9 @@ from typing import Final, Self
 from dulwich.config import ConfigFile, StackedConfig
 from dulwich.repo import Repo
 
+from mirror.durable import fsync_directory
 from mirror.errors import Damaged, LocalError, ProtocolError
+from mirror.repository.clearing import QUARANTINE_PREFIX, clear_leftovers, unfinished
 from mirror.repository.graph import CommitGraph
 from mirror.repository.integrity import CHECKED_SECONDS, Damage, Kind, OnRead, Soundness, pass_over
 from mirror.repository.leftovers import Leftovers
@@ -46,7 +48,6 @@ KEPT_PREFIX: Final = b"refs/git-mirror/kept/"
 
 _CONFIRMED: Final = "git-mirror-confirmed"  # an empty file: its time is what counts
 _SCRUBBED: Final = "git-mirror-scrubbed"  # as well
-_QUARANTINE_PREFIX: Final = "tmp_objdir-incoming-"  # git's own name for it: its gc knows it
 _CONFIG_SUM: Final = b"# git-mirror "  # and the SHA-256 of what follows that line
 
 
@@ -178,7 +179,7 @@ class BareRepository:
                 raise
             url = upstream_url
         try:
-            _clear_leftovers(path, leftovers)
+            clear_leftovers(path, leftovers)
         except OSError as error:
             raise LocalError(f"{path} can't be tidied up: {error}") from error
         repository = cls(path, ObjectSource(path / "objects", passes_over=True), url)
@@ -401,7 +402,7 @@ class BareRepository:
         Raises:
             LocalError: It can't be made.
         """
-        objects = self.objects / (_QUARANTINE_PREFIX + secrets.token_hex(6))
+        objects = self.objects / (QUARANTINE_PREFIX + secrets.token_hex(6))
         self._leftovers.try_again()
         try:
             try:
@@ -431,7 +432,7 @@ class BareRepository:
 
     def clear_unfinished(self) -> None:
         """Remove what a repack that was ended left; for when none is under way. Blocking."""
-        for file in _unfinished(self.objects):
+        for file in unfinished(self.objects):
             with suppress(OSError):
                 file.unlink(missing_ok=True)
 
@@ -489,28 +490,6 @@ def upstream_url_of(path: Path) -> str:
         raise LocalError(f"{path} is not a mirror: {error}") from error
 
 
-def _clear_leftovers(path: Path, leftovers: Leftovers) -> None:
-    """Remove what a crash, or a git that was killed, may have left."""
-    objects = path / "objects"
-    for directory in objects.glob(_QUARANTINE_PREFIX + "*"):
-        leftovers.remove(directory)
-    packs = objects / "pack"
-    halves = (pack for pack in packs.glob("pack-*.pack") if not pack.with_suffix(".idx").exists())
-    for file in (*path.glob("*.tmp"), *path.glob("*.lock"), *_unfinished(objects), *halves):
-        leftovers.remove_file(file)
-
-
-def _unfinished(objects: Path) -> list[Path]:
-    """Return what only git's own repack writes beside the packs, and moves when it is finished."""
-    packs = objects / "pack"
-    return [
-        *(objects / "info").rglob("*.lock"),
-        *packs.glob("*.lock"),
-        *packs.glob("tmp_*"),
-        *packs.glob(".tmp-*"),
-    ]
-
-
 def _modified_at(path: Path) -> float | None:
     try:
         return path.stat().st_mtime
@@ -546,12 +525,3 @@ def _not_through_a_link(path: str, flags: int) -> int:
 def _fsync(path: Path) -> None:
     with path.open("rb") as file:
         os.fsync(file.fileno())
-
-
-def fsync_directory(path: Path) -> None:
-    """Make what was created, renamed or removed in a directory durable."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -21,8 +21,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import BinaryIO, Final
 
+from mirror.durable import fsync_directory, make_directories
 from mirror.errors import LocalError, ProtocolError
-from mirror.repository.bare import fsync_directory
 from mirror.repository.integrity import OnRead, pass_over
 from mirror.wire.bundles import (
     BUNDLE_NAME,
@@ -215,7 +215,7 @@ class BundleShelf:
         path = self._directory / _DRAFT
         try:
             with _explained(path):
-                self._directory.mkdir(parents=True, exist_ok=True, mode=0o750)
+                make_directories(self._directory)
                 file = path.open("wb", buffering=_READ_BYTES)
             try:
                 yield BundleDraft(file, path, bytes_max=bytes_max)

@@ -28,6 +28,7 @@ from typing import IO, Final
 
 import structlog
 
+from mirror.durable import fsync_directory, make_directories
 from mirror.errors import LocalError, UpstreamUnavailable
 from mirror.repository.integrity import Damage, Kind, OnRead
 from mirror.space import Room
@@ -371,14 +372,10 @@ class Part:
             raise _wrong(self._pointer, "has another SHA-256")
         try:
             os.fsync(self._file.fileno())
-            self._target.parent.mkdir(parents=True, exist_ok=True, mode=0o750)
+            make_directories(self._target.parent)
             self._path.rename(self._target)
             self._file.close()
-            directory = os.open(self._target.parent, os.O_RDONLY | os.O_DIRECTORY)
-            try:
-                os.fsync(directory)
-            finally:
-                os.close(directory)
+            fsync_directory(self._target.parent)
         except OSError as error:
             raise _refused(self._path, error) from error
         self._store.added(self.size)

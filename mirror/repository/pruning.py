@@ -22,8 +22,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
+from mirror.durable import fsync_directory
 from mirror.errors import LocalError
-from mirror.repository.bare import BareRepository, StoredRefs, fsync_directory
+from mirror.repository.bare import BareRepository, StoredRefs
 from mirror.repository.maintenance import Unreachable
 from mirror.repository.packing.engine import PackEngine
 from mirror.repository.threads import run_to_end

@@ -12,8 +12,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
+from mirror.durable import fsync_directory
 from mirror.errors import LocalError
-from mirror.repository.bare import fsync_directory
 
 _AT_FDCWD: Final = -100
 _RENAME_EXCHANGE: Final = 2

@@ -3,6 +3,7 @@
 import os
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -27,9 +28,9 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     lines: list[list[str]] = []
     spawn = Spawner._spawn
 
-    def note(self: Spawner, argv: list[str | Path], *rest: object) -> subprocess.Popen[bytes]:
-        lines.append([str(word) for word in argv])
-        return spawn(self, argv, *rest)  # type: ignore[arg-type]
+    def note(self: Spawner, child: Any, *rest: Any) -> subprocess.Popen[bytes]:
+        lines.append([str(word) for word in child.argv])
+        return spawn(self, child, *rest)
 
     monkeypatch.setattr(Spawner, "_spawn", note)
     return lines

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import quote
 
+from mirror.durable import fsync_directory
 from mirror.errors import LocalError
 from mirror.refresh.mirror import Mirror
-from mirror.repository.bare import fsync_directory, upstream_url_of
+from mirror.repository.bare import upstream_url_of
 
 _READ: Final = "git-mirror-read"
 

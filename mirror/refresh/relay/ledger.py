@@ -62,9 +62,10 @@ class Ledger:
                 raise LocalError(f"{path} can't be opened: {error}") from error
             aside = set_aside / f"{path.name}.{time.time_ns()}"
             logger.exception("relay_ledger_set_aside", reason=str(error), path=str(aside))
-            path.rename(aside)
+            # First: a new database would take what is in them for its own.
             for end in ("-wal", "-shm"):
                 path.with_name(path.name + end).unlink(missing_ok=True)
+            path.rename(aside)
             return cls(_connect(path))
 
     @classmethod

@@ -20,8 +20,9 @@ from weakref import WeakKeyDictionary
 import dulwich
 from dulwich.object_store import DiskObjectStore
 
+from mirror.durable import fsync_directory
 from mirror.errors import LocalError, PackError
-from mirror.repository.bare import BareRepository, Quarantine, fsync_directory
+from mirror.repository.bare import BareRepository, Quarantine
 from mirror.repository.graph import CommitGraph
 from mirror.repository.maintenance import count_to_merge
 from mirror.repository.objects import PACK_DAMAGE, ObjectSource
