@@ -530,16 +530,16 @@ class Service:
         reloader, changeover = self.reloader, self._changeover
         if reloader is None:
             raise HandOverFailed("the service has not started yet")
-        changeover.check_settled()
         logger.info("upgrading")
         self._manager.status("starting the installed version")
-        successor = await Successor.start(self._listeners.all, self._hold.descriptor)
+        # What the file says from now on is the successor's to find, once it works.
+        await reloader.pause()
+        successor: Successor | None = None
         has_paused = False
         try:
-            await successor.prepared()
-            # What the file says from now on is the successor's to find, once it works.
-            await reloader.pause()
             changeover.check_settled()
+            successor = await Successor.start(self._listeners.all, self._hold.descriptor)
+            await successor.prepared()
             has_paused = True
             await self._pause()
             await successor.take_over(
@@ -549,13 +549,15 @@ class Service:
                 }
             )
         except BaseException as error:
-            await asyncio.shield(successor.end())
+            if successor is not None:
+                await asyncio.shield(successor.end())
             if has_paused:
                 self._hold.take_back()
                 self._resume()
             else:
                 reloader.start()
-            logger.error("upgrade_failed", error=str(error), pid=successor.pid)  # noqa: TRY400
+            pid = None if successor is None else successor.pid
+            logger.error("upgrade_failed", error=str(error), pid=pid)  # noqa: TRY400
             self._manager.ready(f"serving; an upgrade failed: {error}")
             raise
         await changeover.close()  # what was removed is the successor's to remove

@@ -29,6 +29,8 @@ def reload(config_path: Path | None, data_dir: Path | None) -> None:
     file = config_path or config.environment().config_path
     control = DataDirectory(data_dir or _data_dir(file)).control
     answer = run(_ask(control))
+    if answer["outcome"] == "error":
+        fail(f"the running service does not reload now: {answer['error']}")
     for line in answer["warnings"]:
         click.echo(f"warning: {line}", err=True)
     for line in answer["problems"]:

@@ -86,7 +86,9 @@ async def test_where_the_new_one_does_not_come_up_the_old_one_goes_on(
     forge: HttpBackend, upstream: Upstream, tmp_path: Path
 ) -> None:
     port = free_port()
-    file = configuration(forge, tmp_path / "mirror", listen=f"127.0.0.1:{port}")
+    # Else what is wrong with the file would be told as a reload as well.
+    server = "reload_on_change: false"
+    file = configuration(forge, tmp_path / "mirror", listen=f"127.0.0.1:{port}", server=server)
     good = file.read_text()
     with fake_manager() as manager:
         async with managed(file, manager) as process:

@@ -1,0 +1,58 @@
+"""A reload as the service manager sees it, and one that comes while a process takes over."""
+
+import asyncio
+import signal
+import sys
+from pathlib import Path
+
+from mirror.demo.forge import HttpBackend
+from tests.git_client import Upstream
+from tests.lifecycle.manager import fake_manager
+from tests.lifecycle.serving import free_port, managed, mirrored, run
+from tests.mirror_service import configuration
+
+
+async def test_the_manager_is_told_of_a_reload_whatever_comes_of_it(
+    forge: HttpBackend, upstream: Upstream, tmp_path: Path
+) -> None:
+    file = configuration(forge, tmp_path / "mirror", server="reload_on_change: false")
+    good = file.read_text()
+    with fake_manager() as manager:
+        async with managed(file, manager) as process:
+            for content, by_signal in ((good + "nonsense: 1\n", True), (good, False)):
+                file.write_text(content)
+                if by_signal:
+                    process.send(signal.SIGHUP)
+                else:
+                    command = (sys.executable, "-m", "mirror", "reload", "--config", str(file))
+                    reloaded = await run(*command)
+                    assert reloaded.returncode == 0, reloaded.stderr
+                said = await manager.until(lambda said: "RELOADING" in said)
+                assert said["MONOTONIC_USEC"].isdigit()
+                await manager.until(lambda said: said.get("READY") == "1")
+            assert await process.stop() == 0
+
+
+async def test_no_reload_comes_between_two_processes_and_the_next_one_finds_what_changed(
+    forge: HttpBackend, upstream: Upstream, tmp_path: Path
+) -> None:
+    port = free_port()
+    file = configuration(forge, tmp_path / "mirror", listen=f"127.0.0.1:{port}")
+    with fake_manager() as manager:
+        async with managed(file, manager) as process:
+            await mirrored(process)
+            since = len(process.log)
+            upgrading = asyncio.create_task(
+                run(sys.executable, "-m", "mirror", "upgrade", "--config", str(file))
+            )
+            await process.logged(since, lambda event: event["event"] == "upgrading")
+            process.send(signal.SIGHUP)
+            await process.logged(since, lambda event: event["event"] == "not_reloaded")
+            upgraded = await upgrading
+            assert upgraded.returncode == 0, upgraded.stderr
+            said = await manager.until(lambda said: "MAINPID" in said)
+            process.successor = int(said["MAINPID"])
+            file.write_text(file.read_text() + "# changed meanwhile\n")
+            await manager.until(lambda said: "RELOADING" in said)
+            await manager.until(lambda said: said.get("READY") == "1")
+            assert await process.ended() == 0
