@@ -6,9 +6,9 @@ What is there has to be what the configuration says: an address that is open to 
 the configuration knows of would be open to them unnoticed.
 
 Workers each get sockets of their own (SO_REUSEPORT), among which the kernel shares connections out.
-One whose worker has died is given up at once, with what waits in it: nobody would accept that, and
-the other workers are there for all who come. What was inherited is shared where there is too little
-of it.
+What waits in one whose worker has died is accepted by the next, a second later; where that one dies
+soon as well, the socket is given up, with what waits in it: the other workers are there for all who
+come. What was inherited is shared where there is too little of it.
 """
 
 import socket
@@ -168,7 +168,7 @@ class Listeners:
             raise cannot_listen(self.address, error) from error
 
     def ended(self, number: int) -> None:
-        """Take note that the process of that number has died."""
+        """Take note that the process of that number has died, and is not replaced at once."""
         for place in self._places:
             try:
                 place.ended(number)

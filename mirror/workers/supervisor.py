@@ -210,6 +210,8 @@ class Supervisor:
             if time.monotonic() - began_at > LASTING_SECONDS:
                 pause = RESTART_SECONDS_MIN
             logger.error("worker_ended", worker=number, error=error, restart_seconds=pause)
+            if pause > RESTART_SECONDS_MIN:
+                self._listeners.ended(number)  # its successor would keep them waiting too long
             await asyncio.sleep(pause)
             pause = min(2 * pause, RESTART_SECONDS_MAX)
 
@@ -240,8 +242,6 @@ class Supervisor:
         finally:
             # Dead first, forgotten then: who waits for its acknowledgement has to know it dead.
             await asyncio.shield(process.end())
-            if not self._is_stopping:
-                self._listeners.ended(number)
             link.abort()
             self._workers.pop(number, None)
             self._ended_counts = added([self._ended_counts, lasting(worker.counts)])

@@ -95,7 +95,7 @@ class Worker:
         """
         self._configure_logs = configure_logs
         self._listeners = listeners
-        self._drain_seconds = 0.0
+        self._drain_seconds: float | None = None  # as configured
         self._link = Link(self._receive)
         self._stopping = asyncio.Event()
         self._served: _Served | None = None
@@ -409,8 +409,10 @@ class _Served:
         logger.error("worker_can_not_follow", error=str(failed.exception()))
         self._link.abort()
 
-    async def drain(self, seconds_max: float) -> None:
-        """Finish what is being served, within that time."""
+    async def drain(self, seconds_max: float | None) -> None:
+        """Finish what is being served, within that time; by default, within the configured one."""
+        if seconds_max is None:
+            seconds_max = self._settings.server.drain_timeout_seconds
         if self._listening is not None:
             await asyncio.wait((self._listening,))
         if self._front is not None:
