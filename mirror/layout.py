@@ -97,7 +97,8 @@ def bring_up_to_date(
     newest = max(migrations) + 1
     before = check_version(data_dir, known=newest)
     try:
-        (data_dir / _DRAFT).unlink(missing_ok=True)
+        if (data_dir / _DRAFT).exists():  # to remove nothing is refused by a read-only disk, too
+            (data_dir / _DRAFT).unlink(missing_ok=True)
         if before is None:
             _write_version(data_dir, newest)
             return None, newest

@@ -193,7 +193,9 @@ class Soundness:
                 elif path.exists():
                     damage[path.name] = Damage(kind, path, reason)
             for one in check_pairs(self._objects):
-                damage.setdefault(one.path.name, one)
+                # Of a damaged pack, the index is not to blame.
+                if one.path.with_suffix(".pack").name not in damage:
+                    damage.setdefault(one.path.name, one)
             self._sound, self.damage = sound, damage
             return list(damage.values())
 

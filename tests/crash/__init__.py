@@ -8,9 +8,11 @@
 * `story.py`: a forge, LFS, a receiver of events, readers; what happens in a run, and what must be
   true after a start: refs as last shown to a reader or newer, with the upstream down; `git fsck`
   clean, every file explained (`checks.py`), nothing set aside; then all of it goes on.
-* `campaign.py`: kills at random instants, and after chosen calls. A write that is the last call is
-  cut in half at times; at times only the main process dies, and its children live on.
+* `replay.py`: the disk as a power cut leaves it, from the record of a run, by two models.
+* `campaign.py`: power cuts; kills at random instants, and after chosen calls. A write that
+  is the last call is cut in half at times; at times only the main process dies, and its children
+  live on.
 
-`make crash KILLS=300 POINTS=100 SEED=n` tries many and prints a table; POINTS=0 kills after each
-call that there is.
+`make crash KILLS=300 POINTS=100 CUTS=100 SEED=n` tries many and prints a table;
+POINTS=0 kills after each call that there is.
 """

@@ -168,13 +168,6 @@ def test_what_a_crash_left_is_cleared_away_at_opening(
         ("packed-refs", b"%b refs/git-mirror/kept/soon/x\n" % (b"1" * 40)),
         ("packed-refs", b"%b refs/git-mirror/kept/\n" % (b"1" * 40)),
         ("packed-refs", None),
-        ("HEAD", b""),
-        ("HEAD", bytes(41)),
-        ("HEAD", b"ref: \n"),
-        ("HEAD", b"ref: somewhere\n"),
-        ("HEAD", b"ref: refs/heads/..\n"),
-        ("HEAD", b"1234567\n"),
-        ("HEAD", None),
     ],
 )
 def test_damaged_refs_are_an_error_and_never_an_empty_repository(
@@ -185,9 +178,27 @@ def test_damaged_refs_are_an_error_and_never_an_empty_repository(
         (scratch.path / file).unlink()
     else:
         (scratch.path / file).write_bytes(content)
-    with pytest.raises(LocalError, match="can't be read"):
+    with pytest.raises(LocalError, match=r"can't be read|are damaged"):
         repository.read_refs()
     repository.close()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", bytes(41), b"ref: \n", b"ref: somewhere\n", b"ref: refs/heads/..\n", b"1234567\n", None],
+)
+def test_a_damaged_head_is_known_from_the_refs_and_made_anew(
+    filled: BareRepository, content: bytes | None
+) -> None:
+    stored, head = filled.read_refs(), (filled.path / "HEAD").read_bytes()
+    filled.close()
+    (filled.path / "HEAD").unlink()
+    if content is not None:
+        (filled.path / "HEAD").write_bytes(content)
+    opened = BareRepository.open(filled.path)
+    assert opened.read_refs().head_target == stored.head_target
+    assert (filled.path / "HEAD").read_bytes() == head
+    opened.close()
 
 
 @pytest.mark.parametrize(
