@@ -20,6 +20,8 @@ from tests.git_client import GitClient, Upstream
 from tests.mirror_service import NAME
 from tests.packaging.image import DOCKERFILE, LIMITS, Podman, Unbuildable
 
+pytestmark = pytest.mark.timeout(900)  # the first builds it
+
 UID = 10001
 built = pytest.mark.skipif("not config.getoption('--image')", reason="make test-image builds it")
 
@@ -52,7 +54,6 @@ def podman(tmp_path_factory: pytest.TempPathFactory) -> Podman:
 
 
 @built
-@pytest.mark.timeout(900)
 async def test_it_serves_without_a_right_and_ends_when_told(
     podman: Podman, forge: HttpBackend, upstream: Upstream, git_client: GitClient, tmp_path: Path
 ) -> None:
