@@ -6,7 +6,7 @@ with several workers, in another one.
 
 import asyncio
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, closing
 from dataclasses import dataclass
 from functools import partial
@@ -42,11 +42,11 @@ from mirror.upstream.keyring import Keyring
 from mirror.upstream.line import Line
 from mirror.web.app import build_app
 from mirror.web.bundle_files import BundleFiles
-from mirror.web.fast_lane import FastLane
+from mirror.web.connections import Crowd, places_for
 from mirror.web.fetch import Fetches
 from mirror.web.forwarded import Proxies
 from mirror.web.guard import Guard
-from mirror.web.lane_runner import FastLaneRunner, open_fast_lane
+from mirror.web.lane_runner import CrowdRunner, open_fast_lane
 from mirror.web.lfs import LfsHandlers
 from mirror.web.monitoring import Figures, Monitoring
 from mirror.web.protocol import Operation
@@ -199,9 +199,13 @@ async def open_app(
     bundles = BundleFiles(guard, DataDirectory(settings.data_dir))
     webhooks = Webhooks(registry, metrics, announcer)
     monitoring = Monitoring(registry, figures, guard)
+    places = places_for(settings.limits.connections_max, processes=processes)
+    crowd = Crowd(metrics, places=places)
     lane = None
     if settings.server.fast_lane:
-        lane = open_fast_lane(metrics, keepalive_seconds=KEEPALIVE_SECONDS, proxies=guard.proxies)
+        lane = open_fast_lane(
+            metrics, crowd, keepalive_seconds=KEEPALIVE_SECONDS, proxies=guard.proxies
+        )
     app = build_app(
         smart_http,
         bundles,
@@ -212,7 +216,7 @@ async def open_app(
         proxies=guard.proxies,
         lane=lane,
     )
-    return await open_runner(stack, app, lane)
+    return await open_runner(stack, app, partial(CrowdRunner, crowd=crowd, lane=lane))
 
 
 def open_guard(
@@ -278,10 +282,11 @@ async def open_tls(
 
 
 async def open_runner(
-    stack: AsyncExitStack, app: web.Application, lane: FastLane | None = None
+    stack: AsyncExitStack,
+    app: web.Application,
+    make: Callable[..., web.AppRunner] = web.AppRunner,
 ) -> web.AppRunner:
     """Make ready to serve `app`; `stack` gets its end, which waits for answers under way."""
-    make = web.AppRunner if lane is None else partial(FastLaneRunner, lane=lane)
     runner = make(
         app,
         access_log=None,

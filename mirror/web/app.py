@@ -24,6 +24,7 @@ from mirror.errors import (
     TooManyAttempts,
 )
 from mirror.metrics import Metrics
+from mirror.web.bodies import ROOMS, Rooms, leave_rooms
 from mirror.web.bundle_files import BundleFiles
 from mirror.web.fast_lane import FastLane
 from mirror.web.finding import end_reading
@@ -77,6 +78,7 @@ def build_app(
     """
     # Bodies are read through `protocol.read_body`, which keeps the limits.
     app = web.Application(middlewares=[_observed(metrics, proxies)], client_max_size=0)
+    app[ROOMS] = Rooms()
     app.on_response_prepare.append(_begin)
     if lane is not None:
         app.on_response_prepare.append(_told(lane))
@@ -150,6 +152,7 @@ def _observed(metrics: Metrics, proxies: Proxies) -> Middleware:
                 raise
             finally:
                 end_reading(request)
+                leave_rooms(request)
                 seconds = time.perf_counter() - began_at
                 metrics.record_request(request[OPERATION], request[OUTCOME], seconds)
 
