@@ -10,6 +10,8 @@ MINUTES ?= 20
 INSTALL := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 
 .PHONY: help setup demo test test-differential day fuzz soak check format bench lock docs clean
+||||||| parent of f71cb1b (Try floods, short in the suite and long by make flood)
+.PHONY: help setup demo test test-differential day fuzz check format bench lock docs clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -74,6 +76,9 @@ docs: $(VENV)/dev.stamp ## Write docs/configuration.md and docs/compatibility.md
 
 bench: $(VENV)/dev.stamp ## Measure against peers in 5 minutes; FULL=1 takes longer and writes docs/performance.md
 	@$(BIN)/python -m benchmarks $(if $(FULL),--full $(if $(findstring --rows,$(ARGS)),,--markdown docs/performance.md)) $(ARGS)
+
+flood: $(VENV)/dev.stamp ## Measure polls beside misbehaving clients; ARGS="--seconds 20 idle stalled"
+	@$(BIN)/python -m benchmarks.floods $(ARGS)
 
 lock: ## Bring the locks up to pyproject.toml (needs uv); UPGRADE=--upgrade takes the newest of everything
 	uv pip compile pyproject.toml --group build --generate-hashes --universal --python-version 3.11 $(UPGRADE) --no-header --no-annotate --quiet --output-file requirements/run.lock
