@@ -71,7 +71,7 @@ class Flood:
         return one
 
     def hold(self, count: int, first: Callable[[int], bytes], each: bytes = b"") -> None:
-        """Open so many connections, say `first` on each, then `each` once a second; read nothing."""
+        """Open so many connections, say `first` on each, `each` every second; read nothing."""
         held: list[socket.socket] = []
         for number in range(count):
             if time.monotonic() > self.until:
@@ -282,8 +282,11 @@ def _forge(root: Path) -> Iterator[HttpBackend]:
 def _measure(service: Service, flood: str, name: str, tip: str, seconds: float) -> str:
     before = service.memory_mb(), service.open_files()
     child = subprocess.Popen(
-        [sys.executable, "-m", "benchmarks.floods", "--child", flood, "--port", str(service.port)]
-        + ["--name", name, "--tip", tip, "--seconds", str(seconds)],
+        [
+            *(sys.executable, "-m", "benchmarks.floods", "--child", flood),
+            *("--port", str(service.port), "--name", name, "--tip", tip),
+            *("--seconds", str(seconds)),
+        ],
         stdout=subprocess.PIPE,
     )
     prober = Prober(service.port, name)

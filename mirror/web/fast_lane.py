@@ -24,7 +24,7 @@ import structlog
 from aiohttp import web
 
 from mirror.access.reader import ANONYMOUS
-from mirror.metrics import Metrics
+from mirror.metrics import EndReason, Metrics
 from mirror.web.companions import Companions, is_read
 from mirror.web.connections import Crowd, Watched, waits
 from mirror.web.file_sending import SENT_AS_FILE_BYTES_MIN, send_as_file
@@ -368,6 +368,10 @@ class Connection(Watched):
             self._idle_timer = self._loop.call_later(seconds_left, self._end_if_idle)
         else:
             self.close()
+
+    def yields(self) -> EndReason | None:
+        """Tell why this one may make room for another; not while it waits for an answer."""
+        return None if self._waiting is not None else super().yields()
 
     def _last_used(self) -> float:
         """Return something that is another after each answer, whoever gave it."""

@@ -99,21 +99,21 @@ async def test_a_connection_in_use_is_not_ended_for_idle_ones(narrow: MirrorServ
 
 async def test_where_all_places_are_in_use_a_client_is_told_so(narrow: MirrorService) -> None:
     loop = asyncio.get_running_loop()
-    begun = raw_request(command("ls-refs"), version=2)[:-4]
-    async with clients(narrow, PLACES) as busy:
-        for one in busy:
+    async with contextlib.AsyncExitStack() as stack:
+        hearing = []
+        for number in range(3 * PLACES):
+            (one,) = await stack.enter_async_context(clients(narrow, 1))
+            begun = raw_request(command("ls-refs", f"ref-prefix {number}"), version=2)[:-4]
             with contextlib.suppress(ConnectionError):
                 await loop.sock_sendall(one, begun)
-        await narrow.get("/healthz")
-        async with clients(narrow, PLACES) as late:
-            hearing = [asyncio.create_task(said_to(one)) for one in late]
-            refused = b""
-            for first in asyncio.as_completed(hearing):
-                if refused := await first:
-                    break
-            for one in hearing:
-                one.cancel()
-            await asyncio.gather(*hearing, return_exceptions=True)
+            hearing.append(asyncio.create_task(said_to(one)))
+        refused = b""
+        for first in asyncio.as_completed(hearing):
+            if refused := await first:
+                break
+        for task in hearing:
+            task.cancel()
+        await asyncio.gather(*hearing, return_exceptions=True)
     head, _, text = refused.partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 503")
     assert b"Content-Length: %d" % len(text) in head
@@ -180,7 +180,7 @@ async def test_a_long_body_without_room_is_refused_and_short_ones_are_answered(
     mirror: MirrorService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bodies, "WAIT_SECONDS_MAX", 0.01)
-    long = bytes(bodies.LONG_BYTES + 1)
+    long = bytes(bodies.LONG_BYTES + 2)  # the last byte is what the others keep back
     head = raw_request(long, version=2)[: -len(long)]
     async with clients(mirror, bodies.LONGEST_MAX) as others:
         for one in others:
