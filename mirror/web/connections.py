@@ -296,10 +296,9 @@ class Watched(asyncio.Protocol):
 
     def _give(self, handler: web.RequestHandler, data: bytes) -> None:
         """Give aiohttp what came, and note when a head began."""
-        if waits(handler):
-            used = self._last_used()
-            if self._head_of != used:
-                self._head_of, self._head_at = used, time.monotonic()
+        used = self._last_used()
+        if self._head_of != used:
+            self._head_of, self._head_at = used, time.monotonic()
         handler.data_received(data)
 
     def _last_used(self) -> float:
