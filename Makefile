@@ -9,9 +9,7 @@ MINUTES ?= 20
 # The locks are whole, so pip resolves nothing (--no-deps): an old pip would let a newer release outdo a pin.
 INSTALL := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 
-.PHONY: help setup demo test test-differential day fuzz soak check format bench lock docs clean
-||||||| parent of f71cb1b (Try floods, short in the suite and long by make flood)
-.PHONY: help setup demo test test-differential day fuzz check format bench lock docs clean
+.PHONY: help setup demo test test-differential day fuzz soak check format bench flood lock docs clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
