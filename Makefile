@@ -9,7 +9,7 @@ MINUTES ?= 20
 # The locks are whole, so pip resolves nothing (--no-deps): an old pip would let a newer release outdo a pin.
 INSTALL := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 
-.PHONY: help setup demo test test-differential test-image day fuzz crash soak audit check format bench lock docs clean
+.PHONY: help setup demo test test-differential test-image day fuzz crash soak audit check format bench flood lock docs clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -98,6 +98,9 @@ docs: $(VENV)/dev.stamp ## Write docs/configuration.md and docs/compatibility.md
 
 bench: $(VENV)/dev.stamp ## Measure against peers in 5 minutes; FULL=1 takes longer and writes docs/performance.md
 	@$(BIN)/python -m benchmarks $(if $(FULL),--full $(if $(findstring --rows,$(ARGS)),,--markdown docs/performance.md)) $(ARGS)
+
+flood: $(VENV)/dev.stamp ## Measure polls beside misbehaving clients; ARGS="--seconds 20 idle stalled"
+	@$(BIN)/python -m benchmarks.floods $(ARGS)
 
 lock: ## Bring the locks up to pyproject.toml (needs uv); UPGRADE=--upgrade takes the newest of everything
 	uv pip compile pyproject.toml --group build --generate-hashes --universal --python-version 3.11 $(UPGRADE) --no-header --no-annotate --quiet --output-file requirements/run.lock

@@ -5,7 +5,7 @@ with several workers, in another one.
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, closing
 from dataclasses import dataclass
 from functools import partial
@@ -43,13 +43,13 @@ from mirror.upstream.keyring import Keyring
 from mirror.upstream.line import Line
 from mirror.web.app import build_app
 from mirror.web.bundle_files import BundleFiles
+from mirror.web.connections import Crowd, places_for
 from mirror.web.editions import Edition, Editions
-from mirror.web.fast_lane import FastLane
 from mirror.web.fetch import Fetches
 from mirror.web.forwarded import Proxies
 from mirror.web.front import Front, Traffic
 from mirror.web.guard import Guard
-from mirror.web.lane_runner import FastLaneRunner, open_fast_lane
+from mirror.web.lane_runner import CrowdRunner, open_fast_lane
 from mirror.web.lfs import LfsHandlers
 from mirror.web.monitoring import Figures, Monitoring
 from mirror.web.protocol import Operation
@@ -236,16 +236,19 @@ class Serving:
     async def open(self, stack: AsyncExitStack, settings: Settings) -> None:
         """Serve by `settings`, not listening yet; `stack` gets the end of that."""
         edition = self._edition(settings)
+        places = places_for(settings.limits.connections_max, processes=self._processes)
+        crowd = Crowd(self._metrics, places=places)
         lane = None
         if settings.server.fast_lane:
             proxies = edition.guard.proxies
             lane = open_fast_lane(
-                self._metrics, keepalive_seconds=KEEPALIVE_SECONDS, proxies=proxies
+                self._metrics, crowd, keepalive_seconds=KEEPALIVE_SECONDS, proxies=proxies
             )
         self._editions = editions = Editions(edition, lane)
         stack.push_async_callback(editions.close)
         app = build_app(editions, self._metrics, traffic=self._traffic, lane=lane)
-        self.front = Front(await open_runner(stack, app, lane), lane, self._traffic)
+        make = partial(CrowdRunner, crowd=crowd, lane=lane)
+        self.front = Front(await open_runner(stack, app, make), lane, self._traffic)
 
     @property
     def runner(self) -> web.AppRunner:
@@ -404,10 +407,11 @@ async def open_tls(stack: AsyncExitStack, settings: Settings, metrics: Metrics) 
 
 
 async def open_runner(
-    stack: AsyncExitStack, app: web.Application, lane: FastLane | None = None
+    stack: AsyncExitStack,
+    app: web.Application,
+    make: Callable[..., web.AppRunner] = web.AppRunner,
 ) -> web.AppRunner:
     """Make ready to serve `app`; `stack` gets its end, which waits for answers under way."""
-    make = web.AppRunner if lane is None else partial(FastLaneRunner, lane=lane)
     runner = make(
         app,
         access_log=None,

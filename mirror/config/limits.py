@@ -18,6 +18,12 @@ from mirror.config.section import DefaultWords, NeedsRestart, Section
 class LimitSettings(Section):
     """Bounds on work and sizes. The defaults suit a small virtual machine."""
 
+    connections_max: Annotated[int, count(16, 1_000_000), NeedsRestart()] = 8192
+    """How many connections of clients may be open, all processes together; never more than half of
+    the open files a process may have (`LimitNOFILE`). For a new one that one is closed which has
+    been idle for longest, or takes nothing of its answer; where there is none, it gets an error
+    503."""
+
     refreshes_max: Annotated[int, count(1, 1000)] = 8
     """How many repositories are refreshed at once; further ones wait. First clones get at most half
     of the places, and the repositories of one upstream host three quarters."""

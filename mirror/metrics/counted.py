@@ -1,5 +1,6 @@
 """What happens, counted: one `record_...` method per event; label values come from small sets."""
 
+import enum
 from collections.abc import Callable, Iterable, Sequence
 from itertools import product
 from typing import Final
@@ -52,6 +53,20 @@ _REQUEST_SECONDS: Final = (
     0.0005, 0.001, 0.002, 0.003, 0.005, 0.009, 0.015, 0.03, 0.06, 0.1, 0.25, 0.5, 1, 2.5, 5, 15, 60,
 )  # fmt: skip
 _REFRESH_SECONDS: Final = (0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.5, 1, 2, 5, 15, 60, 300, 1800)
+
+
+class EndReason(enum.StrEnum):
+    """Why we ended a client's connection: a label.
+
+    NO_PLACE refused it, IDLE made room for another; SLOW_HEAD did not get a request said, STALLED
+    did not take what it had asked for, NOT_CLOSED did not take the rest at the end.
+    """
+
+    NO_PLACE = "no_place"
+    IDLE = "idle"
+    SLOW_HEAD = "slow_head"
+    STALLED = "stalled"
+    NOT_CLOSED = "not_closed"
 
 
 class Metrics:
@@ -248,6 +263,16 @@ class Metrics:
             registry=self.registry,
         )
 
+        self._connections = Gauge(
+            "git_mirror_connections", "Open connections of clients.", registry=self.registry
+        )
+        self._connections_ended = Counter(
+            "git_mirror_connections_ended",
+            "Connections ended because of what the client did, or for want of places.",
+            ["reason"],
+            registry=self.registry,
+        )
+
     def create_series(
         self,
         *,
@@ -270,6 +295,7 @@ class Metrics:
             (self._first_fetches, product(PACK_RESULTS)),
             (self._foreseen, product(FORESEEN_OUTCOMES)),
             (self._pushes, product(PUSH_OUTCOMES)),
+            (self._connections_ended, product(EndReason)),
             (self._bundles, product(BUNDLE_OUTCOMES)),
             (self._healed, product(HEALED)),
             (self._damage, product(damage)),
@@ -295,6 +321,14 @@ class Metrics:
             self._relay_lag.labels(name)
             for kind in RELAY_FAILURES:
                 self._relay_failures.labels(name, kind)
+
+    def watch_connections(self, count: Callable[[], int]) -> None:
+        """Show how many connections there are, asked for at each scrape."""
+        self._connections.set_function(count)
+
+    def record_connection_ended(self, reason: EndReason) -> None:
+        """We ended a client's connection."""
+        self._connections_ended.labels(reason).inc()
 
     def record_request(self, operation: str, outcome: str, seconds: float) -> None:
         """A request was answered."""

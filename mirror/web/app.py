@@ -24,6 +24,7 @@ from mirror.errors import (
     TooManyAttempts,
 )
 from mirror.metrics import Metrics
+from mirror.web.bodies import ROOMS, Rooms, leave_rooms
 from mirror.web.canary import CANARY_PATH, canary
 from mirror.web.editions import Editions
 from mirror.web.fast_lane import FastLane
@@ -78,6 +79,7 @@ def build_app(
     """
     # Bodies are read through `protocol.read_body`, which keeps the limits.
     app = web.Application(middlewares=[_observed(metrics, editions, traffic)], client_max_size=0)
+    app[ROOMS] = Rooms()
     app.on_response_prepare.append(_begin)
     app.on_response_prepare.append(_ending(traffic))
     if lane is not None:
@@ -179,6 +181,7 @@ def _observed(metrics: Metrics, editions: Editions, traffic: Traffic) -> Middlew
                 traffic.ended(request)
                 end_reading(request)
                 edition.end()
+                leave_rooms(request)
                 seconds = time.perf_counter() - began_at
                 metrics.record_request(request[OPERATION], request[OUTCOME], seconds)
 

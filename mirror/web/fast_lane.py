@@ -9,8 +9,8 @@ parses, and never answers what a handler has not answered in the same words.
 It must never show but by its speed: the same header fields, metrics, time-outs and end of a
 connection as without it. `server.fast_lane: false` turns it off.
 
-Two internals of `web.RequestHandler` are used, in `is_idle` and `_stays_open`; where they are
-missing `open_fast_lane` leaves the lane closed.
+Two internals of `web.RequestHandler` are used, in `connections.waits` and `_stays_open`; where they
+are missing `open_fast_lane` leaves the lane closed.
 """
 
 import asyncio
@@ -18,19 +18,19 @@ import secrets
 import time
 from collections.abc import Callable, Hashable, Iterator
 from email.utils import formatdate
-from typing import Final, cast
+from typing import Final
 
 import structlog
 from aiohttp import web
 
 from mirror.access.reader import ANONYMOUS
-from mirror.metrics import Metrics
+from mirror.metrics import EndReason, Metrics
 from mirror.web.companions import Companions, is_read
+from mirror.web.connections import Crowd, Watched, waits
 from mirror.web.file_sending import SENT_AS_FILE_BYTES_MIN, send_as_file
 from mirror.web.forwarded import NO_PROXIES, Proxies
 from mirror.web.guard import GRANT, certificate_of, client_address, granted
 from mirror.web.protocol import (
-    CLIENT_SILENCE_SECONDS_MAX,
     EDITION,
     OK,
     OPERATION,
@@ -79,6 +79,7 @@ class FastLane:
     """What all connections share: the answers, and what makes aiohttp's handlers.
 
     Attributes:
+        crowd: All connections, those that aiohttp has a handler for too.
         answers: What is known by heart.
         companions: Who waits for an answer that is being made.
         make_handler: Makes aiohttp's side of a connection; set when its server is set up.
@@ -87,8 +88,14 @@ class FastLane:
     """
 
     def __init__(
-        self, metrics: Metrics, *, keepalive_seconds: float, proxies: Proxies = NO_PROXIES
+        self,
+        metrics: Metrics,
+        crowd: Crowd,
+        *,
+        keepalive_seconds: float,
+        proxies: Proxies = NO_PROXIES,
     ) -> None:
+        self.crowd = crowd
         self.answers = Answers()
         self.companions = Companions()
         self.make_handler: Callable[[], web.RequestHandler] | None = None
@@ -188,7 +195,7 @@ class FastLane:
 
     def has_idle(self) -> bool:
         """Tell whether a connection waits for its next request, or its first."""
-        return bool(self._alone) or any(map(is_idle, self._handled))
+        return bool(self._alone) or any(map(waits, self._handled))
 
     def close(self) -> None:
         """End the connections that aiohttp knows nothing of; what was written goes out first."""
@@ -209,7 +216,7 @@ class FastLane:
                 connection.abort()
 
 
-class Connection(asyncio.Protocol):
+class Connection(Watched):
     """One reader's connection.
 
     Attributes:
@@ -217,24 +224,19 @@ class Connection(asyncio.Protocol):
     """
 
     __slots__ = (
-        *("identity", "_lane", "_loop", "_transport", "_handler", "_given"),
-        *("_is_write_paused", "_active_at", "_idle_timer", "_silence_timer"),
+        *("identity", "_lane", "_given", "_active_at", "_idle_timer"),
         *("_leads", "_waiting", "_waits_since"),
     )
 
     def __init__(self, lane: FastLane) -> None:
+        super().__init__(lane.crowd)
         self.identity: Hashable = None
         self._lane = lane
-        self._loop = asyncio.get_running_loop()
-        self._transport: asyncio.Transport | None = None
-        self._handler: web.RequestHandler | None = None
         # What aiohttp was given that no request it has answered accounts for. Empty: the next byte
         # begins a request, once aiohttp waits for one. `None`: that can't be known any more.
         self._given: bytes | None = b""
-        self._is_write_paused = False
         self._active_at = 0.0
         self._idle_timer: asyncio.TimerHandle | None = None
-        self._silence_timer: asyncio.TimerHandle | None = None
         self._leads: Hashable = None  # the question whose answer others wait for
         self._waiting: bytes | None = None  # a request that waits for another's answer
         self._waits_since = 0.0
@@ -243,14 +245,16 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin without aiohttp: its parser, task and timer are made when they are needed."""
-        self._transport = cast("asyncio.Transport", transport)
+        super().connection_made(transport)
+        if self._transport is None:
+            return
         self.identity = identity_of(self._transport, self._lane.proxies)
         lane = self._lane
         lane.opened(self)
         if lane.is_closing:
             self._transport.close()
             return
-        self._active_at = time.perf_counter()
+        self._active_at = self._used = time.perf_counter()
         self._idle_timer = self._loop.call_later(lane.keepalive_seconds, self._end_if_idle)
 
     def identify(self) -> None:
@@ -270,7 +274,7 @@ class Connection(asyncio.Protocol):
             self._given == b""
             and not self._is_write_paused
             and len(data) <= REQUEST_BYTES_MAX
-            and (handler is None or is_idle(handler))
+            and (handler is None or waits(handler))
         ):
             prepared = self._lane.answers.find(self.identity, data)
             if prepared is not None:
@@ -280,39 +284,15 @@ class Connection(asyncio.Protocol):
         else:
             self._pass_on(data)
 
-    def eof_received(self) -> None:
-        """Let the transport close itself, as aiohttp does."""
-
-    def pause_writing(self) -> None:
-        """The client takes less than it asks for: the lane is closed until it has caught up."""
-        self._is_write_paused = True
-        if self._handler is None or is_idle(self._handler):
-            # The lane wrote last: no handler watches whether the client takes it.
-            self._watch_silence()
-        if self._handler is not None:
-            self._handler.pause_writing()
-
-    def resume_writing(self) -> None:
-        """The client has caught up."""
-        self._is_write_paused = False
-        if self._silence_timer is not None:
-            self._silence_timer.cancel()
-            self._silence_timer = None
-        if self._handler is not None:
-            self._handler.resume_writing()
-
     def connection_lost(self, exc: BaseException | None) -> None:
         """Let go of everything."""
-        for timer in (self._idle_timer, self._silence_timer):
-            if timer is not None:
-                timer.cancel()
-        self._idle_timer = self._silence_timer = None
+        if self._idle_timer is not None:
+            self._idle_timer.cancel()
+            self._idle_timer = None
         self._waiting = None
         self.stop_leading()
-        handler, self._handler = self._handler, None
-        self._lane.closed(self, handler)
-        if handler is not None:
-            handler.connection_lost(exc)
+        self._lane.closed(self, self._handler)
+        super().connection_lost(exc)
 
     # --- the lane ------------------------------------------------------------------------------
 
@@ -379,8 +359,7 @@ class Connection(asyncio.Protocol):
         if given is not None:
             fits = len(given) + len(data) <= REQUEST_BYTES_MAX
             self._given = given + data if fits else None
-        handler = self._handler or self._hand_over()
-        handler.data_received(data)
+        self._give(self._handler or self._hand_over(), data)
 
     def _hand_over(self) -> web.RequestHandler:
         """Make aiohttp's side of the connection, and put it where it would be without the lane."""
@@ -413,16 +392,6 @@ class Connection(asyncio.Protocol):
 
     # --- the end -------------------------------------------------------------------------------
 
-    def close(self) -> None:
-        """End the connection once all that was written is sent."""
-        if self._transport is not None:
-            self._transport.close()
-
-    def abort(self) -> None:
-        """End the connection at once."""
-        if self._transport is not None:
-            self._transport.abort()
-
     def _end_if_idle(self) -> None:
         """Close a connection that was idle for too long; aiohttp does it where it has a handler."""
         seconds_left = self._lane.keepalive_seconds
@@ -433,26 +402,13 @@ class Connection(asyncio.Protocol):
         else:
             self.close()
 
-    def _watch_silence(self) -> None:
-        """Break the connection off if the client takes nothing of what waits for it."""
-        transport = self._transport
-        if transport is None:
-            return
-        waiting = transport.get_write_buffer_size()
+    def yields(self) -> EndReason | None:
+        """Tell why this one may make room for another; not while it waits for an answer."""
+        return None if self._waiting is not None else super().yields()
 
-        def look_again() -> None:
-            if transport.get_write_buffer_size() < waiting:
-                self._watch_silence()
-            else:
-                transport.abort()
-
-        self._silence_timer = self._loop.call_later(CLIENT_SILENCE_SECONDS_MAX, look_again)
-
-
-def is_idle(handler: web.RequestHandler) -> bool:
-    """Tell whether a handler has answered all it was given, and waits for the next request."""
-    waiter = handler._waiter  # noqa: SLF001 - guarded by `open_fast_lane`
-    return waiter is not None and not waiter.done()
+    def _last_used(self) -> float:
+        """Return something that is another after each answer, whoever gave it."""
+        return self._active_at if self._handler is None else super()._last_used()
 
 
 def _stays_open(handler: web.RequestHandler, *, until: float) -> None:

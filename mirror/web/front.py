@@ -15,8 +15,9 @@ from typing import Final
 import structlog
 from aiohttp import hdrs, web
 
-from mirror.web.fast_lane import FastLane, is_idle
-from mirror.web.lane_runner import FastLaneRunner
+from mirror.web.connections import waits
+from mirror.web.fast_lane import FastLane
+from mirror.web.lane_runner import CrowdRunner
 from mirror.web.protocol import OPERATION, Operation
 
 LET_GO_SECONDS: Final = 2.0
@@ -118,14 +119,14 @@ class Front:
         if self._lane is not None:
             return self._lane.has_idle()
         server = self._server
-        return server is not None and any(map(is_idle, server.connections))
+        return server is not None and any(map(waits, server.connections))
 
     def _close_idle(self) -> None:
         """Close the connections that wait for a request, and the others once they have answered."""
         if self._lane is not None:
             self._lane.close()
         for handler in self._server.connections if self._server is not None else ():
-            if is_idle(handler):
+            if waits(handler):
                 handler.force_close()  # what it wrote before goes out first
             else:
                 handler.close()
@@ -133,7 +134,7 @@ class Front:
     @property
     def _server(self) -> web.Server | None:
         runner = self.runner
-        return runner.web_server if isinstance(runner, FastLaneRunner) else runner.server
+        return runner.web_server if isinstance(runner, CrowdRunner) else runner.server
 
 
 async def _until(met: Callable[[], bool], seconds_max: float) -> None:

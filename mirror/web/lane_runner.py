@@ -1,4 +1,7 @@
-"""Puts a fast lane in front of an application's server, where this aiohttp allows it."""
+"""What stands between the sockets and an application's server: the crowd, and a fast lane.
+
+The lane is there where it is wanted and this aiohttp allows it; the crowd is always.
+"""
 
 from typing import Any, Final, cast
 
@@ -6,6 +9,7 @@ import structlog
 from aiohttp import web
 
 from mirror.metrics import Metrics
+from mirror.web.connections import Crowd, PlainConnection
 from mirror.web.fast_lane import FastLane
 from mirror.web.forwarded import Proxies
 
@@ -16,28 +20,41 @@ logger = structlog.stdlib.get_logger()
 
 
 def open_fast_lane(
-    metrics: Metrics, *, keepalive_seconds: float, proxies: Proxies
+    metrics: Metrics, crowd: Crowd, *, keepalive_seconds: float, proxies: Proxies
 ) -> FastLane | None:
     """Return a lane; `None`, with a warning, where this aiohttp is not as the lane expects."""
     missing = [name for name in INTERNALS if not hasattr(web.RequestHandler, name)]
     if missing:
         logger.warning("no_fast_lane", missing=missing, reason="another aiohttp than was tested")
         return None
-    return FastLane(metrics, keepalive_seconds=keepalive_seconds, proxies=proxies)
+    return FastLane(metrics, crowd, keepalive_seconds=keepalive_seconds, proxies=proxies)
 
 
-class FastLaneRunner(web.AppRunner):
-    """Runs an application behind a lane: its sites get the lane's connections."""
+class CrowdRunner(web.AppRunner):
+    """Runs an application behind a crowd, and behind a lane where there is one.
 
-    def __init__(self, app: web.Application, lane: FastLane, **settings: Any) -> None:
+    Sites make connections of theirs, which hand over to aiohttp's own.
+    """
+
+    def __init__(
+        self, app: web.Application, crowd: Crowd, lane: FastLane | None, **settings: Any
+    ) -> None:
         super().__init__(app, **settings)
+        self._crowd = crowd
         self._lane = lane
 
     @property
     def server(self) -> web.Server | None:
         """What sites make connections with."""
         # A site only calls it. Should it ever do more, it fails at the start.
-        return cast("web.Server", self._lane)
+        make = self._plain if self._lane is None else self._lane
+        return cast("web.Server", make)
+
+    def _plain(self) -> PlainConnection:
+        make_handler = super().server
+        if make_handler is None:
+            raise RuntimeError("a connection came before the server was set up, or after the end")
+        return PlainConnection(self._crowd, make_handler)
 
     @property
     def web_server(self) -> web.Server | None:
@@ -45,16 +62,21 @@ class FastLaneRunner(web.AppRunner):
         return super().server
 
     async def setup(self) -> None:
-        """Set up aiohttp's own server, to which the lane hands over."""
+        """Set up aiohttp's own server, to which connections are handed over."""
         await super().setup()
-        self._lane.make_handler = super().server
+        if self._lane is not None:
+            self._lane.make_handler = super().server
+        self._crowd.start()
 
     async def shutdown(self) -> None:
         """End what aiohttp's server does not know of; it calls this once it has begun to end."""
-        self._lane.close()
+        if self._lane is not None:
+            self._lane.close()
         await super().shutdown()
 
     async def cleanup(self) -> None:
         """End all connections; what was written to them goes out before this returns."""
         await super().cleanup()
-        await self._lane.wait_closed()
+        if self._lane is not None:
+            await self._lane.wait_closed()
+        await self._crowd.close()

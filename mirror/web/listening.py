@@ -18,6 +18,7 @@ from aiohttp import web
 
 from mirror.config import ListenAddress
 from mirror.errors import LocalError
+from mirror.web.connections import HANDSHAKE_SECONDS_MAX
 
 BACKLOG: Final = 1024
 
@@ -28,6 +29,37 @@ _EVERY_IPV6: Final = "::"
 _EVERY_IPV4: Final = "0.0.0.0"  # noqa: S104 - where the configuration asks for every address
 _LACKING: Final = frozenset({errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL})
 """What a machine without IPv6 says of its addresses."""
+
+
+class Site(web.BaseSite):
+    """Accepts from a bound socket; TLS handshakes have less time than aiohttp's own site gives."""
+
+    def __init__(
+        self, runner: web.AppRunner, bound: socket.socket, *, tls: ssl.SSLContext | None
+    ) -> None:
+        super().__init__(runner, ssl_context=tls, backlog=BACKLOG)
+        self._bound = bound
+
+    @property
+    def name(self) -> str:
+        """Where it is, for aiohttp's own messages."""
+        host, port = self._bound.getsockname()[:2]
+        return f"{'http' if self._ssl_context is None else 'https'}://{host}:{port}"
+
+    async def start(self) -> None:
+        """Begin to accept connections."""
+        await super().start()
+        server = self._runner.server
+        if server is None:
+            raise RuntimeError("the runner is not set up")
+        tls = self._ssl_context
+        self._server = await asyncio.get_running_loop().create_server(
+            server,
+            sock=self._bound,
+            backlog=self._backlog,
+            ssl=tls,
+            ssl_handshake_timeout=None if tls is None else HANDSHAKE_SECONDS_MAX,
+        )
 
 
 class UnixSocketSite(web.BaseSite):
@@ -88,7 +120,7 @@ async def accept(
         site: web.BaseSite = (
             UnixSocketSite(runner, own)
             if own.family == socket.AF_UNIX
-            else web.SockSite(runner, own, backlog=BACKLOG, ssl_context=tls)
+            else Site(runner, own, tls=tls)
         )
         try:
             await site.start()

@@ -10,6 +10,7 @@ from aiohttp import HttpVersion11, web
 
 from mirror.errors import ClientError, ProtocolError, TooLarge
 from mirror.refresh.gate import Admitted
+from mirror.web.bodies import FREE_BYTES, ROOMS
 from mirror.web.content_encoding import BodyDecoder
 
 ADVERTISEMENT_TYPE: Final = "application/x-git-upload-pack-advertisement"
@@ -25,6 +26,11 @@ NO_CACHE: Final = {
 
 BODY_SECONDS_MAX: Final = 300.0
 """A request body that takes longer is not a slow line but an attack."""
+
+BODY_START_SECONDS: Final = 30.0
+BODY_PACE_BYTES: Final = 1024
+"""A request body has to come at this pace, in bytes a second, but for its first half minute: a
+byte now and then does not keep a connection."""
 
 BODY_SLICE_BYTES: Final = 256 * 1024
 """After so much of a body the event loop gets a turn: a gzipped one comes at memory's speed."""
@@ -134,14 +140,19 @@ async def read_body(request: web.Request, *, bytes_max: int, hint: str) -> bytes
     Raises:
         TooLarge: It is over `bytes_max`.
         UnsupportedEncoding: It is encoded in a way that is not undone here.
-        ProtocolError: It is broken or does not end.
+        ProtocolError: It is broken, comes too slowly or does not end.
+        Overloaded: It is long, and there are too many such at once.
         ConnectionError: The client is gone.
     """
     decoder = body_decoder(request)
+    rooms = request.config_dict.get(ROOMS)
     body = bytearray()
     sent_bytes = 0
+    now = asyncio.get_running_loop().time
+    began_at = now()
+    seconds_max = min(BODY_SECONDS_MAX, BODY_START_SECONDS)
     try:
-        async with asyncio.timeout(BODY_SECONDS_MAX):
+        async with asyncio.timeout(seconds_max) as deadline:
             await invite_body(request)
             async for chunk in request.content.iter_any():
                 sent_bytes += len(chunk)
@@ -151,12 +162,20 @@ async def read_body(request: web.Request, *, bytes_max: int, hint: str) -> bytes
                         raise TooLarge(
                             f"the request body is over {bytes_max} bytes, sent or decoded; {hint}"
                         )
+                    if rooms is not None and len(body) > FREE_BYTES:
+                        deadline.reschedule(None)  # to wait for a place is not the client's fault
+                        came_at = now()
+                        await rooms.enter(request, len(body))
+                        began_at += now() - came_at
+                        deadline.reschedule(began_at + seconds_max)
                     if len(body) > BODY_SLICE_BYTES:
                         await asyncio.sleep(0)
+                seconds_max = min(
+                    BODY_SECONDS_MAX, BODY_START_SECONDS + sent_bytes / BODY_PACE_BYTES
+                )
+                deadline.reschedule(began_at + seconds_max)
     except TimeoutError:
-        raise ProtocolError(
-            f"the request body took more than {BODY_SECONDS_MAX:.0f} seconds"
-        ) from None
+        raise ProtocolError(f"the request body took more than {seconds_max:.0f} seconds") from None
     except (web.RequestPayloadError, ValueError) as error:
         raise ProtocolError(f"the request body can't be read: {error}") from error
     decoder.finish()

@@ -12,9 +12,10 @@ from structlog.testing import capture_logs
 from mirror.demo.forge import Faults, HttpBackend
 from mirror.metrics import Metrics
 from mirror.web import fast_lane, lane_runner
+from mirror.web.connections import Crowd
 from mirror.web.fast_lane import FastLane
 from mirror.web.forwarded import NO_PROXIES
-from mirror.web.lane_runner import FastLaneRunner, open_fast_lane
+from mirror.web.lane_runner import CrowdRunner, open_fast_lane
 from mirror.web.protocol import OK, OPERATION, OUTCOME, Operation
 from mirror.web.repeating import REPEATABLE, Prepared, Repeatable
 from tests.git_client import Upstream
@@ -180,11 +181,13 @@ async def test_a_handler_hears_of_each_repeat_with_the_requests_log_context() ->
         response.headers["X-Request-Id"] = response.headers.popone("X-Request-Id")
         lane.answers_with(request, response)
 
-    lane = FastLane(Metrics("1"), keepalive_seconds=60.0)
+    metrics = Metrics("1")
+    crowd = Crowd(metrics, places=9)
+    lane = FastLane(metrics, crowd, keepalive_seconds=60.0)
     app = web.Application()
     app.router.add_get("/{repository}/pack", answer)
     app.on_response_prepare.append(tell)
-    runner = FastLaneRunner(app, lane)
+    runner = CrowdRunner(app, crowd, lane)
     await runner.setup()
     try:
         await web.TCPSite(runner, "127.0.0.1", 0).start()
@@ -214,8 +217,10 @@ async def test_the_lane_can_be_turned_off(
 async def test_with_another_aiohttp_there_is_a_warning_and_no_lane(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    assert open_fast_lane(Metrics("1"), keepalive_seconds=1.0, proxies=NO_PROXIES) is not None
+    metrics = Metrics("1")
+    crowd = Crowd(metrics, places=9)
+    assert open_fast_lane(metrics, crowd, keepalive_seconds=1.0, proxies=NO_PROXIES) is not None
     monkeypatch.setattr(lane_runner, "INTERNALS", (*lane_runner.INTERNALS, "_gone"))
     with capture_logs() as logs:
-        assert open_fast_lane(Metrics("1"), keepalive_seconds=1.0, proxies=NO_PROXIES) is None
+        assert open_fast_lane(metrics, crowd, keepalive_seconds=1.0, proxies=NO_PROXIES) is None
     assert [(entry["event"], entry["missing"]) for entry in logs] == [("no_fast_lane", ["_gone"])]

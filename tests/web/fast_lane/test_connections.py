@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from mirror.demo.forge import HttpBackend
-from mirror.web import fast_lane
+from mirror.web import connections, fast_lane
 from mirror.web.fast_lane import Connection
 from mirror.web.repeating import Prepared
 from tests.git_client import Upstream
@@ -56,7 +56,7 @@ async def test_a_client_that_takes_nothing_for_too_long_is_cut_off(
     paused: asyncio.Event,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(fast_lane, "CLIENT_SILENCE_SECONDS_MAX", 0.01)
+    monkeypatch.setattr(connections, "CLIENT_SILENCE_SECONDS_MAX", 0.01)
     make_long(upstream)
     await mirror.announce(upstream)
     expected = (await ask_twice(mirror, POLLS["v0"]))[1]
