@@ -2,20 +2,20 @@
 
 Keys (RFC 7517) are fetched when the first token needs them, again every hour, and when a token
 names one that is not known, twice a minute at the most. While the issuer can't be reached, the
-keys that are known hold. PyJWT does the cryptography; only asymmetric algorithms are taken.
+keys that are known hold. `id_tokens` reads and verifies; it is loaded where there are issuers only.
 """
 
 import asyncio
+import importlib
 import json
 import ssl
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
 import aiohttp
-import jwt
 import structlog
 
 from mirror.access.reader import Reader
@@ -23,17 +23,13 @@ from mirror.config import OidcSettings, is_like, is_own_machine
 from mirror.errors import Unauthenticated, UpstreamUnavailable
 from mirror.upstream.credentials import SecretFile
 
-ALGORITHMS: Final = (
-    *("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"),
-)
-LEEWAY_SECONDS: Final = 30.0
-"""Clocks differ."""
+if TYPE_CHECKING:
+    from jwt import PyJWK
 
 KEYS_SECONDS: Final = 3600.0
 KEYS_AGAIN_SECONDS: Final = 30.0
 ANSWER_BYTES_MAX: Final = 1 << 20
 ANSWER_SECONDS_MAX: Final = 10.0
-KEYS_MAX: Final = 100
 
 TOKEN_SECONDS_MAX: Final = 600.0
 """A proof is kept no longer than that: the keys, or the configuration, may have changed."""
@@ -46,7 +42,7 @@ class _Keys:
     """An issuer's keys, as they were last seen."""
 
     settings: OidcSettings
-    by_id: dict[str, jwt.PyJWK] = field(default_factory=dict)
+    by_id: "dict[str, PyJWK]" = field(default_factory=dict)
     fetched_at: float | None = None
     tried_at: float | None = None
     error: str = ""
@@ -72,6 +68,8 @@ class Oidc:
         self._readers = readers
         self._clock = clock
         self._keys: dict[tuple[object, ...], _Keys] = {}
+        if readers:  # now: the first token need not hold up the event loop
+            importlib.import_module("mirror.access.id_tokens")
 
     def take_over(self, before: "Oidc") -> None:
         """Go on with the keys that another one has fetched, as far as they are of use here."""
@@ -97,7 +95,12 @@ class Oidc:
             Unauthenticated: It is one, and is not good; the message says why.
             UpstreamUnavailable: The issuer's keys can't be had.
         """
-        claimed = _unverified(secret)
+        if not self._readers:
+            return None
+        # Only here: who has no issuer pays nothing for cryptography.
+        from mirror.access.id_tokens import unverified, verified  # noqa: PLC0415
+
+        claimed = unverified(secret)
         if claimed is None:
             return None
         header, issuer = claimed
@@ -108,7 +111,7 @@ class Oidc:
         for settings in candidates:
             try:
                 key = await self._key(settings, str(header.get("kid", "")))
-                claims = await asyncio.to_thread(_verified, secret, key, settings)
+                claims = await asyncio.to_thread(verified, secret, key, settings)
             except Unauthenticated as error:
                 refusal = error
                 continue
@@ -120,7 +123,7 @@ class Oidc:
             )
         raise refusal or Unauthenticated("the token is not good here")
 
-    async def _key(self, settings: OidcSettings, kid: str) -> jwt.PyJWK:
+    async def _key(self, settings: OidcSettings, kid: str) -> "PyJWK":
         """Return the issuer's key of that id.
 
         Raises:
@@ -146,6 +149,8 @@ class Oidc:
 
     async def _fetch(self, keys: _Keys) -> None:
         """Fetch an issuer's keys; what goes wrong is kept with them."""
+        from mirror.access.id_tokens import read_keys  # noqa: PLC0415
+
         settings = keys.settings
         try:
             tls = await asyncio.to_thread(_tls_context, settings)
@@ -155,7 +160,7 @@ class Oidc:
                 found = await self._get(f"{base}/.well-known/openid-configuration", settings, tls)
                 url = _checked_url(str(found.get("jwks_uri")))
             document = await self._get(url, settings, tls)
-            keys.by_id = _read_keys(document)
+            keys.by_id = read_keys(document)
             keys.fetched_at = self._clock()
             keys.error = ""
         except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
@@ -200,55 +205,6 @@ def _checked_url(url: str) -> str:
     ):
         raise ValueError("the issuer's jwks_uri is not https")
     return url
-
-
-def _read_keys(document: Mapping[str, Any]) -> dict[str, jwt.PyJWK]:
-    """Return the keys of a set by their id; an only one also without.
-
-    Raises:
-        ValueError: There is none.
-    """
-    try:
-        keys = jwt.PyJWKSet.from_dict(dict(document)).keys
-    except (jwt.PyJWTError, TypeError) as error:
-        raise ValueError(f"no set of keys: {error}") from error
-    by_id = {str(one.key_id): one for one in keys[:KEYS_MAX] if one.key_id is not None}
-    if len(keys) == 1:
-        by_id[""] = keys[0]
-    return by_id
-
-
-def _unverified(secret: bytes) -> tuple[Mapping[str, Any], str] | None:
-    """Return the header and the issuer that a token claims; `None` if it is no token at all."""
-    if secret.count(b".") != 2:
-        return None
-    try:
-        header = jwt.get_unverified_header(secret)
-        claims = jwt.decode(secret, options={"verify_signature": False})
-    except (jwt.PyJWTError, ValueError):
-        return None
-    return header, str(claims.get("iss"))
-
-
-def _verified(secret: bytes, key: jwt.PyJWK, settings: OidcSettings) -> Mapping[str, Any]:
-    """Return what a token says.
-
-    Raises:
-        Unauthenticated: It is not good.
-    """
-    try:
-        claims: Mapping[str, Any] = jwt.decode(
-            secret,
-            key,
-            algorithms=list(ALGORITHMS),
-            audience=settings.audience,
-            issuer=settings.issuer,
-            leeway=LEEWAY_SECONDS,
-            options={"require": ["exp", "iss", "aud"]},
-        )
-    except (jwt.PyJWTError, ValueError) as error:
-        raise Unauthenticated(f"the token is not good: {error}") from error
-    return claims
 
 
 def _fit(claims: Mapping[str, Any], wanted: Mapping[str, str]) -> bool:
