@@ -95,13 +95,21 @@ def _first_packet(data: bytes) -> tuple[Packet, bytes]:
     return packet, data[max(length, 4) :]
 
 
+SERVED_ALL: Final = (
+    "uploadpack.allowAnySHA1InWant=true",
+    "uploadpack.allowFilter=true",
+    "uploadpack.allowRefInWant=true",
+)
+"""What git's server must be allowed to do to be comparable: we serve all that there is."""
+
+
 class Git:
     """`git upload-pack`."""
 
     name = "git upload-pack"
 
     def __init__(self, repository: Path) -> None:
-        self._server = GitServer(repository)
+        self._server = GitServer(repository, settings=SERVED_ALL)
 
     def ask(self, version: int, body: bytes) -> Reply:
         """Answer a fetch."""

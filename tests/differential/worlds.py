@@ -21,9 +21,6 @@ from tests.repository.strategies import histories
 OBJECTS_IN_A_LINE: Final = 3
 """`cat-file --batch` begins an object with its id, type and size."""
 
-SERVED_ALL: Final = "\n[uploadpack]\n\tallowAnySHA1InWant\n\tallowFilter\n\tallowRefInWant\n"
-"""What git's server must be allowed to do to be comparable: we serve all that there is."""
-
 
 class Storage(enum.Enum):
     """How the objects lie on disk. It may change how a pack is made, never what it is good for."""
@@ -112,8 +109,6 @@ class World:
     def make(cls, plan: WorldPlan, path: Path) -> "World":
         """Make it in the directory `path`, which must not be there yet."""
         scratch = Scratch(path)
-        with (path / "config").open("a") as config:
-            config.write(SERVED_ALL)
         made: list[ObjectId] = []
         for part in _parts(plan.changes, plan.pushes):
             made += scratch.commits(*(_on(change, made) for change in part))

@@ -4,6 +4,7 @@ What git says is compared by meaning: the order of refs and of shallow lines is 
 """
 
 import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -62,8 +63,10 @@ class Answer:
 class GitServer:
     """`git upload-pack` over one repository, as git-http-backend runs it."""
 
-    def __init__(self, repository: Path) -> None:
+    def __init__(self, repository: Path, *, settings: Sequence[str] = ()) -> None:
+        """Serve what lies at `repository`; `settings` are as `git -c` takes them."""
         self._repository = repository
+        self._settings = [word for setting in settings for word in ("-c", setting)]
         self._environment = environment(repository.parent)
 
     def first_answer(self, version: int) -> bytes:
@@ -116,7 +119,7 @@ class GitServer:
     ) -> subprocess.CompletedProcess[bytes]:
         protocol = {"GIT_PROTOCOL": f"version={version}"} if version else {}
         return subprocess.run(
-            ["git", "upload-pack", option, str(self._repository)],
+            ["git", *self._settings, "upload-pack", option, str(self._repository)],
             env=self._environment | protocol,
             input=body,
             capture_output=True,
