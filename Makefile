@@ -2,7 +2,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-TEST_WORKERS ?= 2
+# One more than two cores: each waits for git, the disk or the network at times.
+TEST_WORKERS ?= 3
 SECONDS_EACH ?= 30
 CASES ?= 5000
 MINUTES ?= 20
@@ -41,7 +42,7 @@ demo: $(VENV)/run.stamp ## Play a deployment on this machine; KEEP=1 leaves it r
 	@$(BIN)/git-mirror demo $(if $(KEEP),--keep)
 
 test: $(VENV)/dev.stamp ## Run the whole test suite (both engines, real git clients)
-	@$(BIN)/python -m pytest -n $(TEST_WORKERS) $(ARGS)
+	@$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist worksteal $(ARGS)
 
 fuzz: $(VENV)/dev.stamp ## Fuzz every parser; SECONDS_EACH=120 for longer, PARSERS="names ..." for some (docs/fuzzing.md)
 	@$(BIN)/python -m tests.fuzz --seconds-each $(SECONDS_EACH) $(ARGS) $(PARSERS)

@@ -27,26 +27,27 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     The other options are for the other ways to test that the Makefile has.
     """
     parser.addoption("--no-fast-lane", action="store_true", help="run every service without one")
+    parser.addoption("--all-engines", action="store_true", help="see tests/engines.py")
     parser.addoption(
         "--differential-cases", type=int, help="compare so many fetches with git's, made up anew"
     )
     parser.addoption("--image", action="store_true", help="build the image and run it")
     parser.addoption("--day-seed", type=int, help="the deployment day to play")
     parser.addoption(
-        "--fault-rounds", type=int, default=8, help="so many faults at random for each engine"
+        "--fault-rounds", type=int, default=6, help="so many faults at random for each engine"
     )
     parser.addoption("--fault-seed", type=int, default=1, help="the random faults to play")
     parser.addoption("--day-rounds", type=int, default=1, help="so many days, from that one on")
     parser.addoption(
         "--corruption-flips",
-        default="9",
+        default="5",
         help="how many bits the tests of corruption flip in each of their runs",
     )
     parser.addoption("--corruption-seed", default="1", help="what chooses these bits")
     parser.addoption("--upgrades", type=int, default=1, help="so many upgrades under load in a row")
-    parser.addoption("--crash-kills", type=int, default=8, help="kills at random instants")
-    parser.addoption("--crash-points", type=int, default=5, help="kills at named points; 0 for all")
-    parser.addoption("--crash-cuts", type=int, default=4, help="power cuts, in each of two models")
+    parser.addoption("--crash-kills", type=int, default=6, help="kills at random instants")
+    parser.addoption("--crash-points", type=int, default=4, help="kills at named points; 0 for all")
+    parser.addoption("--crash-cuts", type=int, default=3, help="power cuts, in each of two models")
     parser.addoption("--crash-seed", type=int, default=1, help="the crashes to try")
 
 
@@ -55,6 +56,14 @@ def pytest_configure(config: pytest.Config) -> None:
     mirror_service.with_fast_lane = not config.getoption("--no-fast-lane")
     if (count := config.getoption("--differential-cases")) is not None:
         Cases.choose(count)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what other tests say, too, unless all was asked for."""
+    if not config.getoption("--all-engines"):
+        left_out = [one for one in items if one.get_closest_marker("repetition") is not None]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [one for one in items if one.get_closest_marker("repetition") is None]
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

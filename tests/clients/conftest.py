@@ -13,7 +13,7 @@ import pytest
 import pytest_asyncio
 
 from mirror.demo.forge import HttpBackend
-from tests.clients.matrix import ENGINES
+from tests.engines import PARAMS
 from tests.git_client import GitClient, Upstream
 from tests.mirror_service import MirrorService, mirroring
 
@@ -55,7 +55,7 @@ class Direct:
         """Nobody has to be told."""
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module", params=ENGINES)
+@pytest_asyncio.fixture(scope="module", loop_scope="module", params=PARAMS)
 async def estate(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[Estate]:

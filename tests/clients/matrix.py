@@ -15,8 +15,8 @@ from tests.clients.libraries import Dulwich, Libgit2
 from tests.clients.operations import Client, Operation
 from tests.clients.programs import Flux, PlainProgram
 
-ENGINES: Final = ("auto", "git", "dulwich")
-"""Who makes the packs; every cell is run with each."""
+ENGINES: Final = ("git", "dulwich", "auto")
+"""Who makes the packs; `auto` is one or the other, and comes with `--all-engines`."""
 
 
 @dataclass(frozen=True, slots=True)

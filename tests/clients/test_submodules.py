@@ -7,8 +7,8 @@ import pytest
 
 from mirror.demo.forge import HttpBackend
 from tests.clients.git_cli import machine_git, newest_git
-from tests.clients.matrix import ENGINES
 from tests.clients.operations import Unavailable
+from tests.engines import PARAMS
 from tests.git_client import GitClient, Upstream
 from tests.mirror_service import mirroring
 
@@ -26,7 +26,7 @@ def submodule(upstream: Upstream, path: str, of: Upstream) -> None:
     upstream.force("main", commit)
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", PARAMS)
 @pytest.mark.parametrize("program", [machine_git, newest_git])
 async def test_submodules_of_submodules_are_checked_out(
     forge: HttpBackend,

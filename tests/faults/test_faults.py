@@ -22,9 +22,12 @@ from tests.mirror_service import MirrorService, configuration, refs_of, serving
 ATTEMPTS_MAX = 20
 
 CASES = [
-    pytest.param(name, engine, id=f"{name}-{engine}")
-    for name, fault in FAULTS.items()
-    for engine in (["git", "dulwich"] if fault.is_about_packs else ["git"])
+    *(pytest.param(name, "git", id=f"{name}-git") for name in FAULTS),
+    *(
+        pytest.param(name, "dulwich", marks=pytest.mark.repetition, id=f"{name}-dulwich")
+        for name, fault in FAULTS.items()
+        if fault.is_about_packs
+    ),
 ]
 
 

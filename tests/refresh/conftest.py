@@ -12,11 +12,12 @@ from mirror.demo.forge import HttpBackend
 from mirror.repository.packing.engine import PackEngine
 from mirror.serving import open_engine
 from mirror.upstream.connect import open_session
+from tests.engines import AUTO
 from tests.git_client import Upstream
 from tests.refresh.bench import Bench
 
 
-@pytest.fixture(params=["git", "dulwich", "auto"])
+@pytest.fixture(params=["git", "dulwich", AUTO])
 async def engine(request: pytest.FixtureRequest) -> AsyncIterator[PackEngine]:
     async with open_engine(EngineChoice(request.param)) as opened:
         yield opened

@@ -8,6 +8,7 @@ import pytest
 
 from mirror.config import EngineChoice
 from mirror.demo.forge import HttpBackend
+from tests.engines import AUTO
 from tests.git_client import GitClient, Upstream
 from tests.mirror_service import WAIT_SECONDS_MAX, MirrorService, mirroring
 from tests.web.asking import fetch_v0, fetch_v2, read_answer
@@ -17,7 +18,7 @@ BUILDS = "git_mirror_pack_build_seconds_count"
 FORESEEN = "git_mirror_foreseen_packs_total"
 
 
-@pytest.fixture(params=["git", "auto", "dulwich"])
+@pytest.fixture(params=["git", AUTO, "dulwich"])
 async def mirror(
     request: pytest.FixtureRequest, forge: HttpBackend, upstream: Upstream, tmp_path: Path
 ) -> AsyncIterator[MirrorService]:

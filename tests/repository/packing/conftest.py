@@ -10,9 +10,10 @@ from mirror.repository.packing.dulwich_engine import DulwichEngine
 from mirror.repository.packing.engine import PackEngine
 from mirror.repository.packing.git_engine import GitEngine
 from mirror.repository.packing.spawner import Spawner
+from tests.engines import AUTO
 
 
-@pytest.fixture(params=["git", "dulwich", "auto"])
+@pytest.fixture(params=["git", "dulwich", AUTO])
 async def engine(request: pytest.FixtureRequest) -> AsyncIterator[PackEngine]:
     async with AsyncExitStack() as stack:
         spawner = stack.enter_context(closing(Spawner()))
