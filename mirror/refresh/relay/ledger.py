@@ -4,8 +4,8 @@ A tip is written down after the receiver acknowledged it: a crash in between tel
 never loses a change. For the same reason nothing waits for the disk: what a power cut takes away is
 told again. Every call blocks, and all of them must come from one thread.
 
-The file has no checksums. What the check at opening can't see of a flipped bit (another tip, another
-ref) has a receiver told something once more, or of a ref that is not there: nothing is lost.
+The file has no checksums. What of a flipped bit the check at opening can't see (another tip or ref)
+has a receiver told something once more, or of a ref that is not there: nothing is lost.
 """
 
 import sqlite3
