@@ -1,9 +1,9 @@
 """Children of a git-mirror that was killed alone, and that work on: ended by the next start.
 
 Every git that works on the data directory inherits a descriptor of `repositories/` with a shared
-lock (flock(2)): it lasts as long as the last who has it. A start that can't have the lock for itself
-looks in /proc for who has it, and ends those that are git. A service manager and a container end
-them by themselves; the kernel that kills the largest process for its memory does not.
+lock (flock(2)): it lasts as long as the last who has it. A start that can't have that lock for
+itself looks in /proc for who has it, and ends those that are git. A service manager and a container
+end them by themselves; the kernel that kills the largest process for its memory does not.
 
 Blocking.
 """
@@ -106,16 +106,21 @@ def _who_has(descriptor: int) -> list[tuple[int, str, int]]:
             continue
         with suppress(OSError):  # gone meanwhile, or somebody else's
             process = os.pidfd_open(pid)  # first: by then the number is this one's for sure
-            try:
-                has_it = any(_is_same(link, wanted) for link in (place / "fd").iterdir())
-                name = (place / "comm").read_text().strip()
-            except OSError:
-                has_it = False
-            if has_it:
-                found.append((pid, name, process))
-            else:
+            name = _name_if_open(place, wanted)
+            if name is None:
                 os.close(process)
+            else:
+                found.append((pid, name, process))
     return found
+
+
+def _name_if_open(place: Path, wanted: os.stat_result) -> str | None:
+    """Return the name of the process of a place in /proc, if it has the directory open."""
+    try:
+        has_it = any(_is_same(link, wanted) for link in (place / "fd").iterdir())
+        return (place / "comm").read_text().strip() if has_it else None
+    except OSError:
+        return None
 
 
 def _is_same(link: Path, wanted: os.stat_result) -> bool:

@@ -210,8 +210,9 @@ class Service:
         """Start from the bottom up; what is entered here is left in the opposite order."""
         stack, settings, predecessor = self._stack, self.settings, self._predecessor
         known = await self._take_places()
-        children = None if self._hold is None else self._hold.children
-        engine = await stack.enter_async_context(open_engine(settings.engine, inherited=children))
+        engine = await stack.enter_async_context(
+            open_engine(settings.engine, inherited=self._hold.children)
+        )
         sessions = await stack.enter_async_context(open_sessions(settings))
         keyring = await stack.enter_async_context(open_keyring(sessions.configured, agent=AGENT))
         metrics = build_metrics(engine)
