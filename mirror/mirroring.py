@@ -122,6 +122,8 @@ class Mirroring:
             try:
                 mirror = await asyncio.to_thread(open_mirror, repository, places, updater)
                 if mirror.repository is not None:
+                    for one in mirror.repository.found:
+                        metrics.record_damage(one.kind.value)
                     await updater.weigh(mirror, mirror.repository)
             except OSError as error:
                 raise LocalError(f"{repository.name} can't be opened: {error}") from error
@@ -152,7 +154,15 @@ class Mirroring:
                 remote,
                 updater,
                 places=shared,
-                healer=Healer(mirror, remote, updater, engine, metrics, set_aside=places.set_aside),
+                healer=Healer(
+                    mirror,
+                    remote,
+                    updater,
+                    engine,
+                    metrics,
+                    set_aside=places.set_aside,
+                    alone=lambda: mirroring.maintainer.paused(mirror.name),
+                ),
                 metrics=metrics,
                 refresh_seconds_max=ways.limits.refresh_timeout_seconds,
                 on_published=published,
@@ -362,6 +372,15 @@ def open_mirror(settings: RepositorySettings, places: DataDirectory, updater: Up
         repository = BareRepository.open(mirror.path, upstream_url=settings.upstream)
         _check_upstream(repository, settings)
         snapshot = updater.open(repository)
+        for one in repository.found:
+            logger.error(
+                "damage_found",
+                repository=settings.name,
+                kind=one.kind.value,
+                path=str(one.path),
+                reason=one.reason,
+                mended=True,
+            )
         mirror.damage = look_for_damage(repository, snapshot)
         mirror.repository, mirror.snapshot = repository, snapshot
         mirror.scrubbed_at = repository.scrubbed_before
@@ -392,6 +411,8 @@ def look_for_damage(repository: BareRepository, snapshot: RefSnapshot) -> str | 
     elif repository.source.damaged:
         name, what = next(iter(repository.source.damaged.items()))
         reason = f"{name}: {what}"
+    elif repository.not_mended is not None:  # tried again with the next refresh
+        reason = repository.not_mended
     else:
         return None
     logger.error("mirror_damaged", path=str(repository.path), reason=reason)

@@ -20,7 +20,7 @@ import fcntl
 import os
 import shutil
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Final
@@ -29,6 +29,7 @@ from urllib.parse import quote
 from mirror.durable import make_directories
 from mirror.errors import LocalError
 from mirror.layout import bring_up_to_date
+from mirror.orphans import children_lock
 
 SET_ASIDE_MAX: Final = 5
 """So many are kept at a start, the last ones: each may be as large as a mirror."""
@@ -108,7 +109,8 @@ class DataDirectory:
             inherited: The descriptor of the lock, held by a process that hands it over.
 
         Raises:
-            LocalError: They can't be made, another process has the lock, or the layout is newer.
+            LocalError: They can't be made, another process has the lock, or children that it has
+                left work on; or the layout is newer.
         """
         try:
             make_directories(self.root)
@@ -126,13 +128,25 @@ class DataDirectory:
                 ) from None
             hold = Hold(lock.fileno())
             try:
-                self._prepare()
-                yield hold
+                with ExitStack() as stack:
+                    if self.repositories.is_dir():
+                        self._watch_children(stack, hold, ends_others=inherited is None)
+                    self._prepare()
+                    if hold.children is None:
+                        self._watch_children(stack, hold, ends_others=False)
+                    yield hold
             finally:
                 # Not by closing alone: a child that a thread is starting at this very moment has
                 # the file open too, until it has become another program.
                 if not hold.handed_over:
                     fcntl.flock(lock, fcntl.LOCK_UN)
+
+    def _watch_children(self, stack: ExitStack, hold: "Hold", *, ends_others: bool) -> None:
+        try:
+            lock = children_lock(self.repositories, ends_others=ends_others)
+            hold.children = stack.enter_context(lock)
+        except OSError as error:
+            raise LocalError(f"can't use {self.repositories}: {error.strerror}") from error
 
     def _prepare(self) -> None:
         """Make the directory ready for use; only with the lock."""
@@ -178,10 +192,12 @@ class Hold:
     Attributes:
         descriptor: Of the lock; a process that inherits it has the lock as well.
         handed_over: Another process has it now: it is not this one's to give back.
+        children: What children that work on the directory inherit: see `mirror.orphans`.
     """
 
     descriptor: int
     handed_over: bool = False
+    children: int | None = None
 
     def take_back(self) -> None:
         """Take the lock anew, in case a process that it was to be handed over to gave it back.

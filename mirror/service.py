@@ -210,7 +210,9 @@ class Service:
         """Start from the bottom up; what is entered here is left in the opposite order."""
         stack, settings, predecessor = self._stack, self.settings, self._predecessor
         known = await self._take_places()
-        engine = await stack.enter_async_context(open_engine(settings.engine))
+        engine = await stack.enter_async_context(
+            open_engine(settings.engine, inherited=self._hold.children)
+        )
         sessions = await stack.enter_async_context(open_sessions(settings))
         keyring = await stack.enter_async_context(open_keyring(sessions.configured, agent=AGENT))
         metrics = build_metrics(engine)
@@ -630,8 +632,10 @@ async def sync_once(
     """
     places = DataDirectory(settings.data_dir)
     async with AsyncExitStack() as stack:
-        stack.enter_context(places.held())
-        engine = await stack.enter_async_context(open_engine(settings.engine))
+        hold = stack.enter_context(places.held())
+        engine = await stack.enter_async_context(
+            open_engine(settings.engine, inherited=hold.children)
+        )
         sessions = await stack.enter_async_context(open_sessions(settings))
         keyring = await stack.enter_async_context(open_keyring(sessions.configured, agent=AGENT))
         bounds = Bounds(room_of(settings))

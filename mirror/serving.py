@@ -71,8 +71,14 @@ logger = structlog.stdlib.get_logger()
 
 
 @asynccontextmanager
-async def open_engine(choice: EngineChoice) -> AsyncIterator[PackEngine]:
+async def open_engine(
+    choice: EngineChoice, *, inherited: int | None = None
+) -> AsyncIterator[PackEngine]:
     """Provide the pack engine that the configuration asks for.
+
+    Args:
+        choice: Which.
+        inherited: A descriptor that its children get.
 
     Raises:
         PackError: It asks for git, and there is none that will do.
@@ -81,7 +87,7 @@ async def open_engine(choice: EngineChoice) -> AsyncIterator[PackEngine]:
         if choice is EngineChoice.DULWICH:
             yield stack.enter_context(closing(DulwichEngine()))
             return
-        spawner = stack.enter_context(closing(Spawner()))
+        spawner = stack.enter_context(closing(Spawner(inherited=inherited)))
         try:
             git = await GitEngine.find(spawner)
         except PackError as error:

@@ -46,10 +46,10 @@ def doctor(
 ) -> None:
     """Examine this machine, the way to the upstreams, and the running service.
 
-    Disk latency, space, file limits; DNS, TCP, TLS and clock of each upstream's host; a poll and a
-    fetch of each upstream, and the same through the mirror; freshness and webhooks; receivers of
-    events. Looks at the first ten repositories, or at those that are named. Exit code 1 when there
-    is a problem.
+    Disk latency, space, file limits; what lies in the data directory, and who may read it; DNS,
+    TCP, TLS and clock of each upstream's host; a poll and a fetch of each upstream, and the same
+    through the mirror; freshness and webhooks; receivers of events. Looks at the first ten
+    repositories, or at those that are named. Exit code 1 when there is a problem.
     """
     settings = load(config_path)
     names = [name.strip("/").removesuffix(".git") for name in repositories]

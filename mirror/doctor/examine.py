@@ -12,6 +12,7 @@ import aiohttp
 from yarl import URL
 
 from mirror.config import AccessKind, RepositorySettings, Settings
+from mirror.doctor.data import examine_data
 from mirror.doctor.finding import Finding, Verdict
 from mirror.doctor.git import examine_mirror, examine_upstream
 from mirror.doctor.host import examine_host
@@ -70,6 +71,9 @@ async def examine(
                 settings.data_dir, reserve=reserve_of(settings), repositories=count, pid=pid
             )
         )
+    )
+    findings += await asyncio.to_thread(
+        lambda: list(examine_data(settings.data_dir, lambda name: settings.find(name) is not None))
     )
     async with AsyncExitStack() as stack:
         session = await stack.enter_async_context(open_session())

@@ -14,8 +14,8 @@ import asyncio
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterable
-from contextlib import aclosing, suppress
+from collections.abc import Callable, Collection, Iterable
+from contextlib import AbstractAsyncContextManager, aclosing, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
@@ -24,7 +24,7 @@ from urllib.parse import quote
 import structlog
 
 from mirror.durable import fsync_directory
-from mirror.errors import LocalError
+from mirror.errors import Damaged, LocalError
 from mirror.metrics import Metrics
 from mirror.refresh.mirror import Mirror
 from mirror.refresh.update import KEPT_SECONDS, Updated, Updater
@@ -34,8 +34,9 @@ from mirror.repository.packing.engine import PackEngine, PackRequest
 from mirror.repository.snapshot import RefSnapshot
 from mirror.repository.swap import exchange
 from mirror.repository.threads import run_to_end
+from mirror.space import disk_trouble
 from mirror.upstream.remote import Remote
-from mirror.wire.names import ObjectId
+from mirror.wire.names import ObjectId, RefName
 
 KEPT_CARRIED_MAX: Final = 200
 """Old tips carried over to a new clone, the latest; each takes a walk of what it reaches."""
@@ -49,6 +50,9 @@ LOOKED_SECONDS: Final = 5.0
 COMPLETE_SECONDS: Final = 3600.0
 """What readers miss although all files are right is looked for so often at most: it takes a walk of
 all that there is."""
+
+MENDED_HERE: Final = frozenset({Kind.AUXILIARY, Kind.HEAD, Kind.CONFIG, Kind.REFS})
+"""What takes nothing from the upstream to make anew."""
 
 logger = structlog.stdlib.get_logger()
 
@@ -65,25 +69,44 @@ class Healer:
         metrics: Metrics,
         *,
         set_aside: Path,
+        alone: Callable[[], AbstractAsyncContextManager[None]] = nullcontext,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """Be ready.
+
+        Args:
+            mirror: The repository.
+            remote: Its upstream.
+            updater: Clones it anew.
+            engine: Indexes and makes packs.
+            metrics: Told of what is found and mended.
+            set_aside: Takes the damaged files, for a look.
+            alone: Keeps everybody else from changing the repository's files meanwhile.
+            clock: Monotonic seconds.
+        """
         self._mirror = mirror
         self._remote = remote
         self._updater = updater
         self._engine = engine
         self._metrics = metrics
         self._set_aside = set_aside
+        self._alone = alone
         self._clock = clock
         self._known: set[Path] = set()
         self._walked_at = float("-inf")
+        self._was_complete = True
         self._log = logger.bind(repository=mirror.name)
 
-    async def heal(self, *, is_damage_met: bool) -> Updated | None:
+    async def heal(
+        self, *, is_damage_met: bool, believed: Collection[RefName] | None = frozenset()
+    ) -> Updated | None:
         """Look for damage and mend it.
 
         Args:
             is_damage_met: Whether an answer has just met some: then nothing that was found right
                 before counts.
+            believed: Refs whose deletion upstream is confirmed; `None` for all that it lists no
+                more.
 
         Returns:
             What is there after the repository was cloned anew; `None` where that was not needed.
@@ -92,6 +115,17 @@ class Healer:
             UpstreamError: It has to be cloned anew, and the upstream did not answer as it should.
             LocalError: Something on this machine failed.
         """
+        try:
+            async with self._alone():
+                return await self._heal(is_damage_met=is_damage_met, believed=believed)
+        except LocalError as error:
+            if (trouble := disk_trouble(error)) is not None and trouble is not error:
+                raise trouble from error
+            raise
+
+    async def _heal(
+        self, *, is_damage_met: bool, believed: Collection[RefName] | None
+    ) -> Updated | None:
         mirror, repository = self._mirror, self._mirror.repository
         if repository is None or mirror.snapshot is None:
             return None
@@ -100,16 +134,19 @@ class Healer:
         is_damage_met = not found and (is_damage_met or mirror.damage is not None)
         self._note(found)
         if found:
-            for one in found:
-                await self._mend(repository, one, found)
+            tried = [await self._mend(repository, one, found) for one in found]
             await asyncio.to_thread(repository.source.rescan)
             found = await asyncio.to_thread(repository.check)
+            failures = [error for error in tried if error is not None]
+            if found and failures and all(one.kind in MENDED_HERE for one in found):
+                self._damaged(str(failures[0]))  # a disk that takes nothing takes no clone either
+                raise failures[0]
         if not found and (not is_damage_met or await self._is_complete(repository)):
             if self._known or mirror.damage is not None:
                 self._healed("locally")
             return None
         self._damaged(str(found[0]) if found else mirror.damage or "objects are missing")
-        updated = await self._clone_anew(repository, mirror.snapshot, found)
+        updated = await self._clone_anew(repository, mirror.snapshot, found, believed)
         self._healed("fetched")
         return updated
 
@@ -138,8 +175,11 @@ class Healer:
 
     async def _mend(
         self, repository: BareRepository, damage: Damage, found: Iterable[Damage]
-    ) -> None:
-        """Make anew what is damaged, if that can be done here; if not, it is found again."""
+    ) -> LocalError | None:
+        """Make anew what is damaged, if that can be done here; if not, it is found again.
+
+        Returns why it can't be done now, where it could be at another time.
+        """
         try:
             match damage.kind:
                 case Kind.AUXILIARY:
@@ -154,8 +194,12 @@ class Healer:
                         await self._index_again(repository, pack)
                 case _:
                     pass
+        except Damaged:
+            return None  # nothing here to make it anew of
         except LocalError as error:
             self._log.warning("not_mended", path=str(damage.path), error=str(error))
+            return error
+        return None
 
     async def _index_again(self, repository: BareRepository, pack: Path) -> None:
         """Make a new index of a sound pack."""
@@ -167,8 +211,8 @@ class Healer:
     async def _is_complete(self, repository: BareRepository) -> bool:
         """Tell whether all that the refs reach is there; read it all, and throw it away."""
         if self._clock() - self._walked_at < COMPLETE_SECONDS:
-            return True
-        self._walked_at = self._clock()
+            return self._was_complete
+        self._walked_at, self._was_complete = self._clock(), True
         snapshot = self._mirror.snapshot
         tips = tuple({ref.oid for ref in snapshot.refs}) if snapshot is not None else ()
         if not tips:
@@ -181,17 +225,23 @@ class Healer:
                     pass
         except LocalError as error:
             self._log.warning("objects_missing", error=str(error))
+            self._was_complete = False  # until it was cloned anew, however often that is tried
             return False
         return True
 
     # --- from the upstream -----------------------------------------------------------------------
 
     async def _clone_anew(
-        self, repository: BareRepository, before: RefSnapshot, found: list[Damage]
+        self,
+        repository: BareRepository,
+        before: RefSnapshot,
+        found: list[Damage],
+        believed: Collection[RefName] | None,
     ) -> Updated:
         mirror = self._mirror
+        beside = self._updater.cloned_beside(mirror, self._remote, believed=believed)
         try:
-            async with self._updater.cloned_beside(mirror, self._remote) as (staged, digest):
+            async with beside as (staged, digest):
                 stored = await asyncio.to_thread(staged.read_refs)
                 snapshot = self._updater.snapshot_after(before, stored)
                 changes = snapshot.changes_since(before)

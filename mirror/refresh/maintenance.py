@@ -9,8 +9,8 @@ There is one of these per data directory, in the process that refreshes.
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import asynccontextmanager, suppress
 from typing import Final
 
 import structlog
@@ -78,6 +78,7 @@ class Maintainer:
         self._waiting: dict[str, Mirror] = {}  # in the order of their turns
         self._has_waiting = asyncio.Event()
         self._current: tuple[str, asyncio.Task[None]] | None = None
+        self._paused: set[str] = set()
 
     def published(self, mirror: Mirror) -> None:
         """Take note that a repository changed: look at it if it may need something."""
@@ -96,6 +97,25 @@ class Maintainer:
         """Leave a repository alone that is to be removed; ends what is done to it."""
         self._waiting.pop(name, None)
         self._records.pop(name, None)
+        await self._give_up(name)
+
+    @asynccontextmanager
+    async def paused(self, name: str) -> AsyncIterator[None]:
+        """Leave a repository alone while it is mended; ends what is done to it.
+
+        Another directory may be in its place afterwards: what was begun in the one before must not
+        go on there. It is looked at anew then.
+        """
+        self._paused.add(name)
+        try:
+            await self._give_up(name)
+            yield
+        finally:
+            self._paused.discard(name)
+            self._records.pop(name, None)
+            self._has_waiting.set()
+
+    async def _give_up(self, name: str) -> None:
         if self._current is not None and self._current[0] == name:
             self._current[1].cancel()
             await asyncio.wait((self._current[1],))
@@ -104,8 +124,7 @@ class Maintainer:
         """Work until cancelled."""
         next_look_at = self._clock() + FIRST_LOOK_SECONDS
         while True:
-            while self._waiting:
-                name = next(iter(self._waiting))
+            while (name := self._next()) is not None:
                 await self._take_turn(self._waiting.pop(name))
             if self._clock() >= next_look_at:
                 next_look_at = self._clock() + LOOK_SECONDS
@@ -116,6 +135,9 @@ class Maintainer:
             with suppress(TimeoutError):
                 async with asyncio.timeout(next_look_at - self._clock()):
                     await self._has_waiting.wait()
+
+    def _next(self) -> str | None:
+        return next((name for name in self._waiting if name not in self._paused), None)
 
     async def _take_turn(self, mirror: Mirror) -> None:
         """Look at one repository, in a task that `forget` may end."""

@@ -336,13 +336,13 @@ class Refresher:
         """Refresh the repository; first it is mended, where it is damaged."""
         mirror = self.mirror
         is_damage_met, accepts = Trigger.DAMAGE in triggers, Trigger.ACCEPT in triggers
+        expected = [one.change for one in self._expected]
+        believed = None if accepts else {one.ref for one in expected if one.after is None}
         if self._healer is not None and (is_damage_met or mirror.damage is not None):
-            healed = await self._healer.heal(is_damage_met=is_damage_met)
+            healed = await self._healer.heal(is_damage_met=is_damage_met, believed=believed)
             if healed is not None:
-                self._is_indexed = False
                 return healed
         try:
-            expected = [one.change for one in self._expected]
             return await self._updater.update(
                 mirror, self._remote, expected, accepts_deletions=accepts
             )
@@ -350,7 +350,7 @@ class Refresher:
             if self._healer is None:
                 raise
             mirror.damage = mirror.damage or str(error)
-            healed = await self._healer.heal(is_damage_met=True)
+            healed = await self._healer.heal(is_damage_met=True, believed=believed)
             if healed is None:  # mended here
                 return await self._updater.update(mirror, self._remote, accepts_deletions=accepts)
             return healed

@@ -3,9 +3,10 @@
 Every repository within `scrub_interval`, and with them the packs made for readers, bundles and LFS
 objects: what lies unread for months is found damaged before somebody needs it. Slowly: so many
 bytes a second at most, in one thread that reads and hashes in slices, for both leave the
-interpreter to others. What is read is dropped from the page cache again, so that the next time it
-comes from the disk. What is wrong with a repository is its refresher's to mend; a pack, a bundle or
-an LFS object is removed, and made or fetched anew when it is asked for.
+interpreter to others. What was not in the page cache is dropped from it again: what is served stays
+there, and what nobody reads comes from the disk the next time, too. What is wrong with a repository
+is its refresher's to mend; a pack, a bundle or an LFS object is removed, and made or fetched anew
+when it is asked for.
 
 There is one of these per data directory, in the process that refreshes.
 """
@@ -157,7 +158,9 @@ class Scrubber:
     def _read(self, repository: BareRepository) -> list[Damage] | None:
         try:
             # With findings of its own: who builds a pack is not to wait for this slow look.
-            return repository.check(self._pace, soundness=Soundness(repository.objects))
+            return repository.check(
+                self._pace, soundness=Soundness(repository.objects, leaves_cache=True)
+            )
         except _Stopped:
             return None
 

@@ -19,7 +19,7 @@ from typing import Final
 from urllib.parse import quote
 
 from mirror.durable import fsync_directory, make_directories
-from mirror.errors import LocalError
+from mirror.errors import LocalError, RefsVanished
 from mirror.refresh.bounds import Bounds
 from mirror.refresh.doubt import Doubt
 from mirror.refresh.mirror import Mirror, Progress
@@ -261,18 +261,33 @@ class Updater:
 
     @asynccontextmanager
     async def cloned_beside(
-        self, mirror: Mirror, remote: Remote
+        self, mirror: Mirror, remote: Remote, *, believed: Collection[RefName] | None
     ) -> AsyncIterator[tuple[BareRepository, bytes]]:
         """Clone a repository anew, for what is there is damaged; what is served stays as it is.
 
         Provides the clone, in the staging directory, which is removed in the end, and the digest of
-        what the upstream listed.
+        what the upstream listed. Of refs that vanished, the deletion of those in `believed` is
+        confirmed; `None`: of all.
 
         Raises:
+            RefsVanished: So many refs vanished that their deletion is not believed yet: what is
+                served, damaged or not, is all that there is of them.
             UpstreamError: The upstream did not answer as it should.
             LocalError: Something on this machine failed.
         """
         listing = await self._list_anew(mirror, remote)
+        if mirror.repository is not None and mirror.snapshot is not None:
+            news = await asyncio.to_thread(compare, mirror, mirror.repository, listing)
+            await asyncio.to_thread(
+                self._doubt.without_doubtful, mirror, mirror.snapshot, listing, news, believed
+            )
+            if mirror.vanishing is not None:
+                raise RefsVanished(
+                    f"the upstream lists {len(mirror.vanishing.since)} refs less, and the mirror is"
+                    " damaged; it is cloned anew once they are listed again, or that has gone on"
+                    f" for {mirror.settings.refs_vanish_after_seconds:.0f} s (refs_vanish_after);"
+                    f" if they were deleted, run git-mirror sync {mirror.name} --accept-deletions"
+                )
         alone = Mirror(mirror.settings, mirror.path)
         alone.watch = lambda one: mirror.report(one.progress)
         receiver = Receiver(self._engine, alone, remote, self.bounds)

@@ -8,16 +8,19 @@ that they reach is there. Each step is durable before the next: objects, then re
 Tips that a force-push or a deletion took away are kept under `refs/git-mirror/kept/<until>/<id>`
 (seconds since the epoch), in the same file and thus the same atomic step.
 
+`git-mirror-refs` is a second copy of the refs, written in the same step and before `packed-refs`,
+so that it never is older than what was published: it is read where `packed-refs` is damaged.
+
 What is read is checked: refs by `refs_file`, objects by `objects`, the configuration by a line of
-its own. What can be made anew from the rest (HEAD, the configuration) is, at the next start or by
-`mend`; the rest is for the refresher, which fetches it again.
+its own. What can be made anew from the rest (HEAD, the configuration, one of the two files of refs)
+is, at the next start or by `mend`; the rest is for the refresher, which fetches it again.
 """
 
 import hashlib
 import io
 import os
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,7 +31,12 @@ from dulwich.repo import Repo
 
 from mirror.durable import fsync_directory
 from mirror.errors import Damaged, LocalError, ProtocolError
-from mirror.repository.clearing import QUARANTINE_PREFIX, clear_leftovers, unfinished
+from mirror.repository.clearing import (
+    QUARANTINE_PREFIX,
+    clear_leftovers,
+    remove_packs,
+    unfinished,
+)
 from mirror.repository.graph import CommitGraph
 from mirror.repository.integrity import CHECKED_SECONDS, Damage, Kind, OnRead, Soundness, pass_over
 from mirror.repository.leftovers import Leftovers
@@ -46,6 +54,8 @@ from mirror.wire.ref_table import Chunk, RefTable, packed_lines, parse_packed_li
 KEPT_PREFIX: Final = b"refs/git-mirror/kept/"
 """Ours alone: never taken from an upstream, never advertised."""
 
+_REFS: Final = "packed-refs"
+_COPY: Final = "git-mirror-refs"
 _CONFIRMED: Final = "git-mirror-confirmed"  # an empty file: its time is what counts
 _SCRUBBED: Final = "git-mirror-scrubbed"  # as well
 _CONFIG_SUM: Final = b"# git-mirror "  # and the SHA-256 of what follows that line
@@ -131,13 +141,17 @@ class BareRepository:
         self.graph = CommitGraph(source, index=self.objects / "info" / "commit-graph")
         self._leftovers = Leftovers()
         self.soundness = Soundness(self.objects)
-        self._packed_refs: tuple[Identity, StoredRefs] | None = None
+        self._packed_refs: tuple[Identity | None, StoredRefs] | None = None
         self._kept_table: tuple[Mapping[ObjectId, int], RefTable] = ({}, RefTable())
         self.confirmed_before = _modified_at(path / _CONFIRMED)
         """When the upstream had confirmed the refs, as far as was known when this was opened."""
         self.scrubbed_before = _modified_at(path / _SCRUBBED) or _modified_at(path / "config")
         """When all files had been checked, or cloned, as far as was known when this was opened."""
         self._place = _inode(path)
+        self.found: tuple[Damage, ...] = ()
+        """What was damaged when this was opened, and could be made anew from the rest."""
+        self.not_mended: str | None = None
+        """Why it could not be written anew; what is sound is served all the same."""
 
     @classmethod
     def create(cls, path: Path, *, upstream_url: str) -> Self:
@@ -152,7 +166,8 @@ class BareRepository:
             (path / "config").write_bytes(_config(upstream_url))
             head = (path / "HEAD").read_bytes()
             refs = encode_refs(b"", upstream=upstream_url, head=head)
-            (path / "packed-refs").write_bytes(refs)
+            for name in (_COPY, _REFS):
+                (path / name).write_bytes(refs)
         except OSError as error:
             raise LocalError(f"can't create the repository {path}: {error.strerror}") from error
         return cls.open(path)
@@ -161,7 +176,8 @@ class BareRepository:
     def open(cls, path: Path, *, upstream_url: str | None = None) -> Self:
         """Open the repository at `path`, clear away what a crash may have left, and `mend` it.
 
-        Packs that are damaged are passed over.
+        Packs that are damaged are passed over. Where nothing can be written, what is to be mended
+        is noted in `not_mended`.
 
         Args:
             path: Where it is.
@@ -185,23 +201,36 @@ class BareRepository:
         repository = cls(path, ObjectSource(path / "objects", passes_over=True), url)
         repository._leftovers = leftovers
         try:
-            repository.mend()
+            repository.read_refs()
+            try:
+                repository.found = repository.mend()
+            except LocalError as error:
+                repository.not_mended = str(error)
         except BaseException:
             repository.close()
             raise
         return repository
 
     @classmethod
-    def open_beside(cls, path: Path) -> Self:
+    def open_beside(cls, path: Path, *, upstream_url: str | None = None) -> Self:
         """Open the repository at `path` to read it, while another process writes to it.
 
         What looks like a leftover may be that process's work of this moment, and stays.
 
+        Args:
+            path: Where it is.
+            upstream_url: What it should mirror, which counts where its configuration is damaged.
+
         Raises:
             LocalError: It is not a repository that can be read.
         """
-        source = ObjectSource(path / "objects", passes_over=True)
-        return cls(path, source, upstream_url_of(path))
+        try:
+            url = upstream_url_of(path)
+        except Damaged:
+            if upstream_url is None:
+                raise
+            url = upstream_url
+        return cls(path, ObjectSource(path / "objects", passes_over=True), url)
 
     def close(self) -> None:
         """Release the mapped packs."""
@@ -210,18 +239,34 @@ class BareRepository:
     # --- refs ----------------------------------------------------------------------------------
 
     def read_refs(self) -> StoredRefs:
-        """Read all refs from disk.
+        """Read all refs from disk; where they are damaged, from their copy.
 
         Raises:
-            Damaged: They are not what was written.
+            Damaged: Both are not what was written.
             LocalError: They can't be read.
         """
-        path = self.path / "packed-refs"
+        now = _identity(self.path / _REFS)
+        if self._packed_refs is None or self._packed_refs[0] != now:
+            try:
+                self._packed_refs = (now, self._read_file(_REFS))
+            except LocalError:
+                try:
+                    self._packed_refs = (now, self._read_file(_COPY))
+                except LocalError:
+                    self._packed_refs = None
+                if self._packed_refs is None:
+                    raise
+        return self._packed_refs[1]
+
+    def _read_file(self, name: str) -> StoredRefs:
+        """Read one of the files of refs.
+
+        Raises:
+            Damaged: It is not what was written.
+            LocalError: It can't be read.
+        """
         try:
-            now = identity(path)
-            if self._packed_refs is None or self._packed_refs[0] != now:
-                self._packed_refs = (now, self._parse_refs(path.read_bytes()))
-            return self._packed_refs[1]
+            return self._parse_refs((self.path / name).read_bytes())
         except OSError as error:
             raise LocalError(f"the refs of {self.path} can't be read: {error}") from error
         except (ValueError, ProtocolError) as error:
@@ -237,7 +282,9 @@ class BareRepository:
         lines = (packed_lines(chunk.lines) for chunk in self._with_kept(refs, stored.kept))
         head = head_content(stored.head_target, stored.head)
         content = encode_refs(b"".join(lines), upstream=self.upstream_url, head=head)
-        contents = {"packed-refs": content}
+        # The copy first: whatever a crash leaves of this, it is not older than what is served. Both
+        # names are durable before anything is published.
+        contents = {_COPY: content, _REFS: content}
         try:
             if not (self.path / "HEAD").exists() or (self.path / "HEAD").read_bytes() != head:
                 contents["HEAD"] = head
@@ -246,9 +293,10 @@ class BareRepository:
                 _write_durably(self.path / f"{name}.tmp", content)
             for name in contents:
                 (self.path / f"{name}.tmp").rename(self.path / name)
-                fsync_directory(self.path)
+                if name != _COPY:
+                    fsync_directory(self.path)
             written = StoredRefs(refs, *parse_head(head), dict(stored.kept))
-            self._packed_refs = (identity(self.path / "packed-refs"), written)
+            self._packed_refs = (identity(self.path / _REFS), written)
         except OSError as error:
             for name in contents:  # a full disk needs the room
                 with suppress(OSError):
@@ -323,12 +371,18 @@ class BareRepository:
         found: list[Damage] = []
         try:
             # Not what is in memory, and not by way of it: that may be right.
-            parsed = self._parse_refs((self.path / "packed-refs").read_bytes())
+            parsed = self._parse_refs((self.path / _REFS).read_bytes())
             head = head_content(parsed.head_target, parsed.head)
             if (self.path / "HEAD").read_bytes() != head:
                 found.append(Damage(Kind.HEAD, self.path / "HEAD", "it is not what was written"))
         except (OSError, ValueError, ProtocolError) as error:
-            found.append(Damage(Kind.REFS, self.path / "packed-refs", str(error)))
+            found.append(Damage(Kind.REFS, self.path / _REFS, str(error)))
+        try:
+            parse_refs((self.path / _COPY).read_bytes())
+        except FileNotFoundError:
+            pass  # made at the next start, or the next change
+        except (OSError, ValueError) as error:
+            found.append(Damage(Kind.REFS, self.path / _COPY, str(error)))
         try:
             upstream_url_of(self.path)
         except LocalError as error:
@@ -343,29 +397,47 @@ class BareRepository:
         ]
         return found
 
-    def mend(self) -> None:
-        """Make anew what can be, from the refs and what is known: HEAD, the configuration.
+    def mend(self) -> tuple[Damage, ...]:
+        """Make anew what can be from the rest: HEAD, the configuration, a file of refs.
+
+        Returns:
+            What was damaged. A copy of the refs that is not there, or is of before a crash, is not.
 
         Raises:
-            Damaged: The refs are.
+            Damaged: The refs are, and their copy.
             LocalError: They can't be read, or nothing can be written.
         """
         stored = self.read_refs()
         head = head_content(stored.head_target, stored.head)
+        found: list[Damage] = []
         anew: dict[str, bytes] = {}
         try:
             try:
                 upstream_url_of(self.path)
-            except Damaged:
+            except Damaged as error:
                 anew["config"] = _config(self.upstream_url)
-            if not (self.path / "HEAD").exists() or (self.path / "HEAD").read_bytes() != head:
+                found.append(Damage(Kind.CONFIG, self.path / "config", str(error)))
+            try:
+                self._read_file(_REFS)
+            except LocalError as error:
+                anew[_REFS] = (self.path / _COPY).read_bytes()
+                found.append(Damage(Kind.REFS, self.path / _REFS, str(error)))
+            else:
+                if (refs := (self.path / _REFS).read_bytes()) != _content(self.path / _COPY):
+                    anew[_COPY] = refs
+            if _content(self.path / "HEAD") != head:
                 anew["HEAD"] = head
+                found.append(Damage(Kind.HEAD, self.path / "HEAD", "it is not what the refs say"))
             for name, content in anew.items():
                 _write_durably(self.path / f"{name}.tmp", content)
                 (self.path / f"{name}.tmp").rename(self.path / name)
                 fsync_directory(self.path)
         except OSError as error:
+            for name in anew:  # a full disk needs the room
+                with suppress(OSError):
+                    (self.path / f"{name}.tmp").unlink(missing_ok=True)
             raise LocalError(f"can't mend {self.path}: {error.strerror}") from error
+        return tuple(found)
 
     def write_known_refs(self) -> None:
         """Write the refs that were read or written last, in the place of damaged ones.
@@ -430,6 +502,22 @@ class BareRepository:
                 total += file.stat().st_size
         return total
 
+    def remove_packs(self, names: Collection[str]) -> None:
+        """Remove packs of which all that counts is in others: see `clearing.remove_packs`.
+
+        Raises:
+            LocalError: One can't be removed, or another repository is in the place of this one,
+                which may have a pack of the same name.
+        """
+        if self.was_replaced():
+            raise LocalError(f"{self.path} was cloned anew meanwhile")
+        try:
+            remove_packs(self.objects / "pack", names)
+        except OSError as error:
+            raise LocalError(f"can't remove packs of {self.path}: {error.strerror}") from error
+        finally:
+            self.source.rescan()
+
     def clear_unfinished(self) -> None:
         """Remove what a repack that was ended left; for when none is under way. Blocking."""
         for file in unfinished(self.objects):
@@ -483,11 +571,26 @@ def upstream_url_of(path: Path) -> str:
         config = ConfigFile.from_file(io.BytesIO(content))
         return config.get((b"remote", b"origin"), b"url").decode()
     except FileNotFoundError as error:
-        if (path / "packed-refs").exists():
+        if (path / _REFS).exists():
             raise Damaged(f"{path / 'config'} is gone") from error
         raise LocalError(f"{path} is not a mirror: {error}") from error
     except (OSError, KeyError, ValueError) as error:
         raise LocalError(f"{path} is not a mirror: {error}") from error
+
+
+def _identity(path: Path) -> Identity | None:
+    try:
+        return identity(path)
+    except OSError:
+        return None
+
+
+def _content(path: Path) -> bytes | None:
+    """Return what is in a file; `None` where it can't be read."""
+    try:
+        return path.read_bytes()
+    except OSError:
+        return None
 
 
 def _modified_at(path: Path) -> float | None:

@@ -23,7 +23,7 @@ from typing import BinaryIO, Final
 
 from mirror.durable import fsync_directory, make_directories
 from mirror.errors import LocalError, ProtocolError
-from mirror.repository.integrity import OnRead, pass_over
+from mirror.repository.integrity import OnRead, in_slices, pass_over
 from mirror.wire.bundles import (
     BUNDLE_NAME,
     Bundle,
@@ -185,7 +185,7 @@ class BundleShelf:
             try:
                 digest = hashlib.sha256()
                 with (self._directory / bundle.name).open("rb", buffering=0) as file:
-                    while piece := file.read(_READ_BYTES):
+                    for piece in in_slices(file):
                         digest.update(piece)
                         on_read(len(piece))
             except OSError:

@@ -9,7 +9,9 @@ Read only: it may look at a repository that another process works on. Files come
 one that is gone is not damaged. Blocking work; SHA-1 and reading leave the interpreter to others.
 """
 
+import errno
 import hashlib
+import io
 import os
 import threading
 import time
@@ -23,6 +25,9 @@ from mirror.errors import Damaged
 from mirror.repository.objects import Identity, identity
 
 READ_BYTES: Final = 1 << 20
+
+STEP_BYTES: Final = 64 << 10
+"""What is read, and dropped from the page cache again, where it begins with what is not there."""
 
 CHECKED_SECONDS: Final = 60.0
 """What was read whole and found right so lately counts as right, while the file is the same: it is
@@ -95,30 +100,88 @@ def checksummed_files(objects: Path) -> Iterator[tuple[Kind, Path]]:
     yield from ((Kind.PACK, pack) for pack in packs)
 
 
-def check_file(path: Path, on_read: OnRead = pass_over) -> str | None:
-    """Return what is wrong with a file that ends with its SHA-1; `None` for nothing, or gone."""
+def check_file(
+    path: Path, on_read: OnRead = pass_over, *, leaves_cache: bool = False
+) -> str | None:
+    """Return what is wrong with a file that ends with its SHA-1; `None` for nothing, or gone.
+
+    Args:
+        path: The file.
+        on_read: Told of what is read.
+        leaves_cache: Whether the page cache is to be as it was before: see `in_slices`.
+    """
     digest = hashlib.sha1(usedforsecurity=False)
     try:
         with path.open("rb", buffering=0) as file:
             left = os.fstat(file.fileno()).st_size - _CHECKSUM_BYTES
             if left < 0:
                 return "it is cut off"
-            buffer = bytearray(READ_BYTES)
-            view = memoryview(buffer)
-            while left > 0:
-                count = file.readinto(view[: min(left, READ_BYTES)])
-                if not count:
-                    return "it is cut off"
-                digest.update(view[:count])
-                left -= count
-                on_read(count)
-            if file.read(_CHECKSUM_BYTES) != digest.digest():
+            end = b""
+            for piece in in_slices(file, leaves_cache=leaves_cache):
+                content = piece[:left]
+                digest.update(content)
+                left -= len(content)
+                end += piece[len(content) :]
+                on_read(len(piece))
+            if left > 0:
+                return "it is cut off"
+            if end != digest.digest():
                 return "its checksum is not right"
     except FileNotFoundError:
         return None
     except OSError as error:  # a disk that can't read it: as good as damaged
         return f"it can't be read: {error.strerror}"
     return None
+
+
+def in_slices(file: io.FileIO, *, leaves_cache: bool = True) -> Iterator[memoryview]:
+    """Yield what is in a file, in slices that hold until the next one is asked for. Blocking.
+
+    With `leaves_cache` what was not in the page cache is dropped from it again once it was read:
+    who reads everything now and then must not push out what others read all the time, and is to see
+    the disk itself the next time. What was there stays there. Which it is, the kernel says by
+    reading at first only what needs no disk; and it is told not to read ahead, or else what comes
+    next would seem to have been there.
+
+    Raises:
+        OSError: It can't be read.
+    """
+    descriptor, offset = file.fileno(), 0
+    view = memoryview(bytearray(READ_BYTES))
+    if leaves_cache:
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)
+    while True:
+        filled = 0
+        while filled < READ_BYTES:
+            step = view[filled : filled + STEP_BYTES] if leaves_cache else view[filled:]
+            count = _read(descriptor, step, offset + filled, leaves_cache=leaves_cache)
+            if not count:
+                break
+            filled += count
+        if not filled:
+            return
+        yield view[:filled]
+        offset += filled
+
+
+def _read(descriptor: int, view: memoryview, offset: int, *, leaves_cache: bool) -> int:
+    """Fill `view` as far as the file goes; drop what was not in the page cache."""
+    if not leaves_cache:
+        return os.preadv(descriptor, [view], offset)
+    count = 0
+    try:
+        count = os.preadv(descriptor, [view], offset, os.RWF_NOWAIT)
+    except BlockingIOError:
+        pass  # it begins with what is not there
+    except OSError as error:
+        if error.errno != errno.EOPNOTSUPP:
+            raise
+        # A file system that does not tell: what is hot is to stay.
+        return os.preadv(descriptor, [view], offset)
+    while count < len(view) and (more := os.preadv(descriptor, [view[count:]], offset + count)):
+        os.posix_fadvise(descriptor, offset + count, more, os.POSIX_FADV_DONTNEED)
+        count += more
+    return count
 
 
 def check_pairs(objects: Path) -> Iterator[Damage]:
@@ -158,8 +221,22 @@ class Soundness:
         damage: What was found wrong at the last look, by the file's name.
     """
 
-    def __init__(self, objects: Path, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        objects: Path,
+        *,
+        leaves_cache: bool = False,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Know nothing yet.
+
+        Args:
+            objects: The object directory.
+            leaves_cache: Whether looking is to leave the page cache as it is.
+            clock: Monotonic seconds.
+        """
         self._objects = objects
+        self._leaves_cache = leaves_cache
         self._clock = clock
         self._checking = threading.Lock()
         self._sound: dict[Path, tuple[Identity, float]] = {}
@@ -187,7 +264,7 @@ class Soundness:
                     sound[path] = known
                     continue
                 at = self._clock()
-                reason = check_file(path, on_read)
+                reason = check_file(path, on_read, leaves_cache=self._leaves_cache)
                 if reason is None:
                     sound[path] = (now, at)
                 elif path.exists():

@@ -30,7 +30,7 @@ import structlog
 
 from mirror.durable import fsync_directory, make_directories
 from mirror.errors import LocalError, UpstreamUnavailable
-from mirror.repository.integrity import Damage, Kind, OnRead
+from mirror.repository.integrity import Damage, Kind, OnRead, in_slices
 from mirror.space import Room
 from mirror.wire.lfs import Pointer
 
@@ -219,7 +219,7 @@ class LfsStore:
             digest = hashlib.sha256()
             try:
                 with path.open("rb", buffering=0) as file:
-                    while piece := file.read(_READ_BYTES):
+                    for piece in in_slices(file):
                         digest.update(piece)
                         on_read(len(piece))
             except FileNotFoundError:

@@ -199,7 +199,7 @@ def _load(mirror: Mirror, news: SnapshotNews, agent: bytes) -> tuple[BareReposit
     """
     repository = mirror.repository
     if repository is None or repository.was_replaced():
-        repository = BareRepository.open_beside(mirror.path)
+        repository = BareRepository.open_beside(mirror.path, upstream_url=mirror.settings.upstream)
     else:
         repository.source.rescan()  # now, not at the first object that a reader lacks
     if news.base is not None:

@@ -1,6 +1,9 @@
 """Every bit of the small files, and of what lies beside the repositories."""
 
+import ctypes
 import hashlib
+import mmap
+import os
 import random
 from pathlib import Path
 
@@ -8,8 +11,9 @@ import pytest
 
 from mirror.access.tokens import Tokens, create_token
 from mirror.errors import LocalError
+from mirror.repository import bare, integrity
 from mirror.repository.bare import BareRepository, StoredRefs, upstream_url_of
-from mirror.repository.integrity import Kind, pass_over
+from mirror.repository.integrity import Kind, check_file, pass_over
 from mirror.repository.lfs_store import LfsStore
 from mirror.repository.packing import pack_store
 from mirror.repository.packing.pack_store import PackKey, PackStore
@@ -34,15 +38,77 @@ def repository(tmp_path: Path) -> BareRepository:
 def test_no_flipped_bit_in_packed_refs_makes_other_refs(repository: BareRepository) -> None:
     file = repository.path / "packed-refs"
     right = repository.read_refs()
+    copy = repository.path / "git-mirror-refs"
     found = 0
     for bit in range(8 * file.stat().st_size):
         flip(file, bit)
-        with pytest.raises(LocalError):
-            BareRepository.open_beside(repository.path).read_refs()
+        assert BareRepository.open_beside(repository.path).read_refs() == right  # of the copy
         found += 1
+        if bit % 8 == found // 8 % 8:  # each of the bytes, and of the bits
+            flip(copy, 1500)
+            with pytest.raises(LocalError):
+                BareRepository.open_beside(repository.path).read_refs()
+            flip(copy, 1500)
         flip(file, bit)
     assert found > 2000
+    flip(copy, 1500)
     assert BareRepository.open_beside(repository.path).read_refs() == right
+
+
+def test_the_copy_of_the_refs_is_never_older_than_they_are(
+    repository: BareRepository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, copy = (repository.path / name for name in ("packed-refs", "git-mirror-refs"))
+    before = copy.read_bytes()
+    assert before == file.read_bytes()
+    rename = Path.rename
+    renamed: list[Path] = []
+
+    def cut_off(path: Path, target: Path) -> Path:
+        if renamed:
+            raise OSError(5, "the power is gone")
+        renamed.append(target)
+        return rename(path, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "rename", cut_off)
+        with pytest.raises(LocalError):
+            repository.write_refs(StoredRefs(RefTable.of([Ref(MAIN, OID)]), MAIN, None))
+    assert renamed == [copy]
+    assert file.read_bytes() == before != copy.read_bytes()
+    # What was not published is not kept: the copy of before a crash is made anew, too.
+    for one in (copy.read_bytes(), b""):
+        copy.write_bytes(one)
+        opened = BareRepository.open(repository.path)
+        assert opened.found == ()
+        opened.close()
+        assert copy.read_bytes() == before
+
+
+def test_what_is_damaged_on_a_disk_that_takes_nothing_is_served_all_the_same(
+    repository: BareRepository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = repository.read_refs()
+    files = [repository.path / name for name in ("packed-refs", "HEAD", "config")]
+    contents = [file.read_bytes() for file in files]
+    for file in files:
+        flip(file, 100)
+    with monkeypatch.context() as patched:
+
+        def refuse(path: Path, content: bytes) -> None:
+            raise OSError(30, "Read-only file system")
+
+        patched.setattr(bare, "_write_durably", refuse)
+        opened = BareRepository.open(repository.path, upstream_url=URL)
+    assert opened.read_refs() == right
+    assert opened.not_mended is not None
+    assert "Read-only file system" in opened.not_mended
+    assert opened.upstream_url == URL
+    kinds = {Kind.REFS, Kind.CONFIG}  # HEAD is compared with refs that are right
+    assert {one.kind for one in opened.check()} == kinds
+    assert {one.kind for one in opened.mend()} == {*kinds, Kind.HEAD}
+    assert [file.read_bytes() for file in files] == contents
+    opened.close()
 
 
 def test_refs_are_written_again_from_memory(repository: BareRepository) -> None:
@@ -142,3 +208,40 @@ def test_a_damaged_lfs_object_is_removed_by_the_scrub(tmp_path: Path) -> None:
     assert (damage.kind, damage.path) == (Kind.LFS_OBJECT, file)
     assert not store.is_stored(pointer)
     assert store.stored_bytes == 0
+
+
+def test_a_scrub_leaves_the_page_cache_as_it_was(tmp_path: Path) -> None:
+    file = tmp_path / "pack-x.pack"
+    content = random.Random(3).randbytes(3 << 20)
+    with file.open("wb") as opened:
+        opened.write(content + hashlib.sha1(content, usedforsecurity=False).digest())
+        os.fsync(opened.fileno())
+    with file.open("rb", buffering=0) as opened:
+        os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        if cached(file):
+            pytest.skip("the file system of the temporary directory keeps all in memory")
+        os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_RANDOM)  # no reading ahead
+        for place in (0, 11, 32):  # what others read all the time
+            os.pread(opened.fileno(), 2 * integrity.STEP_BYTES, place * integrity.STEP_BYTES)
+    hot = cached(file)
+    assert len(hot) == 3 * 2 * integrity.STEP_BYTES // mmap.PAGESIZE
+    read: list[int] = []
+    assert check_file(file, read.append, leaves_cache=True) is None
+    assert sum(read) == len(content) + 20
+    assert cached(file) == hot
+    assert check_file(file) is None
+    assert len(cached(file)) > 700
+
+
+def cached(file: Path) -> set[int]:
+    """Return the numbers of the pages of a file that are in the page cache."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    with file.open("rb") as opened:
+        mapped = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_COPY)
+    place = ctypes.c_char.from_buffer(mapped)
+    pages = (ctypes.c_ubyte * -(-len(mapped) // mmap.PAGESIZE))()
+    address, size = ctypes.c_void_p(ctypes.addressof(place)), ctypes.c_size_t(len(mapped))
+    assert libc.mincore(address, size, pages) == 0
+    del place
+    mapped.close()
+    return {number for number, page in enumerate(pages) if page & 1}

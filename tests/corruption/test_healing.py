@@ -1,5 +1,6 @@
 """What is damaged is mended: by the refresher, in every process, with the old tips."""
 
+import asyncio
 from pathlib import Path
 
 import pytest
@@ -7,9 +8,12 @@ from click.testing import CliRunner
 
 from mirror.cli import main
 from mirror.demo.forge import Faults, HttpBackend
+from mirror.errors import RefsVanished
 from mirror.metrics import Metrics
 from mirror.refresh.refresher import Trigger
 from mirror.refresh.scrub import Scrubber
+from mirror.repository import maintenance
+from mirror.repository.bare import BareRepository
 from mirror.wire.names import ObjectId
 from tests.corruption.world import NO_CACHE, Judge, files_of, flip, furnish, grow
 from tests.git_client import GitClient, Upstream
@@ -123,6 +127,57 @@ async def test_a_pack_whose_objects_are_gone_is_fetched_again(
         running.mirror().damage = "objects are missing"
         await mended(running)
         await judge.ask(must_succeed=True)
+
+
+@pytest.mark.parametrize("left", [0, 1])
+async def test_refs_that_vanish_while_it_is_damaged_are_kept_until_it_is_confirmed(
+    left: int, grown: Upstream, forge: HttpBackend, git_client: GitClient, tmp_path: Path
+) -> None:
+    """The damaged mirror is then all that there is of them."""
+    grown.branches({f"more-{number}": "main" for number in range(20)})
+    async with mirroring(forge, tmp_path / "m", engine="auto", sections=NO_CACHE) as running:
+        refs = grown.refs()
+        rot(running.mirror().path)
+        for name in list(refs)[left:]:
+            grown.delete_ref(name)
+        for _ in range(2):
+            with pytest.raises(RefsVanished, match="accept-deletions"):
+                await running.hosted().refresher.request(Trigger.DAMAGE)
+        assert running.mirror().damage is not None
+        assert await git_client.ls_remote(running.url(), "--refs") == refs
+        await running.hosted().refresher.request(Trigger.ACCEPT)
+        assert running.mirror().damage is None
+        assert await git_client.ls_remote(running.url(), "--refs") == grown.refs()
+        kept = running.mirror().repository
+        assert kept is not None
+        assert kept.check(since=0.0) == []
+
+
+async def test_maintenance_leaves_alone_what_is_mended(
+    grown: Upstream, forge: HttpBackend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with mirroring(forge, tmp_path / "m", engine="git", sections=NO_CACHE) as running:
+        maintainer, begun = running.service.maintainer, asyncio.Event()
+        assert maintainer is not None
+        ended: list[BareRepository] = []
+
+        async def merge(repository: BareRepository, before: object) -> None:
+            begun.set()
+            try:
+                await asyncio.Event().wait()
+            finally:
+                ended.append(repository)
+
+        monkeypatch.setattr(maintainer, "_merge", merge)
+        monkeypatch.setattr(maintenance, "INDEXED_BYTES_MIN", 1)
+        maintainer._records.clear()
+        before = running.mirror().repository
+        maintainer.published(running.mirror())
+        await begun.wait()
+        rot(running.mirror().path)
+        await mended(running)
+        assert ended == [before]
+        assert running.mirror().repository is not before
 
 
 async def test_the_scrub_finds_damage_that_nobody_reads_and_has_it_mended(

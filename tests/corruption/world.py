@@ -50,6 +50,7 @@ def files_of(path: Path) -> dict[str, list[Path]]:
         "bitmap": packs.glob("*.bitmap"),
         "commit-graph": (path / "objects/info").glob("commit-graph"),
         "packed-refs": path.glob("packed-refs"),
+        "copy of the refs": path.glob("git-mirror-refs"),
         "HEAD": path.glob("HEAD"),
         "config": path.glob("config"),
     }

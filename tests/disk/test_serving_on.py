@@ -9,6 +9,7 @@ import pytest
 from mirror.demo.forge import HttpBackend
 from mirror.refresh import disk_watch
 from mirror.refresh.pull_through import eviction, refusals
+from mirror.refresh.refresher import Trigger
 from tests.disk.conftest import MIB, SmallDisk
 from tests.git_client import GitClient, Upstream, environment
 from tests.mirror_service import (
@@ -140,6 +141,33 @@ async def test_a_service_starts_on_such_a_disk_and_serves_what_is_there(
             nothing_is_left(disk, mirror)
             await receiver.came(1)
         assert tip in str(receiver.events)
+
+
+@pytest.mark.parametrize("kind", FAULTS)
+async def test_what_is_damaged_on_such_a_disk_is_served_and_mended_later(
+    disk: SmallDisk,
+    upstream: Upstream,
+    forge: HttpBackend,
+    git_client: GitClient,
+    tmp_path: Path,
+    kind: str,
+) -> None:
+    break_it, mend_it = FAULTS[kind]
+    async with mirroring(forge, tmp_path / "mirror") as mirror:
+        path = mirror.mirror().path
+    right = {name: (path / name).read_bytes() for name in ("packed-refs", "HEAD", "config")}
+    for name, content in right.items():
+        (path / name).write_bytes(content.replace(b"r", b"R"))  # of the same size
+    break_it(disk)
+    async with serving(configuration(forge, tmp_path / "mirror"), forge) as mirror:
+        await mirror.until(lambda one: one.last.kind == kind)
+        assert await shown(git_client, mirror.url()) == upstream.refs()
+        assert mirror.mirror().damage is not None
+        mend_it(disk)
+        await mirror.hosted().refresher.request(Trigger.MANUAL)
+        assert mirror.mirror().damage is None
+        assert right == {name: (path / name).read_bytes() for name in right}
+        is_whole(mirror)
 
 
 async def test_mirrors_and_bundles_yield_before_refreshes_have_no_room(

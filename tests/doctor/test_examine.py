@@ -45,7 +45,9 @@ async def test_all_is_looked_at_and_has_a_verdict(
         *("disk: 4 KiB write and fdatasync", "disk: free space", "open files"),
         *("DNS", "TCP", "clock", "poll of the upstream", "fetch from the upstream"),
         *("freshness", "webhook", "poll of the mirror", "fetch from the mirror"),
+        *("version", "left over", "owners and modes"),
     }
+    assert found["left over"].verdict is found["owners and modes"].verdict is Verdict.OK
     for check in ("DNS", "TCP", "clock", "poll of the upstream", "fetch from the upstream"):
         assert found[check].verdict is Verdict.OK, found[check]
     assert found["freshness"].verdict is found["webhook"].verdict is Verdict.OK
@@ -142,8 +144,9 @@ async def test_a_repository_that_the_service_does_not_know_is_a_problem(
     async with mirroring(forge, tmp_path / "m", names=[upstream.name]) as mirror:
         file = mirror.service.settings.source
         url = forge.repository_url("acme/later")
-        file.write_text(file.read_text() + f"  acme/later: {{upstream: {url}, forge: github}}\n")
-        found = await examine(load(file), ["acme/later"], url=mirror.service.url)
+        other = file.with_name("other.yaml")  # the service reads its own again when that changes
+        other.write_text(file.read_text() + f"  acme/later: {{upstream: {url}, forge: github}}\n")
+        found = await examine(load(other), ["acme/later"], url=mirror.service.url)
     assert [one.figure for one in found if one.check == "freshness"] == ["not served"]
 
 

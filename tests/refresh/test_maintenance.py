@@ -2,7 +2,8 @@
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable
+import shutil
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from mirror.demo.forge import HttpBackend
-from mirror.errors import PackError
+from mirror.errors import LocalError, PackError
 from mirror.metrics import Metrics
 from mirror.refresh.maintenance import Maintainer
 from mirror.refresh.mirror import Mirror
@@ -446,6 +447,56 @@ async def test_what_is_done_to_a_repository_ends_when_it_is_removed(
         await begun.wait()
         await quick.maintainer.forget(quick.mirror.name)
         assert quick.count("index", "abandoned") == 1
+
+
+async def test_nothing_is_done_to_a_repository_while_it_is_mended(
+    quick: Upkeep, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(maintenance, "INDEXED_BYTES_MIN", 1)
+    begun: asyncio.Queue[BareRepository] = asyncio.Queue()
+
+    async def repack(repository: BareRepository) -> None:
+        begun.put_nowait(repository)
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(quick.bench.engine, "repack", repack)
+    async with working(quick), asyncio.timeout(WAIT_SECONDS_MAX):
+        quick.maintainer.published(quick.mirror)
+        await begun.get()
+        async with quick.maintainer.paused(quick.mirror.name):
+            assert quick.count("index", "abandoned") == 1
+            quick.maintainer.published(quick.mirror)
+            for _ in range(10):
+                await asyncio.sleep(0)
+            assert begun.empty()
+        await begun.get()  # its turn comes after that
+
+
+@pytest.mark.parametrize("step", ["repack", "prune"])
+async def test_no_pack_of_a_clone_that_took_the_place_is_removed(
+    quick: Upkeep, step: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Packs are named by their content: a new clone may have one of the same name."""
+    await pushed(quick, 3)
+    repository, path = quick.repository, quick.mirror.path
+    remove = BareRepository.remove_packs
+    there: list[list[str]] = []
+
+    def replaced_before(one: BareRepository, names: Collection[str]) -> None:
+        path.rename(path.with_name("old.git"))
+        shutil.copytree(path.with_name("old.git"), path)
+        there.append(sorted(pack.name for pack in repository.pack_files()))
+        assert names
+        remove(one, names)
+
+    monkeypatch.setattr(BareRepository, "remove_packs", replaced_before)
+    engine = quick.bench.engine
+    with pytest.raises(LocalError, match="cloned anew"):
+        if step == "repack":
+            await engine.repack(repository)
+        else:
+            await pruning.prune(repository, engine, changing=quick.mirror.changing)
+    assert there == [sorted(pack.name for pack in repository.pack_files())]
 
 
 # --- with real clients -------------------------------------------------------------------------

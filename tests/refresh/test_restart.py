@@ -285,16 +285,21 @@ def _file_in_its_place(path: Path) -> None:
     path.write_bytes(b"")
 
 
+def _refs(content: bytes) -> Damage:
+    """Write another content into both files of refs."""
+
+    def write(path: Path) -> None:
+        for name in ("packed-refs", "git-mirror-refs"):
+            (path / name).write_bytes(content)
+
+    return write
+
+
 DAMAGES: dict[str, Damage] = {
-    "no packed-refs": lambda path: (path / "packed-refs").unlink(),
-    "garbage in packed-refs": lambda path: (path / "packed-refs").write_bytes(b"\0\xffwhat?\n"),
-    "half a line in packed-refs": lambda path: (path / "packed-refs").write_bytes(b"0123456789"),
-    "a kept tip that makes no sense": lambda path: (path / "packed-refs").write_bytes(
-        b"%b refs/git-mirror/kept/soon/x\n" % (b"1" * 40)
-    ),
-    "refs to what is not there": lambda path: (path / "packed-refs").write_bytes(
-        b"%b refs/heads/main\n" % (b"1" * 40)
-    ),
+    "garbage in the refs": _refs(b"\0\xffwhat?\n"),
+    "half a line in the refs": _refs(b"0123456789"),
+    "a kept tip that makes no sense": _refs(b"%b refs/git-mirror/kept/soon/x\n" % (b"1" * 40)),
+    "refs to what is not there": _refs(b"%b refs/heads/main\n" % (b"1" * 40)),
     "garbage in the configuration": lambda path: (path / "config").write_bytes(b"[what\0?"),
     "no objects": lambda path: shutil.rmtree(path / "objects"),
     "a pack without its index": lambda path: _index(path).unlink(),
@@ -306,6 +311,11 @@ DAMAGES: dict[str, Damage] = {
 
 
 MENDED: dict[str, Damage] = {
+    "no packed-refs": lambda path: (path / "packed-refs").unlink(),
+    "garbage in packed-refs": lambda path: (path / "packed-refs").write_bytes(b"\0\xffwhat?\n"),
+    "an empty packed-refs": lambda path: (path / "packed-refs").write_bytes(b""),
+    "garbage in the copy": lambda path: (path / "git-mirror-refs").write_bytes(b"\0\xffwhat?\n"),
+    "no copy": lambda path: (path / "git-mirror-refs").unlink(),
     "no HEAD": lambda path: (path / "HEAD").unlink(),
     "garbage in HEAD": lambda path: (path / "HEAD").write_bytes(b"what?"),
     "an empty HEAD": lambda path: (path / "HEAD").write_bytes(b""),
@@ -323,8 +333,11 @@ async def test_what_can_be_made_anew_is_without_the_upstream(
     forge.faults = Faults(status=500)
     async with serving(settings(data_dir, url)) as mirror:
         assert shown(mirror) == upstream.refs()
+        assert mirror.damage is None
     assert not files(data_dir / "set-aside")
     is_whole(mirror)
+    copies = [(mirror.path / name).read_bytes() for name in ("packed-refs", "git-mirror-refs")]
+    assert copies[0] == copies[1]
 
 
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES.keys())
@@ -350,7 +363,7 @@ async def test_one_damaged_mirror_does_not_keep_the_others_from_starting(
     async with Service(configured) as service:
         for hosted in service.registry:
             await mirrored(hosted.mirror)
-    (data_dir / "repositories" / "a.git" / "packed-refs").write_bytes(b"?")
+    _refs(b"?")(data_dir / "repositories" / "a.git")
     forge.faults = Faults(status=500)
     async with Service(configured) as service:
         assert hosted_by(service, "a").mirror.snapshot is None

@@ -3,6 +3,9 @@
 A tip is written down after the receiver acknowledged it: a crash in between tells it once more, and
 never loses a change. For the same reason nothing waits for the disk: what a power cut takes away is
 told again. Every call blocks, and all of them must come from one thread.
+
+The file has no checksums. What of a flipped bit the check at opening can't see (another tip or ref)
+has a receiver told something once more, or of a ref that is not there: nothing is lost.
 """
 
 import sqlite3
@@ -11,7 +14,7 @@ from collections.abc import Collection, Iterable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Final, Self
 
 import structlog
 
@@ -29,6 +32,31 @@ CREATE TABLE IF NOT EXISTS tips (
 ) WITHOUT ROWID;
 """
 
+_ODD: Final = """
+SELECT EXISTS (
+    SELECT 1 FROM tips WHERE typeof(oid) != 'blob' OR length(oid) NOT IN (20, 32)
+    OR typeof(ref) != 'blob' OR substr(ref, 1, 5) != x'726566732f'
+) OR EXISTS (
+    SELECT 1 FROM backlogs WHERE typeof(number) != 'integer'
+    OR typeof(relay) != 'text' OR typeof(repository) != 'text'
+)
+"""
+
+_NOT_OF_DAMAGE: Final = frozenset(
+    {
+        sqlite3.SQLITE_BUSY,
+        sqlite3.SQLITE_CANTOPEN,
+        sqlite3.SQLITE_FULL,
+        sqlite3.SQLITE_IOERR,
+        sqlite3.SQLITE_LOCKED,
+        sqlite3.SQLITE_NOMEM,
+        sqlite3.SQLITE_PERM,
+        sqlite3.SQLITE_READONLY,
+    }
+)
+_VERSIONS_AT: Final = 18  # of the file format, to write and to read: 1 or 2 each; by them SQLite
+# tells a file of the future, which it writes nothing into
+
 logger = structlog.stdlib.get_logger()
 
 
@@ -41,16 +69,21 @@ class Acknowledged:
 
 
 class Ledger:
-    """The file."""
+    """The file.
 
-    def __init__(self, database: sqlite3.Connection) -> None:
+    Attributes:
+        is_anew: Whether there was one that was damaged: what receivers know was lost with it.
+    """
+
+    def __init__(self, database: sqlite3.Connection, *, is_anew: bool = False) -> None:
         self._database = database
+        self.is_anew = is_anew
 
     @classmethod
     def open(cls, path: Path, *, set_aside: Path) -> Self:
         """Open the file at `path`, made when there is none.
 
-        One that is damaged goes into the directory `set_aside`: every receiver then begins anew.
+        One that is damaged goes into the directory `set_aside`, and the new one `is_anew`.
 
         Raises:
             LocalError: It can't be opened.
@@ -58,7 +91,7 @@ class Ledger:
         try:
             return cls(_connect(path))
         except sqlite3.DatabaseError as error:
-            if isinstance(error, sqlite3.OperationalError):
+            if not _is_damage(error, path):
                 raise LocalError(f"{path} can't be opened: {error}") from error
             aside = set_aside / f"{path.name}.{time.time_ns()}"
             logger.exception("relay_ledger_set_aside", reason=str(error), path=str(aside))
@@ -66,7 +99,7 @@ class Ledger:
             for end in ("-wal", "-shm"):
                 path.with_name(path.name + end).unlink(missing_ok=True)
             path.rename(aside)
-            return cls(_connect(path))
+            return cls(_connect(path), is_anew=True)
 
     @classmethod
     def open_copy(cls, path: Path) -> Self:
@@ -184,7 +217,25 @@ def _connect(path: Path) -> sqlite3.Connection:
 
 
 def _check(database: sqlite3.Connection) -> None:
-    with closing(database.execute("PRAGMA quick_check(1)")) as cursor:
+    # Not the quick one: only this compares an index with its table.
+    with closing(database.execute("PRAGMA integrity_check(1)")) as cursor:
         verdict = cursor.fetchone()[0]
     if verdict != "ok":
         raise sqlite3.DatabaseError(verdict)
+    with closing(database.execute(_ODD)) as cursor:
+        if cursor.fetchone()[0]:
+            raise sqlite3.DatabaseError("it says what was never written")
+
+
+def _is_damage(error: sqlite3.DatabaseError, path: Path) -> bool:
+    """Tell whether it is the file that is not right, and not the disk or who may write there."""
+    code = getattr(error, "sqlite_errorcode", None)  # not where we have raised it
+    if code is None or code & 0xFF not in _NOT_OF_DAMAGE:
+        return True
+    try:
+        with path.open("rb") as file:
+            file.seek(_VERSIONS_AT)
+            versions = file.read(2)
+    except OSError:
+        return False
+    return len(versions) == 2 and not set(versions) <= {1, 2}

@@ -1,7 +1,8 @@
 """All receivers: told what every reader can fetch, and what each of them knew before the restart.
 
 A receiver that is new to a repository begins with what is served at that moment: it is told of
-nothing that was there before, for whoever is set up then reads everything anyway.
+nothing that was there before, for whoever is set up then reads everything anyway. Where it was lost
+what receivers know, they are told of what there is as if it were new: better twice than never.
 """
 
 import asyncio
@@ -11,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, suppress
 from functools import partial
+from itertools import chain, islice
 from typing import Any, Final, ParamSpec, TypeVar
 from urllib.parse import urlsplit
 
@@ -22,12 +24,13 @@ from mirror.metrics import Metrics
 from mirror.places import DataDirectory
 from mirror.refresh.mirror import Mirror
 from mirror.refresh.relay.files import Ranges
-from mirror.refresh.relay.ledger import Ledger
+from mirror.refresh.relay.ledger import Acknowledged, Ledger
 from mirror.refresh.relay.outbox import Delivery
 from mirror.refresh.relay.sender import Sender, origin_of, reason_of_os, verification
 from mirror.repository.snapshot import RefSnapshot
 from mirror.space import look_at
 from mirror.wire.names import ObjectId, RefName
+from mirror.wire.ref_table import RefTable
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -37,6 +40,9 @@ PROBE_SECONDS_MAX: Final = 10.0
 
 LEDGER_BYTES_MIN: Final = 1 << 20
 """With less free, an error of the ledger is the disk's."""
+
+TOLD_ANEW_MAX: Final = 100
+"""Refs of a repository, where it was lost what a receiver knows: HEAD's branch, then the others."""
 
 logger = structlog.stdlib.get_logger()
 
@@ -193,7 +199,7 @@ class Relays:
                 continue
             if mirror.name not in sender.outbox.backlogs:
                 # Waited for: with the next change it has to be known that this was the beginning.
-                await self._in_thread(self._begin, relay.name, mirror.name, snapshot)
+                await self._in_thread(self._begin, relay.name, mirror.name, snapshot.by_name)
                 sender.begin(mirror.name, snapshot.by_name)
                 continue
             untold = sender.publish(mirror.name, snapshot)
@@ -264,20 +270,23 @@ class Relays:
             relay = sender.settings.name
             known = self._ledger.load(relay, mirror.name)
             if known is None:
-                if mirror.snapshot is not None:
-                    self._begin(relay, mirror.name, mirror.snapshot)
-                    sender.begin(mirror.name, mirror.snapshot.by_name)
-                continue
+                if mirror.snapshot is None:
+                    continue
+                refs = mirror.snapshot.by_name
+                if self._ledger.is_anew:
+                    refs = _without_latest(mirror.snapshot)
+                self._begin(relay, mirror.name, refs)
+                known = Acknowledged(refs, 0)
             sender.begin(mirror.name, known.refs, number=known.number)
             if mirror.snapshot is not None:
                 self._note(relay, mirror.name, sender.publish(mirror.name, mirror.snapshot))
 
-    def _begin(self, relay: str, repository: str, snapshot: RefSnapshot) -> None:
-        """Take what is served for what the receiver knows."""
+    def _begin(self, relay: str, repository: str, refs: RefTable) -> None:
+        """Take these refs for what the receiver knows."""
         if self._ledger is None:
             return
         try:
-            self._ledger.begin(relay, repository, snapshot.refs)
+            self._ledger.begin(relay, repository, refs.values())
         except sqlite3.Error as error:
             _log_lost(relay, repository, error)
 
@@ -315,6 +324,16 @@ def _ledger(places: DataDirectory) -> Ledger:
             advice="make room; receivers are told again after the next start what they were told",
         )
         return Ledger.open_copy(places.relays)
+
+
+def _without_latest(snapshot: RefSnapshot) -> RefTable:
+    """Return what is served but for the refs that a receiver is to be told of anew."""
+    branches = (ref.name for ref in snapshot.refs if ref.name.startswith(b"refs/heads/"))
+    others = (ref.name for ref in snapshot.refs if not ref.name.startswith(b"refs/heads/"))
+    head = snapshot.head_target
+    first = [head] if head is not None and head in snapshot.by_name else []
+    names = islice(dict.fromkeys(chain(first, branches, others)), TOLD_ANEW_MAX)
+    return snapshot.by_name.replace(dict.fromkeys(names))
 
 
 async def _until(broken: "asyncio.Future[None]") -> None:

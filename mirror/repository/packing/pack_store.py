@@ -27,7 +27,7 @@ from typing import Final, NewType
 import structlog
 
 from mirror.errors import LocalError
-from mirror.repository.integrity import Damage, Kind, OnRead
+from mirror.repository.integrity import Damage, Kind, OnRead, in_slices
 from mirror.repository.packing.spool import PackSpool
 from mirror.space import Room
 
@@ -393,17 +393,20 @@ def _whats_wrong(path: Path, on_read: OnRead) -> str | None:
             left = os.fstat(file.fileno()).st_size - _TRAILER.size
             if left < 0:
                 return "it is cut off"
-            size = left
-            while left > 0 and (piece := file.read(min(left, _CRC_STEP_BYTES))):
-                crc = zlib.crc32(piece, crc)
-                left -= len(piece)
+            size, trailer = left, b""
+            for piece in in_slices(file):
+                content = piece[:left]
+                crc = zlib.crc32(content, crc)
+                left -= len(content)
+                trailer += piece[len(content) :]
                 on_read(len(piece))
-            trailer = file.read(_TRAILER.size)
     except FileNotFoundError:
         return None
     except OSError as error:
         return f"it can't be read: {error.strerror}"
-    magic, length, _, expected = _TRAILER.unpack(trailer.ljust(_TRAILER.size, b"\0"))
+    if len(trailer) != _TRAILER.size:
+        return "it is cut off"
+    magic, length, _, expected = _TRAILER.unpack(trailer)
     is_right = (magic, length, expected) == (_MAGIC, size, crc)
     return None if is_right else "its checksum is not right"
 

@@ -27,7 +27,7 @@ STDERR_BYTES_MAX: Final = 8 * 1024
 KILL_WAIT_SECONDS: Final = 10.0
 
 SUBCOMMANDS: Final = frozenset(
-    {"index-pack", "rev-list", "pack-objects", "repack", "multi-pack-index", "commit-graph"}
+    {"index-pack", "rev-list", "pack-objects", "multi-pack-index", "commit-graph"}
 )
 
 OnStderr = Callable[[bytes], None]
@@ -47,7 +47,13 @@ class _Child:
 class Spawner:
     """Runs child processes. `close` ends those still running."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, inherited: int | None = None) -> None:
+        """Be ready.
+
+        Args:
+            inherited: A descriptor that each child gets, and no other but its own three.
+        """
+        self._inherited = () if inherited is None else (inherited,)
         self._pool = ThreadPoolExecutor(max_workers=4, thread_name_prefix="spawn")
         # One for each child: however many won't end, there is a thread left to kill them.
         self._waits = ThreadPoolExecutor(max_workers=CHILDREN_MAX, thread_name_prefix="wait")
@@ -191,6 +197,7 @@ class Spawner:
                 env=child.env,
                 cwd="/",
                 start_new_session=True,
+                pass_fds=self._inherited,
             )
         if child.is_background:
             _give_way(process.pid)

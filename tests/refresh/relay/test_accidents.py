@@ -25,6 +25,8 @@ from tests.mirror_service import (
     git_protocol,
     github_headers,
     github_push,
+    mirroring,
+    serving,
 )
 from tests.refresh.relay.receiving import Receiver, receiving, relays
 from tests.web.asking import command, fetch_v2, read_answer
@@ -164,3 +166,34 @@ async def until_mirrored(session: aiohttp.ClientSession, url: str) -> None:
                 found = (await response.json())["repositories"][NAME]
             if found["refs"]:
                 return
+
+
+@pytest.mark.parametrize("damage", ["header", "page"])
+async def test_where_it_was_lost_what_receivers_know_they_are_told_of_all_there_is(
+    damage: str, forge: HttpBackend, upstream: Upstream, tmp_path: Path
+) -> None:
+    upstream.branches({f"topic-{number}": "main" for number in range(3)})
+    async with receiving() as receiver:
+        sections = relays(tmp_path / "mirror", argo=f"argocd {receiver.url}/api/webhook")
+        async with mirroring(forge, tmp_path / "mirror", sections=sections):
+            pass
+        assert not receiver.taken, "it was set up a moment ago"
+        ledger = tmp_path / "mirror" / "data" / "relays.db"
+        content = bytearray(ledger.read_bytes())
+        at = 0 if damage == "header" else 4096
+        content[at : at + 40] = bytes(40)
+        ledger.write_bytes(content)
+        file = configuration(forge, tmp_path / "mirror", sections=sections)
+        wanted = {name: oid for name, oid in upstream.refs().items() if "heads" in name}
+        async with serving(file, forge):
+            await receiver.until(
+                lambda one: (
+                    {event.json["ref"]: event.json["after"] for event in one.taken} == wanted
+                )
+            )
+        count = len(receiver.taken)
+        async with serving(file, forge):
+            pass
+        assert len(receiver.taken) == count, "once is enough"
+    (aside,) = (tmp_path / "mirror" / "data" / "set-aside").iterdir()
+    assert aside.name.startswith("relays.db.")

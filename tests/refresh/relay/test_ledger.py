@@ -1,3 +1,4 @@
+import random
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
@@ -105,6 +106,39 @@ def test_pages_that_were_overwritten_are_found(path: Path) -> None:
         ledger = open_ledger(path)
     assert ledger.load(*KEY) is None
     ledger.close()
+
+
+def test_whatever_bit_flips_it_opens_and_says_what_can_be_or_begins_anew(path: Path) -> None:
+    right = table(**{f"b{number}": number + 1 for number in range(100)})
+    ledger = open_ledger(path)
+    ledger.begin(*KEY, right.values())
+    ledger.begin("fleet", "acme/app", right.values())
+    ledger.close()
+    content = path.read_bytes()
+    chance = random.Random(1)
+    found, unseen = 0, 0
+    # Of the header and of the rest, of which most is empty.
+    bits = [*range(0, 100 * 8, 11), *(chance.randrange(8 * len(content)) for _ in range(60))]
+    for bit in bits:
+        flipped = bytearray(content)
+        flipped[bit // 8] ^= 1 << bit % 8
+        for end in ("-wal", "-shm"):
+            path.with_name(f"relays.db{end}").unlink(missing_ok=True)
+        path.write_bytes(flipped)
+        with capture_logs():
+            opened = open_ledger(path)
+        known = opened.load(*KEY)
+        if opened.is_anew:
+            found += 1
+            assert known is None
+        else:  # at most one of all is another one
+            assert known is not None, bit
+            unseen += known.refs != right
+            same = [ref for ref in right.values() if known.refs.get(ref.name) == ref]
+            assert len(same) >= len(right) - 1, bit
+        opened.close()
+    assert found > 10
+    assert unseen < 40
 
 
 def test_a_place_that_can_not_be_used_is_an_error_that_names_it(tmp_path: Path) -> None:

@@ -90,6 +90,16 @@ async def test_a_child_inherits_no_descriptors(spawner: Spawner, tmp_path: Path)
     assert len(listed.split()) == 4  # its three, and the directory that ls reads
 
 
+async def test_a_child_inherits_the_one_descriptor_that_it_is_to_have(tmp_path: Path) -> None:
+    with (tmp_path / "ours").open("wb") as file:
+        running = Spawner(inherited=file.fileno())
+        try:
+            listed = await sh(running, "ls -l /proc/self/fd")
+        finally:
+            running.close()
+    assert str(tmp_path / "ours").encode() in listed
+
+
 async def test_output_comes_as_it_is_printed(spawner: Spawner, tmp_path: Path) -> None:
     """The child waits for the reader to have seen its first words."""
     seen = tmp_path / "seen"
