@@ -78,12 +78,13 @@ class Healer:
         self._walked_at = float("-inf")
         self._log = logger.bind(repository=mirror.name)
 
-    async def heal(self, *, is_damage_met: bool) -> Updated | None:
+    async def heal(self, *, is_damage_met: bool, accepts_deletions: bool = False) -> Updated | None:
         """Look for damage and mend it.
 
         Args:
             is_damage_met: Whether an answer has just met some: then nothing that was found right
                 before counts.
+            accepts_deletions: An operator says that refs that vanished were deleted.
 
         Returns:
             What is there after the repository was cloned anew; `None` where that was not needed.
@@ -109,7 +110,9 @@ class Healer:
                 self._healed("locally")
             return None
         self._damaged(str(found[0]) if found else mirror.damage or "objects are missing")
-        updated = await self._clone_anew(repository, mirror.snapshot, found)
+        updated = await self._clone_anew(
+            repository, mirror.snapshot, found, accepts_deletions=accepts_deletions
+        )
         self._healed("fetched")
         return updated
 
@@ -187,11 +190,19 @@ class Healer:
     # --- from the upstream -----------------------------------------------------------------------
 
     async def _clone_anew(
-        self, repository: BareRepository, before: RefSnapshot, found: list[Damage]
+        self,
+        repository: BareRepository,
+        before: RefSnapshot,
+        found: list[Damage],
+        *,
+        accepts_deletions: bool,
     ) -> Updated:
         mirror = self._mirror
+        cloning = self._updater.cloned_beside(
+            mirror, self._remote, accepts_deletions=accepts_deletions
+        )
         try:
-            async with self._updater.cloned_beside(mirror, self._remote) as (staged, digest):
+            async with cloning as (staged, digest):
                 stored = await asyncio.to_thread(staged.read_refs)
                 snapshot = self._updater.snapshot_after(before, stored)
                 changes = snapshot.changes_since(before)

@@ -337,9 +337,8 @@ class Refresher:
         mirror = self.mirror
         is_damage_met, accepts = Trigger.DAMAGE in triggers, Trigger.ACCEPT in triggers
         if self._healer is not None and (is_damage_met or mirror.damage is not None):
-            healed = await self._healer.heal(is_damage_met=is_damage_met)
+            healed = await self._healer.heal(is_damage_met=is_damage_met, accepts_deletions=accepts)
             if healed is not None:
-                self._is_indexed = False
                 return healed
         try:
             expected = [one.change for one in self._expected]
@@ -350,7 +349,7 @@ class Refresher:
             if self._healer is None:
                 raise
             mirror.damage = mirror.damage or str(error)
-            healed = await self._healer.heal(is_damage_met=True)
+            healed = await self._healer.heal(is_damage_met=True, accepts_deletions=accepts)
             if healed is None:  # mended here
                 return await self._updater.update(mirror, self._remote, accepts_deletions=accepts)
             return healed

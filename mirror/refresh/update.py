@@ -26,6 +26,7 @@ from mirror.refresh.mirror import Mirror, Progress
 from mirror.refresh.news import News, choose_haves, compare
 from mirror.refresh.patterns import patterns_of
 from mirror.refresh.receiving import Known, Receiver, Speculation, speculating
+from mirror.refresh.vanishing import Vanishing
 from mirror.repository.bare import BareRepository, StoredRefs
 from mirror.repository.leftovers import Leftovers
 from mirror.repository.packing.engine import PackEngine, PackRequest
@@ -172,6 +173,7 @@ class Updater:
         repository, before = mirror.repository, mirror.snapshot
         if repository is None or before is None:
             everything = await self._list_anew(mirror, remote)
+            self._doubt.of_new(mirror, everything, is_accepted=accepts_deletions)
             async with _warming(mirror, remote):
                 return await self._clone(mirror, receiver, everything)
         async with self._speculating(mirror, remote, receiver, announced) as speculation:
@@ -215,6 +217,10 @@ class Updater:
             LocalError: Its refs can't be read.
         """
         return self._snapshot(1, repository.read_refs()).prepare()
+
+    def recall_vanished(self, repository: BareRepository) -> Vanishing | None:
+        """Return which refs the upstream did not list any more at the stop; blocking."""
+        return self._doubt.recall(repository)
 
     async def weigh(self, mirror: Mirror, repository: BareRepository) -> None:
         """Take note of what a repository takes on disk."""
@@ -261,7 +267,7 @@ class Updater:
 
     @asynccontextmanager
     async def cloned_beside(
-        self, mirror: Mirror, remote: Remote
+        self, mirror: Mirror, remote: Remote, *, accepts_deletions: bool = False
     ) -> AsyncIterator[tuple[BareRepository, bytes]]:
         """Clone a repository anew, for what is there is damaged; what is served stays as it is.
 
@@ -269,10 +275,13 @@ class Updater:
         what the upstream listed.
 
         Raises:
-            UpstreamError: The upstream did not answer as it should.
+            UpstreamError: The upstream did not answer as it should, or lists too little.
             LocalError: Something on this machine failed.
         """
         listing = await self._list_anew(mirror, remote)
+        if mirror.snapshot is not None:
+            doubting = partial(self._doubt.of_whole, is_accepted=accepts_deletions)
+            await asyncio.to_thread(doubting, mirror, mirror.snapshot, listing)
         alone = Mirror(mirror.settings, mirror.path)
         alone.watch = lambda one: mirror.report(one.progress)
         receiver = Receiver(self._engine, alone, remote, self.bounds)
@@ -317,7 +326,12 @@ class Updater:
                 self._doubt.without_doubtful, mirror, before, listing, news, believed
             )
             is_little = len(news.changes) <= DOUBTED_AT_ONCE_MAX
-            news = doubting() if is_little else await asyncio.to_thread(doubting)
+            was = mirror.vanishing
+            try:
+                news = doubting() if is_little else await asyncio.to_thread(doubting)
+            finally:
+                if mirror.vanishing is not was:
+                    await run_to_end(self._doubt.keep, repository, mirror.vanishing)
         if before is not None and not news.is_any:
             self._show(mirror, listing, before, patterns)
             return Updated(repository, before, 0)
