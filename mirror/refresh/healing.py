@@ -76,6 +76,7 @@ class Healer:
         self._clock = clock
         self._known: set[Path] = set()
         self._walked_at = float("-inf")
+        self._was_complete = True
         self._log = logger.bind(repository=mirror.name)
 
     async def heal(self, *, is_damage_met: bool, accepts_deletions: bool = False) -> Updated | None:
@@ -170,8 +171,8 @@ class Healer:
     async def _is_complete(self, repository: BareRepository) -> bool:
         """Tell whether all that the refs reach is there; read it all, and throw it away."""
         if self._clock() - self._walked_at < COMPLETE_SECONDS:
-            return True
-        self._walked_at = self._clock()
+            return self._was_complete
+        self._walked_at, self._was_complete = self._clock(), True
         snapshot = self._mirror.snapshot
         tips = tuple({ref.oid for ref in snapshot.refs}) if snapshot is not None else ()
         if not tips:
@@ -184,6 +185,7 @@ class Healer:
                     pass
         except LocalError as error:
             self._log.warning("objects_missing", error=str(error))
+            self._was_complete = False  # until it was cloned anew, however often that is tried
             return False
         return True
 

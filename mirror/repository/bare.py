@@ -17,7 +17,7 @@ import hashlib
 import io
 import os
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,7 +28,12 @@ from dulwich.repo import Repo
 
 from mirror.durable import fsync_directory
 from mirror.errors import Damaged, LocalError, ProtocolError
-from mirror.repository.clearing import QUARANTINE_PREFIX, clear_leftovers, unfinished
+from mirror.repository.clearing import (
+    QUARANTINE_PREFIX,
+    clear_leftovers,
+    remove_packs,
+    unfinished,
+)
 from mirror.repository.graph import CommitGraph
 from mirror.repository.integrity import CHECKED_SECONDS, Damage, Kind, OnRead, Soundness, pass_over
 from mirror.repository.leftovers import Leftovers
@@ -429,6 +434,19 @@ class BareRepository:
             with suppress(FileNotFoundError):  # a repack may end meanwhile
                 total += file.stat().st_size
         return total
+
+    def remove_packs(self, names: Collection[str]) -> None:
+        """Remove packs of which all that counts is in others: see `clearing.remove_packs`.
+
+        Raises:
+            LocalError: One can't be removed.
+        """
+        try:
+            remove_packs(self.objects / "pack", names)
+        except OSError as error:
+            raise LocalError(f"can't remove packs of {self.path}: {error.strerror}") from error
+        finally:
+            self.source.rescan()
 
     def clear_unfinished(self) -> None:
         """Remove what a repack that was ended left; for when none is under way. Blocking."""

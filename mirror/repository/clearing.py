@@ -1,15 +1,17 @@
-"""Clearing away what a crash, or a git that was killed, left in a repository. Blocking.
+"""Clearing away what a crash left in a repository, and packs that others stand for. Blocking.
 
-Only while nobody else works on it. What is removed here nothing refers to: parts of a pack that is
-not whole, files on their way, and an index over several packs that names one which is gone (git
-removes the packs that it has merged one file after the other, and makes that index anew later).
+`clear_leftovers` only while nobody else works on it. What it removes nothing refers to: parts of a
+pack that is not whole, files on their way, and an index over several packs that names one which is
+gone (a power cut may take back that this index was replaced, and not that the pack was removed).
 """
 
 import struct
+from collections.abc import Collection
 from itertools import pairwise
 from pathlib import Path
 from typing import Final
 
+from mirror.durable import fsync_directory
 from mirror.repository.leftovers import Leftovers
 
 QUARANTINE_PREFIX: Final = "tmp_objdir-incoming-"
@@ -18,6 +20,8 @@ QUARANTINE_PREFIX: Final = "tmp_objdir-incoming-"
 _MIDX_HEADER: Final = struct.Struct(">4sBBBBI")  # gitformat-pack(5), multi-pack-index
 _CHUNK: Final = struct.Struct(">4sQ")
 _PACK_FILES: Final = (".pack", ".idx", ".rev", ".bitmap", ".mtimes")
+_REMOVED_FILES: Final = (".idx", ".rev", ".bitmap", ".mtimes", ".pack")
+"""In that order: without its index a pack is not seen."""
 
 
 def clear_leftovers(path: Path, leftovers: Leftovers) -> None:
@@ -43,7 +47,8 @@ def clear_leftovers(path: Path, leftovers: Leftovers) -> None:
     for file in files:
         leftovers.remove_file(file)
     index = packs / "multi-pack-index"
-    if index.exists() and not _is_about_what_is_there(index):
+    names = indexed_packs(index)
+    if index.exists() and not (names and all((packs / one).exists() for one in names)):
         # Its bitmaps go first: alone they would be of no index.
         for file in [*packs.glob("multi-pack-index-*"), index]:
             leftovers.remove_file(file)
@@ -82,24 +87,57 @@ def _halves(packs: Path) -> list[Path]:
     ]
 
 
-def _is_about_what_is_there(index: Path) -> bool:
-    """Tell whether all packs that an index over several names are there."""
-    content = index.read_bytes()
+def remove_packs(packs: Path, names: Collection[str]) -> None:
+    """Remove packs of which all that counts is in others; durably, and against a cut at any step.
+
+    First the names of those others are flushed, and of what was made to index them: of a directory,
+    a disk may keep the last change and lose the first. An index over several packs that still names
+    one of those that go is removed before it.
+
+    Args:
+        packs: The directory.
+        names: The packs, with their `.pack`.
+
+    Raises:
+        OSError: One can't be removed.
+    """
+    if not names:
+        return
+    fsync_directory(packs)
+    index = packs / "multi-pack-index"
+    if not {Path(name).stem for name in names}.isdisjoint(
+        Path(name).stem for name in indexed_packs(index)
+    ):
+        for file in [*packs.glob("multi-pack-index-*"), index]:
+            file.unlink(missing_ok=True)
+        fsync_directory(packs)
+    for name in names:
+        for end in _REMOVED_FILES:
+            (packs / name).with_suffix(end).unlink(missing_ok=True)
+    fsync_directory(packs)
+
+
+def indexed_packs(index: Path) -> list[str]:
+    """Return the names (with `.idx`) in an index over several packs; none where it can't be read.
+
+    Raises:
+        OSError: But for that it is not there.
+    """
     try:
+        content = index.read_bytes()
         _, _, _, chunks, _, _ = _MIDX_HEADER.unpack_from(content)
         table = [
             _CHUNK.unpack_from(content, _MIDX_HEADER.size + number * _CHUNK.size)
             for number in range(chunks + 1)
         ]
-    except struct.error:
-        return False
+    except (FileNotFoundError, struct.error):
+        return []
     for (name, start), (_, end) in pairwise(table):
         if name == b"PNAM":
-            names = [
+            return [
                 one.decode("ascii", "replace") for one in content[start:end].split(b"\0") if one
             ]
-            return all((index.parent / one).exists() for one in names)
-    return False
+    return []
 
 
 def _checksum(index: Path) -> str:

@@ -16,13 +16,12 @@ Safe while the repository is read and refreshed, and against an end at any momen
 import asyncio
 import os
 import shutil
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Collection, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from mirror.durable import fsync_directory
 from mirror.errors import LocalError
 from mirror.repository.bare import BareRepository, StoredRefs
 from mirror.repository.maintenance import Unreachable
@@ -40,7 +39,6 @@ END_SECONDS_MAX: Final = 1800.0
 written anew is worth a longer wait."""
 
 _NOTE: Final = "git-mirror-unreachable"
-_PACK_ENDS: Final = (".idx", ".rev", ".bitmap", ".pack")  # without its index a pack is not seen
 
 
 def given_up(stored: StoredRefs, *, wall_now: float) -> list[ObjectId]:
@@ -178,18 +176,12 @@ def _survivors(repository: BareRepository, packs: Iterable[str]) -> Iterator[Pat
         yield view.objects
 
 
-def _remove(repository: BareRepository, packs: Iterable[str]) -> None:
-    place = repository.objects / "pack"
+def _remove(repository: BareRepository, packs: Collection[str]) -> None:
+    repository.remove_packs(packs)
     try:
-        for name in packs:
-            for end in _PACK_ENDS:
-                (place / name).with_suffix(end).unlink(missing_ok=True)
-        fsync_directory(place)
         (repository.path / _NOTE).unlink(missing_ok=True)
     except OSError as error:
-        raise LocalError(f"can't remove packs in {place}: {error.strerror}") from error
-    finally:
-        repository.source.rescan()
+        raise LocalError(f"can't remove {repository.path / _NOTE}: {error.strerror}") from error
 
 
 def free_bytes(repository: BareRepository) -> int:

@@ -92,15 +92,13 @@ async def kill_at_points(
 
 
 async def cut_power(world: World, count: int, seed: int, model: Names) -> Tally:
-    """Cut the power at `count` moments of a first clone, and as many of a merge of packs.
-
-    The merge only where names survive in order: git removes the packs that it has merged without
-    flushing the name of the new one before, which file systems with a journal make good.
-    """
+    """Cut the power at `count` moments of a first clone, and as many of a merge of packs."""
     chance, tally = random.Random(seed), Tally()
-    for kind in ("fresh", "crowded") if model is Names.IN_ORDER else ("fresh",):
+    for kind in ("fresh", "crowded"):
         disk = Disk(model)
         calls = await record(world, kind, disk)
+        is_merged = any(one.op is Op.UNLINK and one.path.endswith(".pack") for one in calls)
+        assert is_merged == (kind == "crowded"), "packs were to be merged in one of them"
         history, seen = list(world.history), list(world.seen)
         moments = sorted(chance.choices(range(1, len(calls) + 1), k=count))
         for number, (before, at) in enumerate(pairwise([0, *moments])):

@@ -118,6 +118,7 @@ class World:
 
     async def live(self) -> None:
         """Play all of it; returns early, by `Ended`, when the service is gone."""
+        is_crowded = len(list(self._mirror().glob("objects/pack/*.pack"))) >= CROWDED_PACKS
         await self.machine.serving()
         await self._mirrored()
         await self._sync()  # what was pushed before a kill, nobody announces again
@@ -135,6 +136,8 @@ class World:
         ):
             await step()
         await self._bundled()
+        if is_crowded:
+            await self.machine.logged(lambda event: event["event"] == "maintained")
 
     async def play(self) -> None:
         """Play until the service ends or the story does."""
@@ -214,7 +217,7 @@ class World:
         for mirror in checks.mirrors(self.data):
             found = checks.fsck(mirror)
             if found and is_crowded:  # git looked while they were being merged
-                await self.machine.logged(lambda event: event["event"] == "repacked")
+                await self.machine.logged(lambda event: event["event"] == "maintained")
                 found = checks.fsck(mirror)
             assert not found, found
 

@@ -353,11 +353,7 @@ def _repack(repository: BareRepository) -> None:
         _write_pack(quarantine, selection)
         new = {file.name for file in (quarantine.objects / "pack").glob("pack-*.pack")}
         quarantine.migrate()
-    for pack in old:
-        if pack.path.name not in new:
-            for suffix in (".idx", ".rev", ".pack"):
-                pack.path.with_suffix(suffix).unlink(missing_ok=True)
-    repository.source.rescan()
+    repository.remove_packs({pack.path.name for pack in old} - new)
 
 
 def _write_pack(quarantine: Quarantine, selection: Selection) -> None:

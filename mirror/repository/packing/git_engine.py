@@ -12,17 +12,21 @@ checked while it works, and the end of the pack is held back until they are foun
 import asyncio
 import re
 import shutil
+import sys
 from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
 from contextlib import aclosing
 from pathlib import Path
 from typing import Final
 
-from mirror.errors import Damaged, PackError
+from mirror.durable import fsync_directory
+from mirror.errors import Damaged, LocalError, PackError
 from mirror.repository.bare import BareRepository, Quarantine
-from mirror.repository.maintenance import PACK_GROWTH
+from mirror.repository.clearing import indexed_packs
+from mirror.repository.maintenance import count_to_merge
 from mirror.repository.packing.engine import OBJECT_BYTES_MAX, IndexProgress, PackRequest
 from mirror.repository.packing.pack_sizes import HEADER_BYTES, object_count
 from mirror.repository.packing.spawner import OnStderr, Spawner
+from mirror.repository.threads import run_to_end
 from mirror.wire.names import ObjectId
 
 GIT_VERSION_MIN: Final = (2, 39)
@@ -166,20 +170,40 @@ class GitEngine:
                 yield chunk
 
     async def repack(self, repository: BareRepository) -> None:
-        """See `PackEngine.repack`: small packs are merged so that sizes grow geometrically."""
+        """See `PackEngine.repack`: small packs are merged so that sizes grow geometrically.
+
+        As `git repack --geometric` does, but for the order: that removes the packs it has merged
+        before the name of the new one is on the disk for sure.
+        """
         await asyncio.to_thread(repository.soundness.demand)  # not to give damage a new checksum
         await asyncio.to_thread(repository.clear_unfinished)
         try:
+            merged, others = await asyncio.to_thread(_packs_to_merge, repository)
+            old = await self._merge(repository, merged, others) if merged else frozenset()
+            await self.index(repository, without=old)
+            await run_to_end(repository.remove_packs, old)
+        finally:
+            await asyncio.to_thread(repository.clear_unfinished)
+
+    async def _merge(
+        self, repository: BareRepository, merged: Sequence[str], others: Sequence[str]
+    ) -> frozenset[str]:
+        """Write what only `merged` have into one new pack; returns those that may go now."""
+        with repository.quarantine() as quarantine:
+            packs = quarantine.objects / "pack"
+            command = ["pack-objects", "--stdin-packs", "--non-empty", "--delta-base-offset", "-q"]
             await self._run(
-                ["repack", "-d", "-q", f"--geometric={PACK_GROWTH}", "--no-write-bitmap-index"],
-                env=_environment(GIT_DIR=str(repository.path)),
+                [*command, str(packs / "pack")],
+                env=_quarantined(quarantine),
+                stdin="".join(
+                    [*(f"{one}\n" for one in merged), *(f"^{one}\n" for one in others)]
+                ).encode(),
                 timeout_seconds=REPACK_SECONDS_MAX,
                 is_background=True,
             )
-            await asyncio.to_thread(repository.source.rescan)
-            await self.index(repository)
-        finally:
-            await asyncio.to_thread(repository.clear_unfinished)
+            made = {pack.name for pack in packs.glob("pack-*.pack")}
+            await run_to_end(quarantine.migrate)
+        return frozenset(merged) - made
 
     async def index(
         self, repository: BareRepository, *, without: Collection[str] = frozenset()
@@ -201,6 +225,9 @@ class GitEngine:
             timeout_seconds=REPACK_SECONDS_MAX,
             is_background=True,
         )
+        # Durable before anything goes that these do not need any more.
+        for place in ("pack", "info"):
+            await asyncio.to_thread(_flush, repository.objects / place)
 
     async def unreachable_bytes(
         self, repository: BareRepository, tips: Sequence[ObjectId], *, live: Sequence[ObjectId]
@@ -298,6 +325,18 @@ def _seen(checking: "asyncio.Task[None]") -> None:
         checking.exception()
 
 
+def _packs_to_merge(repository: BareRepository) -> tuple[list[str], list[str]]:
+    """Return the packs that are to become one, and the others."""
+    packs: list[tuple[int, str]] = []
+    for each in repository.pack_files():
+        with each.open("rb") as file:
+            packs.append((object_count(file.read(HEADER_BYTES)), each.name))
+    packs.sort()
+    count = count_to_merge([objects for objects, _ in packs], objects_max=sys.maxsize)
+    names = [name for _, name in packs]
+    return names[:count], names[count:]
+
+
 def _packs_to_index(repository: BareRepository, without: Collection[str]) -> list[str]:
     """Return the packs that are to have a new bitmap; none where there is a good one."""
     packs = [each for each in repository.pack_files() if each.name not in without]
@@ -305,12 +344,19 @@ def _packs_to_index(repository: BareRepository, without: Collection[str]) -> lis
     least = INDEXED_SHARE * sum(each.st_size for each in sizes.values())
     large = {each.stem: found for each, found in sizes.items() if found.st_size >= least}
     index = repository.objects / "pack" / "multi-pack-index"
-    # git removes it with the first of its packs that goes.
-    if not without and index.exists():
+    indexed = {Path(name).stem for name in indexed_packs(index)}
+    if indexed and indexed.isdisjoint(Path(name).stem for name in without):
         made_at = index.stat().st_mtime_ns
         if all(found.st_mtime_ns <= made_at for found in large.values()):
             return []
     return list(large)
+
+
+def _flush(place: Path) -> None:
+    try:
+        fsync_directory(place)
+    except OSError as error:
+        raise LocalError(f"can't flush {place}: {error.strerror}") from error
 
 
 def _revisions(wants: Sequence[ObjectId], haves: Sequence[ObjectId]) -> bytes:

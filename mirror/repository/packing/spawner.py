@@ -27,7 +27,7 @@ STDERR_BYTES_MAX: Final = 8 * 1024
 KILL_WAIT_SECONDS: Final = 10.0
 
 SUBCOMMANDS: Final = frozenset(
-    {"index-pack", "rev-list", "pack-objects", "repack", "multi-pack-index", "commit-graph"}
+    {"index-pack", "rev-list", "pack-objects", "multi-pack-index", "commit-graph"}
 )
 
 OnStderr = Callable[[bytes], None]
