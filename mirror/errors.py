@@ -59,6 +59,8 @@ class Trouble(StrEnum):
     NOT_GIT = "not_git"  # a web page, say
     MALFORMED = "malformed"  # not the Git protocol, or an error that it reports
     TOO_LARGE = "too_large"
+    NO_PACK = "no_pack"  # it talks and talks, and sends no pack
+    NO_REFS = "no_refs"  # the first listing of a repository, with nothing in it
     REFS_VANISHED = "refs_vanished"
     UNSUPPORTED = "unsupported"  # another hash, a shallow repository
     BAD_PACK = "bad_pack"

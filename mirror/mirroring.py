@@ -384,6 +384,7 @@ def open_mirror(settings: RepositorySettings, places: DataDirectory, updater: Up
         mirror.damage = look_for_damage(repository, snapshot)
         mirror.repository, mirror.snapshot = repository, snapshot
         mirror.scrubbed_at = repository.scrubbed_before
+        mirror.vanishing = updater.recall_vanished(repository)
     except LocalError as error:
         if repository is not None:
             repository.close()

@@ -110,6 +110,20 @@ async def test_a_first_clone_that_fails_is_a_503_never_an_empty_repository(
     assert await read(mirror) == upstream.refs()
 
 
+async def test_a_first_clone_waits_as_long_as_the_upstream_asks_for(
+    mirror: MirrorService, forge: HttpBackend, upstream: Upstream
+) -> None:
+    forge.faults = Faults(status=429, retry_after="300")
+    assert (await mirror.info_refs(PULLED)).status == 503
+    forge.faults = Faults()
+    asked = len(forge.requests)
+    later(mirror, 299)
+    assert (await mirror.info_refs(PULLED)).status == 503
+    assert len(forge.requests) == asked
+    later(mirror, 301)
+    assert await read(mirror) == upstream.refs()
+
+
 async def test_an_upstream_that_wants_credentials_denies_what_there_is(
     upstream: Upstream, upstream_root: Path, tmp_path: Path
 ) -> None:

@@ -102,6 +102,8 @@ def _status_table(state: dict[str, Any]) -> Table:
     for name, one in state["repositories"].items():
         age = one["age_seconds"]
         remark = one["last_error"] if one["state"] == "failing" else None
+        if remark is not None and (pause := one.get("retry_after_seconds")):
+            remark += f"; asked again in {pause} s"
         if one["moved_to"]:
             remark = f"upstream moved to {one['moved_to']}"
         elif remark is None and (vanished := one.get("vanished")):

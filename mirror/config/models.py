@@ -246,7 +246,8 @@ class SharedKeys(Section):
     """When the upstream lists no refs at all any more, or more than half of them are gone at once
     (and at least 10), their deletion is believed only after it has gone on for so long, over at
     least three looks; or when webhooks announced it, or `git-mirror sync --accept-deletions` was
-    run. Until then they are served on. `0s` believes it at once."""
+    run. Until then they are served on. A repository that is not mirrored yet and lists nothing is
+    believed to be empty after a minute, or after this if it is less. `0s` believes it at once."""
 
     credentials: Annotated[CredentialsDocument | None, _OrNone(), DefaultWords("none")] = None
     """How the mirror signs in to the upstream. Under `defaults` they are sent to the host of every

@@ -25,6 +25,7 @@ class RepositoryState:
         disk_bytes: Of its packs.
         is_damaged: Whether something of it on disk is not what was written.
         scrub_age_seconds: Since all of its files were found right; `None` for never.
+        retry_after_seconds: Until the upstream is asked again: its Retry-After; 0 for no pause.
     """
 
     name: str
@@ -42,6 +43,7 @@ class RepositoryState:
     disk_bytes: int = 0
     is_damaged: bool = False
     scrub_age_seconds: float | None = None
+    retry_after_seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +131,13 @@ class RepositoryCollector(Collector):
             "Seconds since all files of a repository were last read and found right.",
             labels=["repository"],
         )
+        retry_after = GaugeMetricFamily(
+            "git_mirror_repository_retry_after_seconds",
+            "Seconds until the upstream is asked again, as its Retry-After wants it.",
+            labels=["repository"],
+        )
         for state in self._states():
+            retry_after.add_metric([state.name], state.retry_after_seconds)
             vanished.add_metric([state.name], state.vanished)
             disk_bytes.add_metric([state.name], state.disk_bytes)
             damaged.add_metric([state.name], float(state.is_damaged))
@@ -151,7 +159,7 @@ class RepositoryCollector(Collector):
                 expiry.add_metric([state.name], state.credentials_expire_at)
         yield from (age, stale, refs, vanished, failures, disk_bytes, packs, unreachable)
         yield from (bundle_age, bundle_bytes, failing, expiry)
-        yield from (damaged, scrubbed)
+        yield from (damaged, scrubbed, retry_after)
 
 
 class RelayCollector(Collector):

@@ -8,10 +8,11 @@ grows in (`LfsStore.open_part`), whichever process they are served by.
 """
 
 import asyncio
+import math
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import aclosing, asynccontextmanager, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Final, NamedTuple, Protocol
@@ -19,7 +20,7 @@ from typing import Final, NamedTuple, Protocol
 import structlog
 
 from mirror.config import LimitSettings, Settings
-from mirror.errors import MirrorError, Overloaded, UpstreamUnavailable
+from mirror.errors import MirrorError, Overloaded, Trouble, UpstreamUnavailable
 from mirror.metrics import Metrics
 from mirror.repository.integrity import Damage, OnRead
 from mirror.repository.lfs_store import LfsStore, Part, StoreFull
@@ -112,7 +113,11 @@ class LargeFiles:
         repositories: LfsRepositories,
         limits: LimitSettings,
         metrics: Metrics,
+        *,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._clock = clock
+        self._pauses: dict[str, float] = {}  # until when an upstream wants no request
         self._store = store
         self._repositories = repositories
         self._limits = limits
@@ -138,6 +143,7 @@ class LargeFiles:
     async def forget(self, name: str) -> None:
         """Forget what a repository that was removed may hand out."""
         self._repositories.pop(name, None)
+        self._pauses.pop(name, None)
         for key in [key for key in self._actions if key[0] == name]:
             del self._actions[key]
         await run_to_end(self._store.forget, name)
@@ -187,14 +193,40 @@ class LargeFiles:
 
     async def _ask(self, name: str, pointers: tuple[Pointer, ...]) -> dict[str, Refusal | None]:
         remote, scope = self._repositories[name]
-        async with self._batch_places:
-            answers = await remote.batch(pointers)
+        with self._not_paused(name):
+            async with self._batch_places:
+                answers = await remote.batch(pointers)
         for oid, answer in answers.items():
             if isinstance(answer, Action):
                 self._remember(name, oid, answer)
         return await run_to_end(
             lambda: {one.oid: self._noted(scope, one, answers[one.oid]) for one in pointers}
         )
+
+    @contextmanager
+    def _not_paused(self, name: str) -> Iterator[None]:
+        """Ask an upstream, unless its Retry-After wants no request yet.
+
+        Raises:
+            UpstreamUnavailable: It does not.
+        """
+        if (left := self._pauses.get(name, 0.0) - self._clock()) > 0:
+            raise UpstreamUnavailable(
+                f"the upstream's LFS wants no request for {math.ceil(left)} seconds more"
+                " (its Retry-After)",
+                trouble=Trouble.RATE_LIMITED,
+                retry_after_seconds=left,
+            )
+        try:
+            yield
+        except UpstreamUnavailable as error:
+            if error.retry_after_seconds is not None:
+                now = self._clock()
+                self._pauses = {one: until for one, until in self._pauses.items() if until > now}
+                until = now + error.retry_after_seconds
+                self._pauses[name] = max(until, self._pauses.get(name, until))
+            raise
+        self._pauses.pop(name, None)
 
     def _noted(self, scope: Path, pointer: Pointer, answer: Action | Refusal) -> Refusal | None:
         """Keep what an upstream grants, and forget what it does not any more; blocking."""
@@ -339,10 +371,11 @@ class LargeFiles:
 
     async def _receive_from(self, name: str, action: Action, pointer: Pointer, part: Part) -> None:
         remote = self._repositories[name].remote
-        async with aclosing(remote.download(action, pointer, offset=part.size)) as chunks:
-            async for chunk in chunks:
-                await run_to_end(part.write, chunk)
-                self._metrics.record_lfs_received(len(chunk))
+        with self._not_paused(name):
+            async with aclosing(remote.download(action, pointer, offset=part.size)) as chunks:
+                async for chunk in chunks:
+                    await run_to_end(part.write, chunk)
+                    self._metrics.record_lfs_received(len(chunk))
 
     def _remembered(self, name: str, pointer: Pointer) -> Action | None:
         action, until = self._actions.pop((name, pointer.oid), (None, 0.0))

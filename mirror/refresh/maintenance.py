@@ -158,16 +158,16 @@ class Maintainer:
         log = logger.bind(repository=mirror.name)
         record = self._records.get(mirror.name, Record())
         work: Work | None = None
-        is_done = False
+        is_done, beside = False, 0
         try:
             await pruning.give_up_tips(
                 repository, self._engine, changing=mirror.changing, wall_now=self._wall_clock()
             )
-            before = await asyncio.to_thread(_facts, repository)
+            before = await asyncio.to_thread(_facts, repository, self._engine)
             mirror.unreachable_bytes = before.unreachable.size if before.unreachable else 0
             work = plan(before, record, now=self._clock(), wall_now=self._wall_clock())
             if work is not None:
-                await self._do(work, mirror, repository, before)
+                beside = (await self._do(work, mirror, repository, before)).beside
             is_done = True
         except Damaged as error:
             log.warning("maintenance_failed", work=work, error=str(error))
@@ -177,15 +177,17 @@ class Maintainer:
         except Exception:
             log.exception("maintenance_broke", work=work)
         packs = len(repository.source.packs())
-        self._records[mirror.name] = record.after(work, packs, is_done=is_done, now=self._clock())
+        self._records[mirror.name] = record.after(
+            work, packs, is_done=is_done, now=self._clock(), beside=beside
+        )
 
     async def _do(
         self, work: Work, mirror: Mirror, repository: BareRepository, before: Facts
-    ) -> None:
+    ) -> Facts:
         began_at = self._clock()
         outcome = "ok"
         try:
-            if work is Work.PRUNE:
+            if work in (Work.REWRITE, Work.PRUNE):
                 await asyncio.to_thread(_check_room, repository, before)
                 await pruning.prune(repository, self._engine, changing=mirror.changing)
             else:
@@ -204,7 +206,7 @@ class Maintainer:
             self._metrics.record_maintenance(work, outcome, seconds)
         if self._weigh is not None:
             await self._weigh(mirror, repository)
-        after = await asyncio.to_thread(_facts, repository)
+        after = await asyncio.to_thread(_facts, repository, self._engine)
         mirror.unreachable_bytes = after.unreachable.size if after.unreachable else 0
         logger.info(
             "maintained",
@@ -219,6 +221,7 @@ class Maintainer:
         if mirror.replicas is not None:
             # They let go of the packs that are gone, whose room is free only then.
             await mirror.replicas.refreshed(mirror)
+        return after
 
     async def _merge(self, repository: BareRepository, before: Facts) -> None:
         # What is merged is written before what it is made of goes.
@@ -227,12 +230,15 @@ class Maintainer:
         await self._engine.repack(repository)
 
 
-def _facts(repository: BareRepository) -> Facts:
+def _facts(repository: BareRepository, engine: PackEngine) -> Facts:
+    sizes = [each.stat().st_size for each in repository.pack_files()]
     return Facts(
-        packs=len(repository.pack_files()),
+        packs=len(sizes),
         size=repository.bytes_on_disk(),
         is_indexed=(repository.objects / "info" / "commit-graph").exists(),
         unreachable=pruning.read_unreachable(repository),
+        largest=max(sizes, default=0),
+        beside=sum(sizes) - max(sizes, default=0) if engine.copies_packs else 0,
     )
 
 

@@ -19,13 +19,14 @@ from typing import Final
 from urllib.parse import quote
 
 from mirror.durable import fsync_directory, make_directories
-from mirror.errors import LocalError, RefsVanished
+from mirror.errors import LocalError
 from mirror.refresh.bounds import Bounds
 from mirror.refresh.doubt import Doubt
 from mirror.refresh.mirror import Mirror, Progress
 from mirror.refresh.news import News, choose_haves, compare
 from mirror.refresh.patterns import patterns_of
 from mirror.refresh.receiving import Known, Receiver, Speculation, speculating
+from mirror.refresh.vanishing import Vanishing
 from mirror.repository.bare import BareRepository, StoredRefs
 from mirror.repository.leftovers import Leftovers
 from mirror.repository.packing.engine import PackEngine, PackRequest
@@ -172,6 +173,7 @@ class Updater:
         repository, before = mirror.repository, mirror.snapshot
         if repository is None or before is None:
             everything = await self._list_anew(mirror, remote)
+            self._doubt.of_new(mirror, everything, is_accepted=accepts_deletions)
             async with _warming(mirror, remote):
                 return await self._clone(mirror, receiver, everything)
         async with self._speculating(mirror, remote, receiver, announced) as speculation:
@@ -215,6 +217,10 @@ class Updater:
             LocalError: Its refs can't be read.
         """
         return self._snapshot(1, repository.read_refs()).prepare()
+
+    def recall_vanished(self, repository: BareRepository) -> Vanishing | None:
+        """Return which refs the upstream did not list any more at the stop; blocking."""
+        return self._doubt.recall(repository)
 
     async def weigh(self, mirror: Mirror, repository: BareRepository) -> None:
         """Take note of what a repository takes on disk."""
@@ -276,18 +282,10 @@ class Updater:
             LocalError: Something on this machine failed.
         """
         listing = await self._list_anew(mirror, remote)
-        if mirror.repository is not None and mirror.snapshot is not None:
-            news = await asyncio.to_thread(compare, mirror, mirror.repository, listing)
+        if mirror.snapshot is not None:
             await asyncio.to_thread(
-                self._doubt.without_doubtful, mirror, mirror.snapshot, listing, news, believed
+                self._doubt.of_whole, mirror, mirror.snapshot, listing, believed
             )
-            if mirror.vanishing is not None:
-                raise RefsVanished(
-                    f"the upstream lists {len(mirror.vanishing.since)} refs less, and the mirror is"
-                    " damaged; it is cloned anew once they are listed again, or that has gone on"
-                    f" for {mirror.settings.refs_vanish_after_seconds:.0f} s (refs_vanish_after);"
-                    f" if they were deleted, run git-mirror sync {mirror.name} --accept-deletions"
-                )
         alone = Mirror(mirror.settings, mirror.path)
         alone.watch = lambda one: mirror.report(one.progress)
         receiver = Receiver(self._engine, alone, remote, self.bounds)
@@ -332,7 +330,12 @@ class Updater:
                 self._doubt.without_doubtful, mirror, before, listing, news, believed
             )
             is_little = len(news.changes) <= DOUBTED_AT_ONCE_MAX
-            news = doubting() if is_little else await asyncio.to_thread(doubting)
+            was = mirror.vanishing
+            try:
+                news = doubting() if is_little else await asyncio.to_thread(doubting)
+            finally:
+                if mirror.vanishing is not was:
+                    await run_to_end(self._doubt.keep, repository, mirror.vanishing)
         if before is not None and not news.is_any:
             self._show(mirror, listing, before, patterns)
             return Updated(repository, before, 0)

@@ -3,6 +3,9 @@
 * Pushes leave a pack each, and each look-up asks all of them: with many packs, some are merged, so
   that their sizes grow geometrically. Nothing is dropped by that.
 * A big first clone gets an index of its commits and bitmaps at once.
+* Before so much has come that the largest pack would be merged, the whole repository is written
+  anew: what refs reach in one pack, which whoever clones is sent as it is; what kept tips alone
+  reach in another.
 * What no ref and no kept tip reaches is counted when a kept tip's time is over, and removed when it
   is worth it: the whole repository is written anew for that.
 """
@@ -22,6 +25,13 @@ PACK_GROWTH: Final = 2
 INDEXED_BYTES_MIN: Final = 4 << 20
 """A pack of that size has so many commits that an index of them pays at once, not at the first
 merge only; the engine makes it, after the first clone was published."""
+
+REWRITTEN_SHARE: Final = 0.2
+"""With so much of a repository outside its largest pack, it is written anew, in place of the merge
+that would take in that pack at a third: the cost for each new object is bounded by that."""
+
+REWRITTEN_BYTES_MIN: Final = 1 << 20
+"""A clone of less takes a few milliseconds either way."""
 
 PRUNED_SHARE: Final = 0.1
 """So much of a repository has to be unreachable for it to be written anew soon."""
@@ -44,6 +54,7 @@ class Work(enum.StrEnum):
 
     INDEX = "index"
     MERGE = "merge"
+    REWRITE = "rewrite"
     PRUNE = "prune"
 
 
@@ -69,12 +80,16 @@ class Facts:
         size: Their bytes, and those of their indexes.
         is_indexed: Whether there is an index of its commits.
         unreachable: `None` where everything is reached.
+        largest: The bytes of the largest pack, without its index.
+        beside: Those of all other packs; 0 where it makes no difference to readers.
     """
 
     packs: int
     size: int
     is_indexed: bool
     unreachable: Unreachable | None = None
+    largest: int = 0
+    beside: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,18 +100,26 @@ class Record:
         merge_at: It is merged when it has so many packs.
         prune_at: It is not written anew before that; of a monotonic clock.
         is_looked_at: Whether it has been looked at once: only a first look makes an index.
+        rewrite_at: It is not written anew for speed before that; of a monotonic clock.
+        beside: What was outside its largest pack just after it was written anew: what kept tips
+            alone reach.
     """
 
     merge_at: int = PACKS_MAX + 1
     prune_at: float = float("-inf")
     is_looked_at: bool = False
+    rewrite_at: float = float("-inf")
+    beside: int = 0
 
-    def after(self, work: Work | None, packs: int, *, is_done: bool, now: float) -> Self:
+    def after(
+        self, work: Work | None, packs: int, *, is_done: bool, now: float, beside: int = 0
+    ) -> Self:
         """Return the record after a look.
 
         Args:
             work: What was tried; `None` for nothing.
             packs: How many there are now.
+            beside: What is outside the largest of them now.
             is_done: Whether it went well.
             now: Of the monotonic clock.
         """
@@ -104,10 +127,12 @@ class Record:
         if work is None:
             return record
         record = replace(record, merge_at=max(PACKS_MAX + 1, 2 * packs))
-        if work is Work.PRUNE:
-            pause = PRUNE_SECONDS_MIN if is_done else PRUNE_AGAIN_SECONDS
-            record = replace(record, prune_at=now + pause)
-        return record
+        if work not in (Work.REWRITE, Work.PRUNE):
+            return record
+        if is_done:
+            return replace(record, prune_at=now + PRUNE_SECONDS_MIN, beside=beside)
+        again_at = now + PRUNE_AGAIN_SECONDS
+        return replace(record, prune_at=again_at, rewrite_at=again_at)
 
 
 def plan(facts: Facts, record: Record, *, now: float, wall_now: float) -> Work | None:
@@ -122,7 +147,8 @@ def plan(facts: Facts, record: Record, *, now: float, wall_now: float) -> Work |
     if now >= record.prune_at and _is_worth_pruning(facts, wall_now):
         return Work.PRUNE
     if facts.packs >= record.merge_at:
-        return Work.MERGE
+        is_worth_more = now >= record.rewrite_at and _is_worth_rewriting(facts, record)
+        return Work.REWRITE if is_worth_more else Work.MERGE
     is_new = not record.is_looked_at and facts.packs == 1 and not facts.is_indexed
     return Work.INDEX if is_new and facts.size >= INDEXED_BYTES_MIN else None
 
@@ -136,6 +162,12 @@ def _is_worth_pruning(facts: Facts, wall_now: float) -> bool:
         or unreachable.size >= facts.size * PRUNED_SHARE
         or wall_now - unreachable.since >= UNREACHABLE_SECONDS_MAX
     )
+
+
+def _is_worth_rewriting(facts: Facts, record: Record) -> bool:
+    packed = facts.largest + facts.beside
+    new = facts.beside - record.beside
+    return packed >= REWRITTEN_BYTES_MIN and new >= packed * REWRITTEN_SHARE
 
 
 def count_to_merge(objects: Sequence[int], *, objects_max: int) -> int:

@@ -109,14 +109,17 @@ def _note_unreachable(repository: BareRepository, size: int, wall_now: float) ->
 
 @dataclass(frozen=True, slots=True)
 class _Sight:
-    """Packs and tips of one moment."""
+    """Packs and tips of one moment; `live` are those that are no kept ones."""
 
     packs: frozenset[str]
     tips: frozenset[ObjectId]
+    live: frozenset[ObjectId]
 
 
 async def prune(repository: BareRepository, engine: PackEngine, *, changing: asyncio.Lock) -> None:
     """Write the repository anew, without what nothing reaches.
+
+    In a pack of what refs reach, and one of what kept tips reach beside that.
 
     Args:
         repository: The repository.
@@ -129,7 +132,12 @@ async def prune(repository: BareRepository, engine: PackEngine, *, changing: asy
     async with _held(changing, BEGIN_SECONDS_MAX):
         before = await run_to_end(_look, repository)
     with repository.quarantine() as quarantine:
-        await engine.pack_reachable(quarantine, sorted(before.tips))
+        live = sorted(before.live)
+        if live:
+            await engine.pack_reachable(quarantine, live)
+        # Apart from what readers clone, which then is all of one pack, with nothing in between.
+        if kept := sorted(before.tips - before.live):
+            await engine.pack_reachable(quarantine, kept, without=live)
         made = {pack.name for pack in (quarantine.objects / "pack").glob("pack-*.pack")}
         await run_to_end(quarantine.migrate)
     old = before.packs - made
@@ -158,7 +166,9 @@ async def _held(changing: asyncio.Lock, seconds_max: float) -> AsyncIterator[Non
 
 def _look(repository: BareRepository) -> _Sight:
     packs = frozenset(pack.name for pack in repository.pack_files())
-    return _Sight(packs, frozenset(tips_of(repository.read_refs())))
+    stored = repository.read_refs()
+    live = frozenset(tips_of(replace(stored, kept={})))
+    return _Sight(packs, frozenset(tips_of(stored)), live)
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 Never tells a secret: credentials are in no URL and no message.
 """
 
+import datetime as dt
 from collections.abc import Iterator
 from contextlib import contextmanager
 from email.utils import parsedate_to_datetime
@@ -61,7 +62,7 @@ async def raise_for_status(
         return
     where = f"{base} answered {status}"
     retry_after = retry_after_seconds(response)
-    if status == 429 or (status in (403, 503) and retry_after is not None):
+    if status == 429 or (retry_after is not None and (status == 403 or status >= 500)):
         raise UpstreamUnavailable(
             f"{where}: it asks us to slow down",
             trouble=Trouble.RATE_LIMITED,
@@ -155,15 +156,16 @@ def check_content_type(response: aiohttp.ClientResponse, expected: str) -> None:
 
 
 def retry_after_seconds(response: aiohttp.ClientResponse) -> float | None:
-    """Read Retry-After (RFC 9110, 10.2.3): seconds or a date."""
+    """Read Retry-After (RFC 9110, 10.2.3): seconds, or a date by the clock of who sent it."""
     value = response.headers.get("Retry-After", "").strip()
     if value.isdecimal():
         return min(float(value), RETRY_AFTER_SECONDS_MAX)
     try:
         at = parsedate_to_datetime(value)
-        now = parsedate_to_datetime(response.headers["Date"])
+        date = response.headers.get("Date")
+        now = dt.datetime.now(dt.UTC) if date is None else parsedate_to_datetime(date)
         return min(max(0.0, (at - now).total_seconds()), RETRY_AFTER_SECONDS_MAX)
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError):
         return None
 
 

@@ -61,6 +61,10 @@ from mirror.wire.ref_table import RefTable
 ANSWER_BYTES_MAX: Final = 256 << 20
 """A listing of two million refs; more is refused rather than held in memory."""
 
+SAID_BYTES_MAX: Final = 1 << 20
+"""What an upstream may say beside its pack, above as much as the pack has: git writes a line of
+progress, some 60 bytes, each second and for each hundredth, so for five hours of counting."""
+
 REDIRECTS_MAX: Final = 3
 GZIP_BYTES_MIN: Final = 1024
 READ_BYTES: Final = 128 * 1024
@@ -234,11 +238,12 @@ class Remote:
         features = self._features or await self._first_answer()
         body = encode_fetch(features, wants=wants, haves=haves, agent=self._agent)
         decoder = FetchAnswerDecoder(features)
-        received = 0
+        received = heard = 0
         pace = self._pace(counts=False)
         with upstream_errors():
             async with self._post(body, features) as response:
                 async for data in self._chunks(response, pace):
+                    heard += len(data)
                     for piece in decoder.feed(data):
                         received += len(piece)
                         pace.counts = True
@@ -249,6 +254,12 @@ class Remote:
                                 trouble=Trouble.TOO_LARGE,
                             )
                         yield piece
+                    if heard - received > SAID_BYTES_MAX + received:
+                        raise UpstreamUnavailable(
+                            f"the upstream sent {heard - received} bytes of progress and the like"
+                            f" with {received} bytes of a pack: it does not come to the point",
+                            trouble=Trouble.NO_PACK,
+                        )
                     if progress is not None:
                         progress(received, decoder.progress)
                 decoder.finish()

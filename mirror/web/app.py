@@ -22,6 +22,7 @@ from mirror.errors import (
     SignInWanted,
     StaleRefused,
     TooManyAttempts,
+    UpstreamUnavailable,
 )
 from mirror.metrics import Metrics
 from mirror.web.bodies import ROOMS, Rooms, leave_rooms
@@ -252,6 +253,8 @@ def _answer(request: web.Request, error: MirrorError) -> web.Response:
             response.headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
         case TooManyAttempts():
             response.headers["Retry-After"] = str(math.ceil(error.retry_after_seconds))
+        case UpstreamUnavailable(retry_after_seconds=float() as seconds):
+            response.headers["Retry-After"] = str(math.ceil(seconds))
         case SignInWanted():
             for challenge in CHALLENGES:
                 response.headers.add("WWW-Authenticate", challenge)

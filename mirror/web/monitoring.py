@@ -170,6 +170,7 @@ def repository_state(hosted: Hosted) -> RepositoryState:
         scrub_age_seconds=None
         if mirror.scrubbed_at is None
         else max(0.0, time.time() - mirror.scrubbed_at),
+        retry_after_seconds=max(0.0, mirror.freshness.not_before - time.monotonic()),
     )
 
 
@@ -190,6 +191,7 @@ def describe(hosted: Hosted) -> dict[str, Any]:
         "head": _text(snapshot.head_target) if snapshot else None,
         "head_commit": _text(snapshot.head) if snapshot else None,
         "failures": state.failures,
+        "retry_after_seconds": round(state.retry_after_seconds),
         "last_success_at": _iso(last.succeeded_at),
         "last_change_at": _iso(last.changed_at),
         "last_failure_at": _iso(last.failed_at),

@@ -12,7 +12,7 @@ from tests.git_client import environment
 _UNBORN: Final = "notice: HEAD points to an unborn branch"
 _HEX: Final = "[0-9a-f]"
 _MIRROR: Final = rf"""
-    HEAD|config|description|packed-refs|git-mirror-(?:refs|confirmed|scrubbed|unreachable)
+    HEAD|config|description|packed-refs|git-mirror-(?:refs|confirmed|missed|read|scrubbed|unreachable)
     |(?:info|hooks|branches)(?:/[a-z.-]+)?|refs(?:/heads|/tags)?
     |objects(?:/info|/pack)?|objects/info/(?:commit-graph|packs)|info/refs
     |objects/info/commit-graphs(?:/commit-graph-chain|/graph-{_HEX}{{40}}\.graph)?

@@ -22,7 +22,10 @@ async def test_an_empty_upstream_is_cloned_as_empty_until_the_first_push(
     forge: HttpBackend, upstream_root: Path, client: GitClient, tmp_path: Path, engine: str
 ) -> None:
     upstream = Upstream(upstream_root, "acme/new", branch="trunk")
-    async with mirroring(forge, tmp_path / "m", names=[upstream.name], engine=engine) as mirror:
+    names, at_once = [upstream.name], "refs_vanish_after: 0s"
+    async with mirroring(
+        forge, tmp_path / "m", names=names, engine=engine, defaults=at_once
+    ) as mirror:
         through = mirror.url(upstream.name)
         clone = await client.clone(through)
         same = await client.clone(forge.repository_url(upstream.name))

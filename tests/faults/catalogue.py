@@ -97,6 +97,13 @@ async def trickle_headers(answer: Answer, line: Line) -> None:
         await line.send(b"x")
 
 
+async def progress_now_and_then(answer: Answer, line: Line) -> None:
+    """Never silent for long, and never done."""
+    await line.send(answer.head(length=-1) + before_pack(answer))
+    while not await line.is_over(0.05):
+        await line.send(encode(b"\2Counting objects: 1\r"))
+
+
 async def many_headers(answer: Answer, line: Line) -> None:
     await line.send(answer.head(*(f"X-Header-{n}: of no use" for n in range(2000))) + answer.body)
 
@@ -214,7 +221,13 @@ FAULTS: dict[str, Fault] = {
         trickle_headers, Trouble.SLOW, "headers of the answer", limits="upstream_timeout: 200ms"
     ),
     "progress without end": Fault(
-        endless(before_pack, encode(b"\2Counting objects: 1\r")),
+        endless(before_pack, encode(b"\2Counting objects: 1\r") * 1000),
+        Trouble.NO_PACK,
+        "does not come to the point",
+        FETCH,
+    ),
+    "a line of progress now and then": Fault(
+        progress_now_and_then,
         Trouble.TOOK_TOO_LONG,
         r"limits\.refresh_timeout",
         FETCH,

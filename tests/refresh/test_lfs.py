@@ -16,6 +16,7 @@ from mirror.repository.lfs_store import LfsStore
 from mirror.upstream.lfs import LfsRemote
 from mirror.wire.lfs import Action, Pointer, Refusal
 from tests.lfs_server import noise, oid_of
+from tests.refresh.bench import Clock
 
 CONTENT = noise(5000)
 OBJECT = Pointer(oid_of(CONTENT), len(CONTENT))
@@ -30,11 +31,17 @@ class Remote:
         self.asked = asyncio.Event()
         self.go_on = asyncio.Event()
         self.expires_at: float | None = None
+        self.pause: float | None = None
+
+    def _answer(self) -> None:
+        if self.pause is not None:
+            raise UpstreamUnavailable("slow down", retry_after_seconds=self.pause)
 
     async def batch(self, pointers: Sequence[Pointer]) -> dict[str, Action | Refusal]:
         self.batches += 1
         self.asked.set()
         await self.go_on.wait()
+        self._answer()
         return {one.oid: Action("x", expires_at=self.expires_at) for one in pointers}
 
     async def download(
@@ -44,6 +51,7 @@ class Remote:
         self.downloads += 1
         self.asked.set()
         await self.go_on.wait()
+        self._answer()
         yield CONTENT
 
 
@@ -67,11 +75,16 @@ def store(tmp_path: Path) -> LfsStore:
 
 
 @pytest.fixture
-async def files(store: LfsStore, remote: Remote) -> AsyncIterator[LargeFiles]:
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+async def files(store: LfsStore, remote: Remote, clock: Clock) -> AsyncIterator[LargeFiles]:
     repositories = Repositories()
     repositories["a"] = LfsRepository(cast("LfsRemote", remote), store.scope("a", "https://x"))
     limits = LimitSettings(lfs_downloads_max=1, refresh_timeout=1.0)
-    opened = LargeFiles(store, repositories, limits, Metrics("0"))
+    opened = LargeFiles(store, repositories, limits, Metrics("0"), clock=clock)
     yield opened
     await opened.close()
 
@@ -126,3 +139,24 @@ async def test_a_download_that_does_not_end_is_given_up(
     with pytest.raises(UpstreamUnavailable, match="took longer than"):
         await files.fetch("a", OBJECT)
     assert not store.is_stored(OBJECT)
+
+
+async def test_retry_after_silences_batches_and_downloads(
+    files: LargeFiles, store: LfsStore, remote: Remote, clock: Clock
+) -> None:
+    remote.go_on.set()
+    await files.ask("a", [OBJECT])
+    remote.pause = 60.0
+    with pytest.raises(UpstreamUnavailable, match="slow down"):
+        await files.fetch("a", OBJECT)
+    remote.pause = None
+    clock.advance(59.0)
+    with pytest.raises(UpstreamUnavailable, match="for 1 seconds more") as caught:
+        await files.fetch("a", OBJECT)
+    assert caught.value.retry_after_seconds == 1.0
+    with pytest.raises(UpstreamUnavailable, match="Retry-After"):
+        await files.ask("a", [OBJECT])
+    assert (remote.batches, remote.downloads) == (1, 1)
+    clock.advance(1.0)
+    await files.fetch("a", OBJECT)
+    assert store.is_stored(OBJECT)

@@ -213,6 +213,29 @@ async def test_a_little_of_a_large_repository_waits_for_a_week(
     assert not quick.holds(other)
 
 
+async def test_before_the_largest_pack_is_merged_what_refs_reach_gets_one_of_its_own(
+    upkeep: Upkeep, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where clones are quicker for it; what kept tips alone reach stays, in another."""
+    monkeypatch.setattr(maintenance, "REWRITTEN_BYTES_MIN", 0)
+    monkeypatch.setattr(maintenance, "REWRITTEN_SHARE", 0.01)
+    bench, maintainer = upkeep.bench, upkeep.maintainer
+    old = await upkeep.forced_away()
+    maintainer._records[upkeep.mirror.name] = Record(merge_at=2)
+    await upkeep.look()
+    assert upkeep.holds(old)
+    bench.mirrors()
+    if not bench.engine.copies_packs:
+        assert (upkeep.count("merge"), upkeep.count("rewrite")) == (1, 0)
+        return
+    assert (upkeep.count("merge"), upkeep.count("rewrite")) == (0, 1)
+    shown = bench.git("rev-list", "--objects", "--no-object-names", "--branches", "--tags")
+    packs = [{oid.decode() for oid in pack.ids()} for pack in upkeep.repository.source.packs()]
+    assert set(shown.split()) in packs
+    assert len(packs) == 2
+    assert maintainer._records[upkeep.mirror.name].beside > 0
+
+
 # --- at the same time --------------------------------------------------------------------------
 
 
@@ -270,7 +293,7 @@ async def test_a_ref_that_comes_back_to_what_is_being_removed_keeps_it(
     upkeep.clock.advance(maintenance.PRUNE_AGAIN_SECONDS)
     await upkeep.look()
     assert upkeep.count("prune") == 1
-    assert len(upkeep.repository.pack_files()) == 1
+    assert len(upkeep.repository.pack_files()) == 2, "that of refs, and of what was kept meanwhile"
     bench.mirrors()
 
 

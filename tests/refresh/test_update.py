@@ -152,7 +152,7 @@ async def test_an_empty_upstream_is_an_empty_mirror_until_its_first_push(
     upstream_root: Path, forge: HttpBackend, make_bench: MakeBench, engine: PackEngine
 ) -> None:
     empty = Upstream(upstream_root, "acme/empty", branch="trunk")
-    bench = make_bench(empty, engine=engine)
+    bench = make_bench(empty, engine=engine, refs_vanish_after_seconds=0.0)
     snapshot = (await bench.update()).snapshot
     assert snapshot.is_empty
     assert snapshot.head_target == b"refs/heads/trunk", "clients of an empty repository want it"

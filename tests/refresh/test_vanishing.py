@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -13,10 +14,14 @@ from structlog.testing import capture_logs
 
 from mirror.cli import main
 from mirror.demo.forge import HttpBackend
-from mirror.errors import RefsVanished
+from mirror.errors import NotYetMirrored, RefsVanished, UpstreamUnavailable
 from mirror.refresh.changes import ListedChange
+from mirror.refresh.doubt import EMPTY_SECONDS
+from mirror.refresh.mirror import Mirror
 from mirror.refresh.refresher import Trigger
-from mirror.refresh.vanishing import VANISHED_MIN, Listed, Vanishing, judge
+from mirror.refresh.vanishing import LOOKS_MIN, VANISHED_MIN, Listed, Vanishing, judge
+from mirror.repository.bare import BareRepository
+from mirror.repository.missed_refs import NOTE, MissedRefs, find_missed, keep_missed
 from mirror.wire.names import ObjectId, Ref, RefName
 from tests.git_client import Upstream
 from tests.mirror_service import NAME, MirrorService, configuration, serving
@@ -263,6 +268,95 @@ async def test_pushes_go_on_while_many_refs_are_missing(running: Running) -> Non
         bench.clock.advance(AFTER_SECONDS / 2 + 1)
         await running.refreshed()
     bench.mirrors()
+
+
+async def test_a_doubt_goes_on_after_a_restart(bench: Bench) -> None:
+    """By the time in which it was looked, whatever the clocks say after the start."""
+    await bench.update()
+    empty(bench.upstream)
+    for _ in range(2):
+        with pytest.raises(RefsVanished):
+            await bench.update()
+        bench.clock.advance(AFTER_SECONDS / 2 - 1)
+    with pytest.raises(RefsVanished):
+        await bench.update()
+    note = bench.path / NOTE
+    assert note.exists()
+
+    bench.close()
+    later = 1_000_000.0
+    bench.now, bench.clock.now = bench.now + later, 7.0
+    mirror = bench.mirror = Mirror(bench.settings, bench.path)
+    mirror.repository = BareRepository.open(bench.path)
+    mirror.snapshot = bench.updater.open(mirror.repository)
+    mirror.vanishing = bench.updater.recall_vanished(mirror.repository)
+    assert mirror.vanishing is not None
+    assert mirror.vanishing.noticed_at == bench.now - later
+    with pytest.raises(RefsVanished):
+        await bench.update()
+    bench.clock.advance(3.0)
+    await bench.update()
+    bench.mirrors({})
+    assert not note.exists()
+
+
+@pytest.mark.parametrize("spoil", [b"", b"x", b"\n\n"])
+def test_a_note_that_is_not_what_was_written_is_none(tmp_path: Path, spoil: bytes) -> None:
+    missed = MissedRefs(3, 1e9, {RefName(b"refs/heads/a"): 1.5, RefName(b"refs/heads/b"): 2.0})
+    keep_missed(tmp_path, missed)
+    assert find_missed(tmp_path) == missed
+    (tmp_path / NOTE).write_bytes((tmp_path / NOTE).read_bytes()[:-4] + spoil)
+    assert find_missed(tmp_path) is None
+    keep_missed(tmp_path, None)
+    assert not list(tmp_path.iterdir())
+
+
+async def test_a_new_repository_is_not_believed_to_be_empty_at_once(
+    upstream_root: Path, make_bench: MakeBench
+) -> None:
+    """It may be a hiccup of the forge; to readers it is not mirrored yet."""
+    upstream = Upstream(upstream_root, "acme/new")
+    async with Running(make_bench(upstream, poll_interval_seconds=None)) as running:
+        bench = running.bench
+        for _ in range(LOOKS_MIN):
+            with pytest.raises(UpstreamUnavailable, match="--accept-deletions"):
+                await running.refreshed()
+        with pytest.raises(NotYetMirrored, match="believed to be empty after 60 s"):
+            running.gate.current()
+        assert running.sample("git_mirror_refresh_failures_total", {"reason": "no_refs"}) >= 3
+        bench.clock.advance(EMPTY_SECONDS)
+        await running.refreshed()
+        bench.mirrors({})
+
+
+@pytest.mark.parametrize("by", [Trigger.ACCEPT, Trigger.WEBHOOK])
+async def test_an_operator_s_word_or_a_push_ends_the_doubt_about_a_new_repository(
+    upstream_root: Path, make_bench: MakeBench, by: Trigger
+) -> None:
+    upstream = Upstream(upstream_root, "acme/new")
+    async with Running(make_bench(upstream, poll_interval_seconds=None)) as running:
+        with pytest.raises(UpstreamUnavailable):
+            await running.refreshed(Trigger.START)
+        if by is Trigger.WEBHOOK:
+            upstream.commit()
+        await running.refreshed(by)
+        running.bench.mirrors()
+
+
+async def test_a_damaged_mirror_is_not_cloned_anew_from_an_upstream_that_lost_its_refs(
+    bench: Bench,
+) -> None:
+    await bench.update()
+    refs = empty(bench.upstream)
+    for accepts in (False, True):
+        with nullcontext() if accepts else pytest.raises(RefsVanished, match="damaged"):
+            async with bench.updater.cloned_beside(
+                bench.mirror, bench.remote, believed=None if accepts else ()
+            ) as (staged, _):
+                assert not staged.read_refs().refs
+    bench.upstream.branches(refs)
+    async with bench.updater.cloned_beside(bench.mirror, bench.remote, believed=()) as (staged, _):
+        assert len(staged.read_refs().refs) == len(refs)
 
 
 async def test_refs_that_are_no_longer_asked_for_have_not_vanished(

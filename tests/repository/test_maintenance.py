@@ -24,9 +24,17 @@ GIB = 1 << 30
 KNOWN = Record(is_looked_at=True)
 
 
-def facts(packs: int = 3, size: int = GIB, *, is_indexed: bool = True, lost: int = 0) -> Facts:
+def facts(
+    packs: int = 3,
+    size: int = GIB,
+    *,
+    is_indexed: bool = True,
+    lost: int = 0,
+    beside: int = 0,
+) -> Facts:
     """Return the facts of a repository, with so many unreachable bytes since time 0."""
-    return Facts(packs, size, is_indexed, Unreachable(lost, 0.0) if lost else None)
+    unreachable = Unreachable(lost, 0.0) if lost else None
+    return Facts(packs, size, is_indexed, unreachable, size - beside, beside)
 
 
 @pytest.mark.parametrize(
@@ -47,6 +55,14 @@ def facts(packs: int = 3, size: int = GIB, *, is_indexed: bool = True, lost: int
         (facts(99, lost=GIB // 9), Record(prune_at=101.0), 0.0, Work.MERGE),
         (facts(size=1 << 20, lost=1), KNOWN, 0.0, Work.PRUNE),
         (facts(0, 0, lost=1), KNOWN, 0.0, None),
+        (facts(99, beside=GIB // 4), KNOWN, 0.0, Work.REWRITE),
+        (facts(99, beside=GIB // 6), KNOWN, 0.0, Work.MERGE),
+        (facts(9, beside=GIB // 4), KNOWN, 0.0, None),
+        (facts(99, beside=GIB // 4), Record(beside=GIB // 16), 0.0, Work.MERGE),
+        (facts(99, beside=GIB // 3), Record(beside=GIB // 16), 0.0, Work.REWRITE),
+        (facts(99, beside=GIB // 4), Record(rewrite_at=101.0), 0.0, Work.MERGE),
+        (facts(99, size=1 << 18, beside=1 << 17), KNOWN, 0.0, Work.MERGE),
+        (facts(99, lost=GIB // 9, beside=GIB // 4), KNOWN, 0.0, Work.PRUNE),
     ],
 )
 def test_what_is_done(found: Facts, record: Record, wall_now: float, work: Work | None) -> None:
@@ -59,6 +75,13 @@ def test_what_was_done_is_not_done_again_soon() -> None:
     assert merged.after(None, 9, is_done=True, now=5.0) == merged
     pruned = Record().after(Work.PRUNE, 1, is_done=True, now=5.0)
     assert pruned == Record(PACKS_MAX + 1, 5.0 + PRUNE_SECONDS_MIN, is_looked_at=True)
+    rewritten = merged.after(Work.REWRITE, 2, is_done=True, now=5.0, beside=77)
+    assert rewritten == Record(
+        PACKS_MAX + 1, 5.0 + PRUNE_SECONDS_MIN, is_looked_at=True, beside=77
+    ), "how much it has to grow before the next says enough"
+    failed = rewritten.after(Work.REWRITE, 30, is_done=False, now=9.0)
+    again_at = 9.0 + PRUNE_AGAIN_SECONDS
+    assert failed == Record(60, again_at, is_looked_at=True, rewrite_at=again_at, beside=77)
     failed = Record().after(Work.PRUNE, 1, is_done=False, now=5.0)
     assert failed.prune_at == 5.0 + PRUNE_AGAIN_SECONDS
 

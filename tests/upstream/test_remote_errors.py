@@ -105,7 +105,7 @@ async def test_an_error_page_that_can_not_be_read_is_no_further_trouble(
     assert "answered 500: On fire" in str(error)
 
 
-@pytest.mark.parametrize("status", [403, 429, 503])
+@pytest.mark.parametrize("status", [403, 429, 500, 503])
 @pytest.mark.parametrize(
     ("value", "seconds"),
     [
@@ -136,6 +136,20 @@ async def test_retry_after_is_read_in_seconds_and_as_a_date(
     assert isinstance(error, UpstreamUnavailable)
     assert error.retry_after_seconds == seconds
     assert "slow down" in str(error)
+
+
+async def test_a_date_counts_by_our_clock_where_the_upstream_tells_no_time(
+    make_remote: MakeRemote,
+) -> None:
+    async def talk(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        at = b"Fri, 31 Dec 2199 23:59:59 GMT"
+        writer.write(b"HTTP/1.1 429 No\r\nContent-Length: 0\r\nRetry-After: %b\r\n\r\n" % at)
+        await writer.drain()
+
+    async with raw_server(talk) as url:
+        error = await failure(make_remote(url))
+    assert isinstance(error, UpstreamUnavailable)
+    assert error.retry_after_seconds == RETRY_AFTER_SECONDS_MAX
 
 
 @pytest.mark.parametrize("value", ["", "soon", "-1", "1.5", "Wed, 99 Oct 2015 07:28:00 GMT", "²"])

@@ -11,8 +11,8 @@ import pytest
 from aiohttp import web
 
 from mirror.demo.forge import Faults, HttpBackend
-from mirror.errors import UpstreamError, UpstreamRefused, UpstreamUnavailable
-from mirror.upstream.remote import Remote
+from mirror.errors import Trouble, UpstreamError, UpstreamRefused, UpstreamUnavailable
+from mirror.upstream.remote import SAID_BYTES_MAX, Remote
 from mirror.wire.names import ObjectId, object_id
 from mirror.wire.pktline import FLUSH_PKT, encode, encode_lines
 from tests.git_client import Upstream
@@ -351,3 +351,34 @@ async def test_a_reader_that_stops_half_way_frees_the_connection(
         assert await anext(chunks)
     listing = await remote.list_refs(ALL)
     assert listing.head == upstream.oid().encode()
+
+
+@pytest.mark.parametrize(
+    ("begin", "piece"),
+    [
+        (encode(b"packfile\n"), encode(b"\2Counting objects: 1\r") * 500),
+        (encode(b"packfile\n") + encode(b"\1PACK"), encode(b"\2Writing objects: 1\r") * 500),
+        (encode(b"packfile\n"), encode(b"\1") * 2000),
+        (b"", encode(b"acknowledgments\n") * 500),
+    ],
+    ids=["progress", "progress after the pack began", "keep-alives", "no section of a pack"],
+)
+async def test_an_upstream_that_does_not_come_to_the_point_is_given_up(
+    make_remote: MakeRemote, begin: bytes, piece: bytes
+) -> None:
+    """Endless answers of this kind are among the faults; here as much as is too much."""
+    said = begin + piece * (2 * SAID_BYTES_MAX // len(piece))
+    async with scripted(a_v2_server(fetched=said)) as server:
+        remote = await listed(make_remote(server.repository_url))
+        with pytest.raises(UpstreamUnavailable, match="does not come to the point") as caught:
+            await fetch(remote, [WANT])
+    assert caught.value.trouble is Trouble.NO_PACK
+
+
+async def test_progress_may_go_on_for_hours(make_remote: MakeRemote) -> None:
+    """As that of a repository with a hundred million objects, which comes in small packets."""
+    lines = b"".join(encode(b"\2Enumerating objects: %d\r" % n) for n in range(10_000))
+    said = lines + b"".join(encode(b"\1" + PACK[at : at + 5]) for at in range(0, len(PACK), 5))
+    said = encode(b"packfile\n") + said + FLUSH_PKT
+    async with scripted(a_v2_server(fetched=said)) as server:
+        assert await fetch(await listed(make_remote(server.repository_url)), [WANT]) == PACK

@@ -75,6 +75,7 @@ async def test_the_status_says_how_each_repository_is(
         "head": "refs/heads/main",
         "head_commit": upstream.oid(),
         "failures": 0,
+        "retry_after_seconds": 0,
         "last_failure_at": None,
         "last_webhook_at": None,
         "last_error": None,
@@ -105,6 +106,21 @@ async def test_the_status_follows_failures_and_renames(
     status = (await mirror.get("/status.json")).json["repositories"][upstream.name]
     assert status["moved_to"] == mirror.forge.repository_url("acme/renamed")
     assert (status["state"], status["last_error"]) == ("fresh", None)
+
+
+async def test_a_pause_that_the_upstream_asked_for_shows(
+    mirror: MirrorService, upstream: Upstream
+) -> None:
+    mirror.forge.faults = Faults(status=502, retry_after="1800")
+    await mirror.announce(upstream)
+    await mirror.until(lambda one: one.freshness.failures > 0)
+    status = (await mirror.get("/status.json")).json["repositories"][upstream.name]
+    assert 1700 < status["retry_after_seconds"] <= 1800
+    pause = await mirror.metric(
+        "git_mirror_repository_retry_after_seconds", repository=upstream.name
+    )
+    assert pause is not None
+    assert 1700 < pause <= 1800
 
 
 def upstream_at(mirror: MirrorService, upstream: Upstream) -> Upstream:

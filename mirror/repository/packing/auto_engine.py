@@ -27,6 +27,7 @@ class AutoEngine:
 
     name = GitEngine.name
     """Who makes the packs: what metrics and logs show."""
+    copies_packs = GitEngine.copies_packs
 
     def __init__(self, git: GitEngine, dulwich: DulwichEngine) -> None:
         self._git = git
@@ -101,9 +102,15 @@ class AutoEngine:
         """See `PackEngine.unreachable_bytes`."""
         return await self._git.unreachable_bytes(repository, tips, live=live)
 
-    async def pack_reachable(self, quarantine: Quarantine, tips: Sequence[ObjectId]) -> None:
+    async def pack_reachable(
+        self,
+        quarantine: Quarantine,
+        tips: Sequence[ObjectId],
+        *,
+        without: Sequence[ObjectId] = (),
+    ) -> None:
         """See `PackEngine.pack_reachable`."""
-        await self._git.pack_reachable(quarantine, tips)
+        await self._git.pack_reachable(quarantine, tips, without=without)
 
     async def check_alone(
         self,

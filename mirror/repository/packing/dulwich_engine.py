@@ -69,6 +69,7 @@ class DulwichEngine:
     """Makes and indexes packs in this process."""
 
     name = "dulwich"
+    copies_packs = False
     version = ".".join(str(part) for part in dulwich.__version__)
 
     def __init__(self) -> None:
@@ -174,13 +175,19 @@ class DulwichEngine:
         request = PackRequest(wants=tuple(tips), haves=tuple(live))
         return await to_its_end(self._in_thread(_unreachable_bytes, repository, request))
 
-    async def pack_reachable(self, quarantine: Quarantine, tips: Sequence[ObjectId]) -> None:
+    async def pack_reachable(
+        self,
+        quarantine: Quarantine,
+        tips: Sequence[ObjectId],
+        *,
+        without: Sequence[ObjectId] = (),
+    ) -> None:
         """See `PackEngine.pack_reachable`. Of a large repository it is too much work here.
 
         Raises:
             PackError: For that too.
         """
-        await to_its_end(self._in_thread(_pack_reachable, quarantine, tips))
+        await to_its_end(self._in_thread(_pack_reachable, quarantine, tips, without))
 
     async def check_alone(
         self,
@@ -364,11 +371,13 @@ def _write_pack(quarantine: Quarantine, selection: Selection) -> None:
     quarantine.received.unlink()
 
 
-def _pack_reachable(quarantine: Quarantine, tips: Sequence[ObjectId]) -> None:
+def _pack_reachable(
+    quarantine: Quarantine, tips: Sequence[ObjectId], without: Sequence[ObjectId]
+) -> None:
     repository = quarantine.repository
     if (count := sum(map(len, repository.source.packs()))) > REPACKED_OBJECTS_MAX:
         raise PackError(f"{count} objects are too many to write anew without git")
-    request = PackRequest(wants=tuple(tips))
+    request = PackRequest(wants=tuple(tips), haves=tuple(without))
     selection = select_objects(repository.source, repository.graph, request)
     if selection.oids:
         _write_pack(quarantine, selection)

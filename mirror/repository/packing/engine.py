@@ -77,6 +77,11 @@ class PackEngine(Protocol):
         """The version of what does the work."""
         ...
 
+    @property
+    def copies_packs(self) -> bool:
+        """Whether a clone is quicker where one pack has all that refs reach, and nothing else."""
+        ...
+
     async def index_pack(
         self, quarantine: Quarantine, *, progress: IndexProgress | None = None
     ) -> None:
@@ -168,10 +173,21 @@ class PackEngine(Protocol):
         """
         ...
 
-    async def pack_reachable(self, quarantine: Quarantine, tips: Sequence[ObjectId]) -> None:
+    async def pack_reachable(
+        self,
+        quarantine: Quarantine,
+        tips: Sequence[ObjectId],
+        *,
+        without: Sequence[ObjectId] = (),
+    ) -> None:
         """Write one pack of all that `tips` reach, durably, into the quarantine.
 
         In the background, as `repack`. There is none where they reach nothing.
+
+        Args:
+            quarantine: Where to.
+            tips: Where from.
+            without: What these reach is left out, as far as that is found out.
 
         Raises:
             PackError: It could not be made.

@@ -58,9 +58,10 @@ OBJECT_IN_PACK_BYTES_MIN: Final = 9
 ENTRY_BYTES_MAX: Final = 256
 """What git's index-pack keeps for each object takes about a third of this."""
 
-INDEXED_SHARE: Final = 0.1
-"""Packs of so much of a repository have a bitmap; smaller ones will be merged soon, and a bitmap
-takes far longer to write than they do: docs/decisions/0008."""
+UNINDEXED_SHARE: Final = 0.01
+"""So much of a repository may be in packs that the bitmap does not know: whoever clones has it
+walked, which costs a tenth more for each hundredth. A bitmap takes far longer to write than small
+packs do to be merged: docs/decisions/0008."""
 
 _QUICK: Final = ("-c", "pack.window=0", "-c", "pack.compression=1")
 """For a shallow clone: mostly whole files of one commit, where looking for deltas takes more than
@@ -73,6 +74,7 @@ class GitEngine:
     """Makes and indexes packs with the git program."""
 
     name = "git"
+    copies_packs = True
 
     def __init__(self, spawner: Spawner, program: Path, version: str) -> None:
         self._spawner = spawner
@@ -212,8 +214,11 @@ class GitEngine:
         env = _environment(GIT_DIR=str(repository.path))
         packs = await asyncio.to_thread(_packs_to_index, repository, without)
         if packs:
+            command = ["multi-pack-index", "write", "--bitmap", "--no-progress", "--stdin-packs"]
+            if len(packs) > 1:  # all of it is sent as it is; by default, it is the oldest
+                command.append(f"--preferred-pack={packs[0]}.pack")
             await self._run(
-                ["multi-pack-index", "write", "--bitmap", "--no-progress", "--stdin-packs"],
+                command,
                 env=env,
                 stdin="".join(f"{name}.idx\n" for name in packs).encode(),
                 timeout_seconds=REPACK_SECONDS_MAX,
@@ -242,13 +247,19 @@ class GitEngine:
         )
         return int(printed)
 
-    async def pack_reachable(self, quarantine: Quarantine, tips: Sequence[ObjectId]) -> None:
+    async def pack_reachable(
+        self,
+        quarantine: Quarantine,
+        tips: Sequence[ObjectId],
+        *,
+        without: Sequence[ObjectId] = (),
+    ) -> None:
         """See `PackEngine.pack_reachable`: the deltas that there are, and better ones."""
         base = quarantine.objects / "pack" / "pack"
         await self._run(
             ["pack-objects", "--revs", "--non-empty", "--delta-base-offset", "-q", str(base)],
             env=_quarantined(quarantine),
-            stdin=_revisions(tips, ()),
+            stdin=_revisions(tips, without),
             timeout_seconds=REPACK_SECONDS_MAX,
             is_background=True,
         )
@@ -338,18 +349,25 @@ def _packs_to_merge(repository: BareRepository) -> tuple[list[str], list[str]]:
 
 
 def _packs_to_index(repository: BareRepository, without: Collection[str]) -> list[str]:
-    """Return the packs that are to have a new bitmap; none where there is a good one."""
+    """Return the packs that are to have a new bitmap, the largest first; none if one is good."""
     packs = [each for each in repository.pack_files() if each.name not in without]
-    sizes = {each: each.stat() for each in packs}
-    least = INDEXED_SHARE * sum(each.st_size for each in sizes.values())
-    large = {each.stem: found for each, found in sizes.items() if found.st_size >= least}
-    index = repository.objects / "pack" / "multi-pack-index"
-    indexed = {Path(name).stem for name in indexed_packs(index)}
-    if indexed and indexed.isdisjoint(Path(name).stem for name in without):
-        made_at = index.stat().st_mtime_ns
-        if all(found.st_mtime_ns <= made_at for found in large.values()):
+    sizes = {each.stem: each.stat().st_size for each in packs}
+    rest_max = UNINDEXED_SHARE * sum(sizes.values())
+    indexed = {
+        Path(name).stem for name in indexed_packs(repository.objects / "pack" / "multi-pack-index")
+    }
+    if indexed and indexed <= sizes.keys():
+        rest = sum(size for name, size in sizes.items() if name not in indexed)
+        if rest <= rest_max:
             return []
-    return list(large)
+    chosen: list[str] = []
+    rest = sum(sizes.values())
+    for name in sorted(sizes, key=lambda name: sizes[name], reverse=True):
+        if chosen and rest <= rest_max:
+            break
+        chosen.append(name)
+        rest -= sizes[name]
+    return chosen
 
 
 def _flush(place: Path) -> None:

@@ -42,6 +42,7 @@ class ScriptedEngine:
 
     name = "scripted"
     version = "0"
+    copies_packs = False
 
     def __init__(self) -> None:
         self.began: list[PackRequest] = []
@@ -111,7 +112,13 @@ class ScriptedEngine:
     ) -> int:
         raise NotImplementedError
 
-    async def pack_reachable(self, quarantine: Quarantine, tips: Sequence[ObjectId]) -> None:
+    async def pack_reachable(
+        self,
+        quarantine: Quarantine,
+        tips: Sequence[ObjectId],
+        *,
+        without: Sequence[ObjectId] = (),
+    ) -> None:
         raise NotImplementedError
 
     async def check_alone(

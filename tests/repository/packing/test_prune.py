@@ -39,6 +39,22 @@ async def test_a_pack_of_what_tips_reach_has_just_that(
     filled.close()
 
 
+async def test_what_others_reach_is_left_out(
+    engine: PackEngine, filled: BareRepository, atlas: Atlas, judge: Judge
+) -> None:
+    """And the two packs together are whole."""
+    tips, without = atlas.all("diverged", "nested-tag"), atlas.all("main")
+    with filled.quarantine() as quarantine:
+        await engine.pack_reachable(quarantine, tips, without=without)
+        source = quarantine.source()
+        found = {oid for pack in source.packs() for oid in pack.ids()}
+        source.close()
+    wanted, left_out = judge.reachable(tips), judge.reachable(without)
+    assert wanted - left_out <= found <= wanted
+    assert len(found) < len(wanted)
+    filled.close()
+
+
 async def test_what_nothing_reaches_is_counted(
     engine: PackEngine, filled: BareRepository, atlas: Atlas
 ) -> None:
