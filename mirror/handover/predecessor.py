@@ -136,7 +136,9 @@ class Predecessor:
             self.is_silent.set()
 
     async def close(self) -> None:
-        """Hear no more of it."""
+        """Hear no more of it, and let go of its sockets."""
+        for one in self.sockets:
+            one.close()
         if self._hearing is not None:
             self._hearing.cancel()
             await asyncio.gather(self._hearing, return_exceptions=True)

@@ -56,7 +56,9 @@ async def test_an_upgrade_under_load_drops_nothing_and_takes_nothing_back(
                 for number in range(4 * READERS):
                     version, kept = (0, 2)[number % 2], number % 4 < 2
                     readers.create_task(
-                        poll(seen, by_port(port), NAME, version=version, kept=kept, pause_seconds=0.1)
+                        poll(
+                            seen, by_port(port), NAME, version=version, kept=kept, pause_seconds=0.1
+                        )
                     )
                 await push(forge, upstream, port, seen)
                 for _ in range(request.config.getoption("--upgrades")):
