@@ -78,6 +78,23 @@ def check_version(data_dir: Path, *, known: int = LAYOUT_VERSION) -> int | None:
     return version
 
 
+def check_same_version(data_dir: Path) -> None:
+    """See that a directory in use by another process needs no migration to be used by this one.
+
+    That process could not go on with a migrated one, if this one did not come to serve.
+
+    Raises:
+        LocalError: It does, is newer, or can't be read.
+    """
+    version = check_version(data_dir)
+    if version != LAYOUT_VERSION:
+        raise LayoutRefused(
+            f"{data_dir} is of data version {version or 0}, and this git-mirror works with"
+            f" {LAYOUT_VERSION}: bringing it up to date takes a stop of the running version and a"
+            " start of this one (`systemctl restart git-mirror`), not an upgrade beside it"
+        )
+
+
 def bring_up_to_date(
     data_dir: Path, migrations: Mapping[int, Migration] | None = None
 ) -> tuple[int | None, int]:

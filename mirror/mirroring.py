@@ -57,6 +57,7 @@ class Mirroring:
         registry: The repositories.
         refreshers: By the name of their repository.
         bounds: What they may take of the disk, and take.
+        left: Those whose place on disk has what can't be used, which is not ours to move yet.
         maintainer: Keeps them small and quick.
     """
 
@@ -70,7 +71,10 @@ class Mirroring:
         places: RefreshPlaces,
         upstreams: Sequence[RepositorySettings],
         bounds: Bounds,
+        is_certain: bool,
     ) -> None:
+        self.left: list[Mirror] = []
+        self._is_certain = is_certain
         self._ways = ways
         self._places = places
         self.bounds = bounds
@@ -97,6 +101,7 @@ class Mirroring:
         watch: Watch | None,
         on_published: OnPublished,
         on_served: OnServed,
+        is_certain: bool = True,
     ) -> "Mirroring":
         """Open every mirror on disk; nothing is refreshed yet. `stack` gets what is to be closed.
 
@@ -111,6 +116,8 @@ class Mirroring:
             watch: Called with each step of each refresh.
             on_published: Told of each change that readers see.
             on_served: Told when no reader sees what was before it.
+            is_certain: Whether the directory is this process's for good: until `take_charge`, what
+                can't be used stays where it is, for another process may be reading it.
         """
         places = DataDirectory(settings.data_dir)
         bounds = Bounds(room_of(settings), bytes_max=settings.limits.repositories_bytes_max)
@@ -120,7 +127,9 @@ class Mirroring:
 
         async def open_one(repository: RepositorySettings) -> Mirror:
             try:
-                mirror = await asyncio.to_thread(open_mirror, repository, places, updater)
+                mirror = await asyncio.to_thread(
+                    open_mirror, repository, places, updater, sets_aside=mirroring._is_certain
+                )
                 if mirror.repository is not None:
                     for one in mirror.repository.found:
                         metrics.record_damage(one.kind.value)
@@ -177,6 +186,7 @@ class Mirroring:
             places=shared,
             upstreams=settings.upstreams,
             bounds=bounds,
+            is_certain=is_certain,
         )
         stack.push_async_callback(mirroring._end)
         for repository in settings.repositories.values():
@@ -189,7 +199,11 @@ class Mirroring:
         Raises:
             LocalError: The one on disk can neither be used nor set aside.
         """
-        return self.take(await self._open_one(settings))
+        hosted = self.take(await self._open_one(settings))
+        mirror = hosted.mirror
+        if not self._is_certain and mirror.repository is None and mirror.path.exists():
+            self.left.append(mirror)
+        return hosted
 
     def take(self, mirror: Mirror) -> Hosted:
         """Take in a repository whose mirror was `opened`; nothing is refreshed yet."""
@@ -253,8 +267,11 @@ class Mirroring:
         return retired
 
     def start(self) -> list[asyncio.Task[None]]:
-        """Begin to refresh; returns tasks, none of which should ever end."""
+        """Begin to refresh all but what is `left`; returns tasks, none of which should end."""
+        left = {one.name for one in self.left}
         for one in self.registry:
+            if one.mirror.name in left:
+                continue
             is_pending = one.mirror.freshness.is_pending
             self.begin(one.mirror.name, at_once=is_pending)
         self._watching = [
@@ -262,6 +279,11 @@ class Mirroring:
             asyncio.create_task(self._ways.keyring.watch(), name="look at credentials"),
         ]
         return self._watching
+
+    def take_charge(self) -> list[Mirror]:
+        """Take the data directory for good; returns what is `left`, for `Changeover.replace`."""
+        self._is_certain = True
+        return [one for one in self.left if self.registry.get(one.name) is not None]
 
     async def pause(self, *, settle_seconds: float) -> None:
         """Refresh nothing until `resume`; what is under way gets so long to end."""
@@ -358,11 +380,18 @@ class Retired:
             await asyncio.wait((self.task,))
 
 
-def open_mirror(settings: RepositorySettings, places: DataDirectory, updater: Updater) -> Mirror:
+def open_mirror(
+    settings: RepositorySettings,
+    places: DataDirectory,
+    updater: Updater,
+    *,
+    sets_aside: bool = True,
+) -> Mirror:
     """Open a repository's mirror if there is one on disk; blocking.
 
-    One that can't be read, or that is of another upstream, is set aside and cloned anew. One that
-    is damaged in parts is served, as far as it is sound, until it is mended.
+    One that can't be read, or that is of another upstream, is set aside and cloned anew, or left
+    where it is, without `sets_aside`. One that is damaged in parts is served, as far as it is
+    sound, until it is mended.
     """
     mirror = Mirror(settings, places.repository(settings.name))
     if not mirror.path.exists():
@@ -388,6 +417,9 @@ def open_mirror(settings: RepositorySettings, places: DataDirectory, updater: Up
     except LocalError as error:
         if repository is not None:
             repository.close()
+        if not sets_aside:
+            logger.warning("mirror_left", repository=settings.name, reason=str(error))
+            return mirror
         aside = places.set_aside / f"{settings.name.replace('/', '%2F')}.{time.time_ns()}.git"
         mirror.path.rename(aside)
         logger.warning(

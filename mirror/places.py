@@ -28,7 +28,7 @@ from urllib.parse import quote
 
 from mirror.durable import make_directories
 from mirror.errors import LocalError
-from mirror.layout import bring_up_to_date
+from mirror.layout import bring_up_to_date, check_same_version
 from mirror.orphans import children_lock
 
 SET_ASIDE_MAX: Final = 5
@@ -106,7 +106,8 @@ class DataDirectory:
         """Make the places, hold the lock, bring the layout up to date, clear what a crash left.
 
         Args:
-            inherited: The descriptor of the lock, held by a process that hands it over.
+            inherited: The descriptor of the lock, held by a process that hands it over; it may
+                go on with the directory, so that this must be of today's layout already.
 
         Raises:
             LocalError: They can't be made, another process has the lock, or children that it has
@@ -128,6 +129,8 @@ class DataDirectory:
                 ) from None
             hold = Hold(lock.fileno())
             try:
+                if inherited is not None:
+                    check_same_version(self.root)
                 with ExitStack() as stack:
                     if self.repositories.is_dir():
                         self._watch_children(stack, hold, ends_others=inherited is None)

@@ -66,6 +66,10 @@ class Processes(Protocol):
         ...
 
 
+def _nobody() -> bool:
+    return False
+
+
 class PullThrough:
     """The mirrors below `upstreams`: the registry's `Opener`.
 
@@ -82,6 +86,7 @@ class PullThrough:
         metrics: Metrics,
         *,
         on_removed: Sequence[Callable[[str], Awaitable[None]]] = (),
+        others_read: Callable[[], bool] = _nobody,
         clock: Clock = time.monotonic,
         wall_clock: Clock = time.time,
     ) -> None:
@@ -95,6 +100,8 @@ class PullThrough:
             metrics: Of this process.
             on_removed: Told the name of each mirror that was removed: what is kept of it besides
                 goes, too.
+            others_read: Tells whether a process may read mirrors that knows nothing of this one:
+                then none is removed.
             clock: Monotonic seconds.
             wall_clock: Seconds since the epoch.
         """
@@ -106,6 +113,7 @@ class PullThrough:
         self._foresight = foresight
         self._bundler = bundler
         self._on_removed = on_removed
+        self._others_read = others_read
         self._figures = PullFigures(metrics.registry)
         self._clock = clock
         self._wall_clock = wall_clock
@@ -374,7 +382,8 @@ class PullThrough:
 
     def _is_busy(self, mirror: Mirror) -> bool:
         is_made_of = self._bundler.is_working_on(mirror.name)
-        return mirror.readers > 0 or mirror.progress is not None or is_made_of
+        is_read = mirror.readers > 0 or self._others_read()
+        return is_read or mirror.progress is not None or is_made_of
 
     def _kept(self, mirror: Mirror, size: int) -> Kept:
         place, denied = mirror.settings.place, mirror.denied
@@ -429,12 +438,13 @@ class PullThrough:
 
     # --- start and stop ------------------------------------------------------------------------
 
-    async def reopen(self) -> None:
+    async def reopen(self, *, removes: bool = True) -> None:
         """Open the mirrors that are on disk from before, without a look at their upstreams.
 
-        What is not below `upstreams` any more is removed, if it came by them.
+        What is not below `upstreams` any more is removed, if it came by them; without `removes`
+        that is left to `sweep`.
         """
-        found = await run_to_end(self._look_on_disk)
+        found = await run_to_end(self._look_on_disk, removes=removes)
         ago = self._wall_clock() - self._clock()
         for settings, read_at in found:
             try:
@@ -449,28 +459,34 @@ class PullThrough:
                 # No webhook has to be waited for: who reads has the upstream asked.
                 mirror.freshness.satisfied = mirror.freshness.announced
 
-    def _look_on_disk(self) -> list[tuple[RepositorySettings, float]]:
+    async def sweep(self) -> None:
+        """Remove what is not below `upstreams` any more, where `reopen` did not."""
+        async with self._tidying:
+            await run_to_end(self._look_on_disk, removes=True)
+
+    def _look_on_disk(self, *, removes: bool) -> list[tuple[RepositorySettings, float]]:
         """Return what is to be opened, and when it was last read (seconds since the epoch)."""
         found = []
         for name, path in disk.mirrors_below(self._places.repositories):
             if name in self._settings.repositories:
-                disk.forget_read(path)  # it was chosen: it is nobody's to remove
+                if removes:
+                    disk.forget_read(path)  # it was chosen: it is nobody's to remove
                 continue
             read_at = disk.read_at(path)
             settings = self._settings.find(name)
             if settings is not None and disk.upstream_of(path) == settings.upstream:
                 found.append((settings, read_at or self._wall_clock()))
-            elif read_at is not None:
+            elif read_at is not None and removes and name not in self._opening:
                 logger.info("mirror_removed", repository=name, reason="not below `upstreams`")
                 with suppress(OSError):  # at the next start, then; nobody reads it
                     disk.throw_away(path, self._places.trash, name)
-        disk.empty(self._places.trash)
+        if removes:
+            disk.empty(self._places.trash)
         return found
 
-    async def pause(self) -> None:
-        """Begin no first clone and give up those under way; readers are told to come again."""
+    def pause(self) -> None:
+        """Begin no first clone; readers are told to come again. `close` ends those under way."""
         self._is_paused = True
-        await self.close()
 
     def resume(self) -> None:
         """Begin first clones again."""

@@ -12,7 +12,7 @@ from mirror.cli.running import CONFIG_OPTION, count, load, run
 from mirror.errors import MirrorError
 from mirror.layout import check_version
 from mirror.logs import legible
-from mirror.service import probe, probe_relays
+from mirror.once import probe, probe_relays
 
 
 @main.command()

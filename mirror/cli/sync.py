@@ -20,10 +20,10 @@ from mirror.cli.running import (
     watch,
 )
 from mirror.config import Settings
+from mirror.once import sync_once
 from mirror.places import DataDirectory, DataDirectoryInUse
 from mirror.progress import Display, display_for_stderr
 from mirror.refresh.mirror import Progress
-from mirror.service import sync_once
 
 
 @main.command()

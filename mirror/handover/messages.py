@@ -64,11 +64,13 @@ class Channel:
         """Return the message of that name.
 
         Raises:
-            HandOverFailed: The other says something else, or is gone.
+            HandOverFailed: The other says something else, such as why it `failed`, or is gone.
         """
         message = await self.hear()
         if message is None:
             raise HandOverFailed("the other process has ended")
+        if message["what"] == "failed":
+            raise HandOverFailed(str(message.get("error")))
         if message["what"] != what:
             raise HandOverFailed(f"the other process says {message['what']!r}, not {what!r}")
         return message

@@ -65,6 +65,7 @@ class Predecessor:
         lock: The descriptor of the data directory's lock.
         is_silent: Set once it shows no refs any more, or is gone.
         is_main: Set once the service manager knows that this process is the service now.
+        is_gone: Set once it has no readers any more at all.
     """
 
     def __init__(self, channel: Channel, sockets: list[socket.socket], lock: int) -> None:
@@ -72,6 +73,7 @@ class Predecessor:
         self.lock = lock
         self.is_silent = asyncio.Event()
         self.is_main = asyncio.Event()
+        self.is_gone = asyncio.Event()
         self._channel = channel
         self._hearing: asyncio.Task[None] | None = None
 
@@ -110,6 +112,11 @@ class Predecessor:
         yours = await self._channel.expect("yours")
         return {name: KnownFreshness(**known) for name, known in yours["repositories"].items()}
 
+    def fail(self, error: BaseException) -> None:
+        """Say why this process will not take over, unless it has."""
+        if not self.is_main.is_set():
+            self._channel.tell("failed", error=str(error) or type(error).__name__)
+
     async def serving(self, announce: Announce) -> None:
         """Say that this process serves; returns once it is the service.
 
@@ -129,7 +136,9 @@ class Predecessor:
             self.is_silent.set()
 
     async def close(self) -> None:
-        """Hear no more of it."""
+        """Hear no more of it, and let go of its sockets."""
+        for one in self.sockets:
+            one.close()
         if self._hearing is not None:
             self._hearing.cancel()
             await asyncio.gather(self._hearing, return_exceptions=True)
@@ -153,6 +162,7 @@ class Predecessor:
         finally:
             self.is_main.set()
             self.is_silent.set()
+            self.is_gone.set()
 
     async def _announce(self, message: Mapping[str, Any], announce: Announce) -> None:
         try:

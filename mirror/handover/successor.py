@@ -25,8 +25,9 @@ PREPARE_SECONDS_MAX: Final = 60.0
 TAKE_OVER_SECONDS_MAX: Final = 60.0
 """To open all mirrors and start the workers; meanwhile nothing is refreshed."""
 
-ANNOUNCE_SECONDS_MAX: Final = 5.0
-"""Forges give up at 10 s."""
+ANNOUNCE_SECONDS_MAX: Final = 8.0
+"""The new process takes none before we show no refs any more, which is up to 5 seconds later.
+Forges give up at 10 s."""
 
 logger = structlog.stdlib.get_logger()
 
@@ -90,7 +91,7 @@ class Successor:
         except TimeoutError:
             raise HandOverFailed(f"the new process is not {what} in {seconds_max:.0f} s") from None
         except HandOverFailed as error:
-            status = self._child.poll()
+            status = self._child.poll()  # most often it has not ended yet, and said why it will
             ended = "" if status is None else f" (exit code {status}); its own last words say why"
             raise HandOverFailed(f"the new process is not {what}: {error}{ended}") from None
 

@@ -102,15 +102,13 @@ class Bundler:
         self._loop: asyncio.AbstractEventLoop | None = None
 
     async def open(self, mirrors: Iterable[Mirror]) -> None:
-        """Offer what is on disk; what no repository wants any more is removed.
+        """Offer what is on disk; what no repository wants any more goes once this is started.
 
         Raises:
             LocalError: The place of the bundles can't be used.
         """
         for mirror in mirrors:
             await self.add(mirror)
-        wanted = {self._places.bundles(name).name for name in self._bundled}
-        await asyncio.to_thread(self._places.keep_bundles, wanted)
 
     def resize(self, bytes_max: int) -> None:
         """Keep to another limit from the next bundle on."""
@@ -210,6 +208,8 @@ class Bundler:
         return {name: one.shelf.bytes_on_disk() for name, one in tuple(self._bundled.items())}
 
     async def _run(self) -> None:
+        wanted = {self._places.bundles(name).name for name in self._bundled}
+        await run_to_end(self._places.keep_bundles, wanted)
         while True:
             self._due.clear()
             await self._sweep()

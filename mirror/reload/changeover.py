@@ -68,6 +68,7 @@ class Parts:
 
     Attributes:
         serving: Where this process serves readers; else there are `workers`.
+        gone_before: Set once the process that this one took over from, if any, has no readers.
     """
 
     places: DataDirectory
@@ -83,6 +84,7 @@ class Parts:
     configure_logs: ConfigureLogs
     serving: Serving | None = None
     workers: Workers | None = None
+    gone_before: asyncio.Event | None = None
 
 
 class Changeover:
@@ -246,6 +248,11 @@ class Changeover:
                 "repository_added", repository=mirror.name, is_on_disk=mirror.snapshot is not None
             )
 
+    def replace(self, mirrors: Iterable[Mirror]) -> None:
+        """Begin with repositories in whose place on disk another one is, which may have readers."""
+        for mirror in mirrors:
+            self._start(self._replace(mirror), f"replace {mirror.name}")
+
     def check_settled(self) -> None:
         """See that nothing on disk is still being changed after an `apply`.
 
@@ -274,6 +281,8 @@ class Changeover:
             await parts.serving.drained()
         if parts.workers is not None:
             await parts.workers.drained(DRAIN_SECONDS_MAX)
+        if parts.gone_before is not None:
+            await parts.gone_before.wait()
 
     async def _let_go(self, gone: list[Mirror]) -> None:
         """Let go of mirrors once nobody reads them any more."""

@@ -1,7 +1,7 @@
 """LFS objects on disk, for all repositories, and which repository may hand out which.
 
 objects/<2 digits>/<2 digits>/<oid>      an object: whole, verified, never changed
-tmp/<oid>-<size>                         one on its way, followed by readers; cleared at the start
+tmp/<oid>-<size>[-<n>]                   one on its way, followed by readers; cleared at the start
 grants/<name>.git/<upstream>/<2>/<oid>   a symbolic link whose text is the object's size
 
 A grant says that the upstream of a repository has offered the object to us, with the credentials of
@@ -10,8 +10,8 @@ read whole, in one call. Its own time is when the upstream last said so; it is b
 upstream's URL, and of no use to another one.
 
 What was used least recently goes first; the time of the last use is the file's mtime, put forward
-at most once in `TOUCH_SECONDS`. Only one process downloads and removes; others read. All methods
-block.
+at most once in `TOUCH_SECONDS`. Only one process downloads and removes; others read. While one
+takes over from another, both do; what each writes is its own. All methods block.
 """
 
 import errno
@@ -20,7 +20,7 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,6 +42,9 @@ SWEEP_TO: Final = 0.9
 GRANT_SECONDS: Final = 24 * 3600.0
 """How long a grant is believed before the upstream is asked again, when it can be. Whoever removes
 an object there waits no longer for its end here."""
+
+PARTS_MAX: Final = 4
+"""Processes that may download the same object: each upgrade leaves one to its last readers."""
 
 logger = structlog.stdlib.get_logger()
 
@@ -188,19 +191,23 @@ class LfsStore:
         return file
 
     def open_part(self, pointer: Pointer) -> IO[bytes] | None:
-        """Open what is there of an object on its way."""
-        try:
-            return self._part(pointer).open("rb", buffering=0)
-        except OSError:
-            return None
+        """Open what is there of an object on its way; of several, what grew last."""
+        found: list[tuple[int, Path]] = []
+        for path in self._parts(pointer):
+            with suppress(OSError):
+                found.append((path.stat().st_mtime_ns, path))
+        for _, path in sorted(found, reverse=True):
+            with suppress(OSError):
+                return path.open("rb", buffering=0)
+        return None
 
     def new_part(self, pointer: Pointer) -> "Part":
-        """Begin an object. One at a time for each id.
+        """Begin an object. One at a time for each id, in each process.
 
         Raises:
             LocalError: The disk does not take it.
         """
-        return Part(self, pointer, self._part(pointer), self._path(pointer.oid))
+        return Part(self, pointer, self._parts(pointer), self._path(pointer.oid))
 
     def added(self, size: int) -> None:
         """Note that an object was published."""
@@ -311,8 +318,10 @@ class LfsStore:
                 status = path.stat()
                 yield status.st_mtime, status.st_size, path
 
-    def _part(self, pointer: Pointer) -> Path:
-        return self._tmp / f"{pointer.oid}-{pointer.size}"
+    def _parts(self, pointer: Pointer) -> list[Path]:
+        """Return where it may be on its way: while one process takes over from another, twice."""
+        name = f"{pointer.oid}-{pointer.size}"
+        return [self._tmp / (f"{name}-{k}" if k else name) for k in range(PARTS_MAX)]
 
     def _path(self, oid: str) -> Path:
         return self._objects / oid[:2] / oid[2:4] / oid
@@ -324,18 +333,16 @@ class Part:
     Its file only ever grows. It gets its name when all of it is there, right, and flushed.
     """
 
-    def __init__(self, store: LfsStore, pointer: Pointer, path: Path, target: Path) -> None:
+    def __init__(
+        self, store: LfsStore, pointer: Pointer, paths: Sequence[Path], target: Path
+    ) -> None:
+        """Begin one at the first of `paths` where there is none; the last is made free."""
         self._store = store
         self._pointer = pointer
-        self._path = path
         self._target = target
         self._hash = hashlib.sha256()
         self.size = 0
-        try:
-            path.unlink(missing_ok=True)  # who reads what was there before keeps that
-            self._file = path.open("xb", buffering=0)
-        except OSError as error:
-            raise _refused(path, error) from error
+        self._path, self._file = _created(paths)
 
     def write(self, data: bytes) -> None:
         """Add bytes.
@@ -386,6 +393,23 @@ class Part:
             self._file.close()
         with suppress(OSError):
             self._path.unlink()
+
+
+def _created(paths: Sequence[Path]) -> tuple[Path, IO[bytes]]:
+    """Make a file at the first path where there is none.
+
+    Raises:
+        LocalError: The disk does not take it.
+    """
+    *most, last = paths
+    try:
+        for path in most:
+            with suppress(FileExistsError):
+                return path, path.open("xb", buffering=0)
+        last.unlink(missing_ok=True)  # who reads what was there before keeps that
+        return last, last.open("xb", buffering=0)
+    except OSError as error:
+        raise _refused(last, error) from error
 
 
 def _wrong(pointer: Pointer, what: str) -> UpstreamUnavailable:

@@ -131,7 +131,7 @@ async def send_arriving(
         if file is None:
             raise Gone("the LFS object did not stay; raise limits.lfs_cache_bytes_max")
         with file:
-            if position > span.start and not _is_same(part, file):
+            if position > span.start and not await _is_same(part, file, span.start, position):
                 # What was sent came from a download that failed, before another one did not.
                 raise Gone("the LFS object came from elsewhere in the end; try again")
             await _send_span(request, response, file, position, span.stop)
@@ -142,8 +142,26 @@ async def send_arriving(
             part.close()
 
 
-def _is_same(part: IO[bytes] | None, file: IO[bytes]) -> bool:
-    return part is not None and os.path.sameopenfile(part.fileno(), file.fileno())
+async def _is_same(part: IO[bytes] | None, file: IO[bytes], start: int, stop: int) -> bool:
+    """Tell whether these bytes of an object were right when they were sent from its `part`.
+
+    That need not have become the object itself: while one process takes over from another, both may
+    download it.
+    """
+    return part is not None and await run_to_end(_are_equal, part, file, start, stop)
+
+
+def _are_equal(one: IO[bytes], other: IO[bytes], start: int, stop: int) -> bool:
+    """Compare a span of two files, if they are two; blocking."""
+    if os.path.sameopenfile(one.fileno(), other.fileno()):
+        return True
+    while start < stop:
+        length = min(PIECE_BYTES, stop - start)
+        piece = os.pread(one.fileno(), length, start)
+        if not piece or piece != os.pread(other.fileno(), len(piece), start):
+            return False
+        start += len(piece)
+    return True
 
 
 async def _send_span(

@@ -90,6 +90,8 @@ class Listeners:
         address: Where readers connect to; with the port that the system chose.
         unix: A Unix socket, where one is configured.
         handed_over: Another process accepts from them now: nothing is removed at the end.
+        is_certain: They are this process's for good: until then, the one that it inherited them
+            from may go on with them.
     """
 
     def __init__(
@@ -98,6 +100,7 @@ class Listeners:
         self.address = address
         self.unix = unix
         self.handed_over = False
+        self.is_certain = True
         self._places = places
 
     @classmethod
@@ -109,6 +112,7 @@ class Listeners:
         inherited: Inherited,
         *,
         workers: int,
+        is_certain: bool = True,
     ) -> "Listeners":
         """Take what was inherited, and bind what is missing; nothing is accepted yet.
 
@@ -118,6 +122,7 @@ class Listeners:
             unix_socket: The same.
             inherited: What is there.
             workers: How many processes will accept.
+            is_certain: See the attribute.
 
         Raises:
             LocalError: An address is not to be had, or something else was inherited.
@@ -149,6 +154,7 @@ class Listeners:
             places = [_Place([one], is_inherited=workers == 1, by_manager=False) for one in bound]
         port = places[0].sockets[0].getsockname()[1]
         listeners = cls(ListenAddress(address.host, port), places, unix)
+        listeners.is_certain = is_certain
         stack.callback(listeners._close)
         if unix is None and unix_socket is not None:
             listeners.unix = stack.enter_context(bind_unix_socket(unix_socket))
@@ -188,7 +194,7 @@ class Listeners:
             one.close()
 
     def _remove(self, path: Path) -> None:
-        if not self.handed_over:
+        if self.is_certain and not self.handed_over:
             with suppress(OSError):
                 path.unlink(missing_ok=True)
 

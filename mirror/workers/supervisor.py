@@ -327,10 +327,7 @@ class Supervisor:
 
     async def prepare(self, settings: Settings) -> None:
         """See `Workers.prepare`."""
-        message = Prepare(settings.content)
-        asked = [one.link.ask(message) for one in self._workers.values() if one.is_serving]
-        if asked:
-            await asyncio.wait(asked, timeout=RECONFIGURE_SECONDS_MAX)
+        await self._ask_all(Prepare(settings.content), RECONFIGURE_SECONDS_MAX)
 
     def change(
         self, settings: Settings, removed: Iterable[Mirror], added: Iterable[Mirror]

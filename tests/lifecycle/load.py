@@ -3,9 +3,12 @@
 import asyncio
 import re
 import socket
+import ssl
 import time
 from collections import Counter
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Final
 
 from mirror.wire.pktline import DELIM_PKT, FLUSH_PKT, encode
@@ -18,6 +21,31 @@ POLL_V2: Final = (
     f"Content-Length: {len(_LS_REFS)}\r\n\r\n{_LS_REFS.decode()}"
 )
 ANSWER_SECONDS_MAX: Final = 30.0
+
+Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+Connect = Callable[[], Awaitable[Streams]]
+"""Opens a connection to the service."""
+
+
+def by_port(port: int, tls: ssl.SSLContext | None = None) -> Connect:
+    return lambda: asyncio.open_connection("127.0.0.1", port, ssl=tls)
+
+
+def by_path(path: Path) -> Connect:
+    return lambda: asyncio.open_unix_connection(path)
+
+
+def slowly(port: int) -> Connect:
+    """Connect with so small a buffer that little of an answer is on its way unread."""
+
+    async def connect() -> Streams:
+        small = socket.socket()
+        small.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 * 1024)
+        small.setblocking(False)
+        await asyncio.get_running_loop().sock_connect(small, ("127.0.0.1", port))
+        return await asyncio.open_connection(sock=small, limit=64 * 1024)
+
+    return connect
 
 
 @dataclass
@@ -54,17 +82,17 @@ class Seen:
 
 
 async def poll(
-    seen: Seen, port: int, name: str, *, version: int, kept: bool, pause_seconds: float
+    seen: Seen, connect: Connect, name: str, *, version: int, kept: bool, pause_seconds: float
 ) -> None:
     """Poll until it is over, on one connection as long as that is offered, or on new ones."""
     request = (POLL_V2 if version == 2 else POLL_V0).format(name=name).encode()
     kind = f"v{version} {'kept' if kept else 'new'}"
-    streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
+    streams: Streams | None = None
     while not seen.is_over.is_set():
         began_at, latest = time.monotonic(), seen.latest
         try:
             async with asyncio.timeout(ANSWER_SECONDS_MAX):
-                reader, writer = streams or await asyncio.open_connection("127.0.0.1", port)
+                reader, writer = streams or await connect()
                 writer.write(request)
                 body, stays = await answer(reader)
         except (OSError, EOFError, ValueError) as error:
@@ -111,13 +139,9 @@ class SlowClone:
         self._writer = writer
 
     @classmethod
-    async def begin(cls, port: int, name: str, tip: str) -> "SlowClone":
+    async def begin(cls, connect: Connect, name: str, tip: str) -> "SlowClone":
         """Ask for everything behind `tip`, and take the beginning of the answer."""
-        with_small_buffer = socket.socket()
-        with_small_buffer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 * 1024)
-        with_small_buffer.setblocking(False)
-        await asyncio.get_running_loop().sock_connect(with_small_buffer, ("127.0.0.1", port))
-        reader, writer = await asyncio.open_connection(sock=with_small_buffer, limit=64 * 1024)
+        reader, writer = await connect()
         body = b"".join(
             [
                 *(encode(b"command=fetch\n"), DELIM_PKT, encode(b"no-progress\n")),

@@ -12,7 +12,7 @@ import pytest
 from mirror.demo.forge import HttpBackend
 from tests.e2e.day.process import MirrorProcess
 from tests.git_client import Upstream
-from tests.lifecycle.load import POLL_V0, SlowClone, answer
+from tests.lifecycle.load import POLL_V0, SlowClone, answer, slowly
 from tests.lifecycle.manager import fake_manager
 from tests.lifecycle.serving import free_port, managed, mirrored
 from tests.mirror_service import NAME, configuration
@@ -37,7 +37,7 @@ async def test_a_clone_under_way_is_finished_and_idle_connections_end(
     with fake_manager() as manager:
         async with managed(file, manager) as process:
             await mirrored(process)
-            clone = await SlowClone.begin(port, NAME, upstream.oid())
+            clone = await SlowClone.begin(slowly(port), NAME, upstream.oid())
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
             writer.write(POLL_V0.format(name=NAME).encode())
             _, stays = await answer(reader)
@@ -62,7 +62,7 @@ async def test_what_lasts_longer_than_the_drain_is_cut_and_counted(
     with fake_manager() as manager:
         async with managed(file, manager) as process:
             await mirrored(process)
-            clone = await SlowClone.begin(port, NAME, upstream.oid())
+            clone = await SlowClone.begin(slowly(port), NAME, upstream.oid())
             process.send(signal.SIGTERM)
             assert await process.ended() == 0
             clone.close()
@@ -79,7 +79,7 @@ async def test_a_second_signal_ends_it_at_once(
     with fake_manager() as manager:
         async with managed(file, manager) as process:
             await mirrored(process)
-            clone = await SlowClone.begin(port, NAME, upstream.oid())
+            clone = await SlowClone.begin(slowly(port), NAME, upstream.oid())
             process.send(signal.SIGTERM)
             await manager.until(lambda said: said.get("STOPPING") == "1")
             process.send(signal.SIGTERM)

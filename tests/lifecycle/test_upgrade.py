@@ -11,7 +11,7 @@ import pytest
 
 from mirror.demo.forge import HttpBackend
 from tests.git_client import Upstream
-from tests.lifecycle.load import Seen, SlowClone, poll
+from tests.lifecycle.load import Seen, SlowClone, by_port, poll, slowly
 from tests.lifecycle.manager import fake_manager
 from tests.lifecycle.serving import free_port, managed, mirrored, run
 from tests.mirror_service import NAME, configuration, github_headers, github_push
@@ -51,12 +51,14 @@ async def test_an_upgrade_under_load_drops_nothing_and_takes_nothing_back(
     with fake_manager() as manager:
         async with managed(file, manager) as process:
             await mirrored(process)
-            clone = await SlowClone.begin(port, NAME, upstream.oid())
+            clone = await SlowClone.begin(slowly(port), NAME, upstream.oid())
             async with asyncio.TaskGroup() as readers:
                 for number in range(4 * READERS):
                     version, kept = (0, 2)[number % 2], number % 4 < 2
                     readers.create_task(
-                        poll(seen, port, NAME, version=version, kept=kept, pause_seconds=0.1)
+                        poll(
+                            seen, by_port(port), NAME, version=version, kept=kept, pause_seconds=0.1
+                        )
                     )
                 await push(forge, upstream, port, seen)
                 for _ in range(request.config.getoption("--upgrades")):
@@ -108,7 +110,7 @@ async def test_where_the_new_one_does_not_come_up_the_old_one_goes_on(
                 # It refreshes, and serves what it refreshed.
                 await push(forge, upstream, port, seen)
                 reader = asyncio.create_task(
-                    poll(seen, port, NAME, version=2, kept=False, pause_seconds=0.0)
+                    poll(seen, by_port(port), NAME, version=2, kept=False, pause_seconds=0.0)
                 )
                 await seen.answered.wait()
                 seen.is_over.set()

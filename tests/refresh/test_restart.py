@@ -16,9 +16,10 @@ from structlog.testing import capture_logs
 from mirror.config import EngineChoice, RepositorySettings, ServerSettings, Settings
 from mirror.config.addresses import ListenAddress
 from mirror.demo.forge import Faults, ForgeRequest, HttpBackend
+from mirror.once import sync_once
 from mirror.places import DataDirectoryInUse
 from mirror.refresh.mirror import Mirror
-from mirror.service import Service, sync_once
+from mirror.service import Service
 from tests.git_client import Upstream, environment
 from tests.mirror_service import hosted_by
 from tests.refresh.bench import WAIT_SECONDS_MAX

@@ -93,11 +93,13 @@ async def test_what_one_upstream_could_not_give_another_one_may(
         for name in names:
             await lfs.granted(LARGE, name=name)
         faults = server.faults
-        faults.wrong_byte, faults.stall, faults.stall_after_bytes = True, asyncio.Event(), HALF
+        faults.wrong_byte, faults.stall, faults.stall_after_bytes = True, asyncio.Event(), HALF + 1
         first = asyncio.create_task(lfs.get(LARGE, name="acme/a", headers={"Range": "bytes=0-9"}))
         await server.wait_for_downloads(1)
         async with mirror.session.get(mirror.service.url + lfs.path(LARGE, "acme/b")) as following:
-            assert await following.content.readexactly(1) == LARGE[:1]
+            sent = await following.content.readexactly(HALF + 1)
+            assert sent[:HALF] == LARGE[:HALF]
+            assert sent != LARGE[: HALF + 1]
             waiting = asyncio.create_task(
                 lfs.get(LARGE, name="acme/b", headers={"Range": "bytes=5-9"})
             )

@@ -148,6 +148,11 @@ class Outbox:
         again = backlog.due_at()
         return max(self.not_before, now if again is None else again)
 
+    def give_up(self, delivery: Delivery, now: float) -> None:
+        """Take note that nobody knows whether the receiver was told: it is to be told once more."""
+        self.backlogs[delivery.repository].put_off(delivery.changes, lambda _: now)
+        self._end(delivery)
+
     @property
     def _side_by_side(self) -> int:
         return 1 if self.failures else SIDE_BY_SIDE_MAX

@@ -8,7 +8,7 @@ what receivers know, they are told of what there is as if it were new: better tw
 import asyncio
 import sqlite3
 import ssl
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, suppress
 from functools import partial
@@ -131,7 +131,12 @@ class Relays:
         self._broken = asyncio.get_running_loop().create_future()
         for one in self._senders:
             self._start(one)
-        return [asyncio.create_task(_until(self._broken), name="relays")]
+        return [asyncio.create_task(self._run(self._broken), name="relays")]
+
+    async def _run(self, broken: "asyncio.Future[None]") -> None:
+        if self._ledger is not None:
+            await self._in_thread(self._tidy, self._known())
+        await broken
 
     def _start(self, sender: Sender) -> None:
         name = sender.settings.name
@@ -257,15 +262,6 @@ class Relays:
             for mirror in mirrors
             if sender.settings.tells(mirror.name)
         ]
-        others = [
-            (one.settings.name, name) for one in self._senders for name in one.outbox.backlogs
-        ]
-        try:
-            self._ledger.keep_only(
-                {*others, *((one.settings.name, mirror.name) for one, mirror in told)}
-            )
-        except sqlite3.Error as error:
-            logger.warning("relay_ledger_not_tidied", error=str(error))
         for sender, mirror in told:
             relay = sender.settings.name
             known = self._ledger.load(relay, mirror.name)
@@ -280,6 +276,19 @@ class Relays:
             sender.begin(mirror.name, known.refs, number=known.number)
             if mirror.snapshot is not None:
                 self._note(relay, mirror.name, sender.publish(mirror.name, mirror.snapshot))
+
+    def _known(self) -> set[tuple[str, str]]:
+        """Return which receivers know of which repositories."""
+        return {(one.settings.name, name) for one in self._senders for name in one.outbox.backlogs}
+
+    def _tidy(self, known: Collection[tuple[str, str]]) -> None:
+        """Forget in the ledger what is not `known` any more."""
+        if self._ledger is None:
+            return
+        try:
+            self._ledger.keep_only(known)
+        except sqlite3.Error as error:
+            logger.warning("relay_ledger_not_tidied", error=str(error))
 
     def _begin(self, relay: str, repository: str, refs: RefTable) -> None:
         """Take these refs for what the receiver knows."""
@@ -334,10 +343,6 @@ def _without_latest(snapshot: RefSnapshot) -> RefTable:
     first = [head] if head is not None and head in snapshot.by_name else []
     names = islice(dict.fromkeys(chain(first, branches, others)), TOLD_ANEW_MAX)
     return snapshot.by_name.replace(dict.fromkeys(names))
-
-
-async def _until(broken: "asyncio.Future[None]") -> None:
-    await broken
 
 
 def _log_lost(relay: str, repository: str, error: sqlite3.Error) -> None:

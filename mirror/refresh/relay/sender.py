@@ -192,6 +192,9 @@ class Sender:
             await self._record(self.settings.name, delivery)
         except Failed as error:
             self._failed(delivery, error.trouble)
+        except asyncio.CancelledError:
+            self.outbox.give_up(delivery, self._clock())
+            raise
         except Exception as error:  # noqa: BLE001 - a bug with one event must not stop the others
             self._log.exception("relay_broke", repository=delivery.repository)
             text = f"unexpected {type(error).__name__}"

@@ -160,10 +160,10 @@ class MirrorProcess:
         if self.successor is not None:
             os.kill(self.successor, signal.SIGKILL)
             self.successor = None
-            if self._reading is not None:
-                await self._reading
         if self._process is not None and self._process.poll() is None:
             await self._end(signal.SIGKILL)
+        if self._reading is not None:
+            await self._reading
 
 
 @asynccontextmanager

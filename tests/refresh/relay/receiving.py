@@ -51,12 +51,14 @@ class Receiver:
     Attributes:
         url: Where.
         events: What arrived and was signed as it should be, the oldest first.
+        requests: All that arrived, as they came.
         answer: Called with the JSON that came; by default everything is answered with 200.
     """
 
     def __init__(self) -> None:
         self.url = ""
         self.events: list[Event] = []
+        self.requests: list[web.Request] = []
         self.answer: Answer = accept
         self._arrival = asyncio.Condition()
 
@@ -67,6 +69,7 @@ class Receiver:
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         body = await request.read()
+        self.requests.append(request)
         if not is_signed(request.headers, body):
             return web.Response(status=401, text="HMAC verification failed")
         value = json.loads(body)

@@ -1,0 +1,167 @@
+"""A successor that fails at the very end takes nothing with it; one that comes may take all."""
+
+import asyncio
+import os
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from mirror.config import load
+from mirror.demo.forge import HttpBackend
+from mirror.errors import LocalError, MirrorError
+from mirror.handover.messages import PROTOCOL, Channel, HandOverFailed
+from mirror.handover.predecessor import Predecessor
+from mirror.service import Service
+from tests.git_client import Upstream
+from tests.mirror_service import NAME, MirrorService, configuration, refs_of, serving
+from tests.pull_through import AT, read
+from tests.refresh.relay.receiving import Receiver, receiving, relays
+
+OTHER = "acme/other"
+PULLED = f"{AT}/{NAME}"
+
+
+@pytest.fixture
+def other(upstream_root: Path, upstream: Upstream) -> Upstream:
+    repository = Upstream(upstream_root, OTHER)
+    repository.commit(files={"README.md": "other\n"}, message="Begin")
+    return repository
+
+
+@pytest.fixture
+async def receiver() -> AsyncIterator[Receiver]:
+    async with receiving() as running:
+        yield running
+
+
+@asynccontextmanager
+async def successor(mirror: MirrorService, file: Path) -> AsyncIterator[tuple[Service, Channel]]:
+    """Have another service, of this process, take over by `file`; the test is the old one's voice.
+
+    Provides it before it has said anything.
+    """
+    near, far = socket.socketpair()
+    channel = await Channel.open(near)
+    handed = mirror.service.upgrading
+    assert handed is not None
+    # Descriptors of its own, as a child process would have.
+    listeners = [os.dup(one.fileno()) for one in handed._handed.listeners.all]
+    lock = os.dup(handed._handed.hold.descriptor)
+    channel.tell("hello", protocol=PROTOCOL, listeners=listeners, lock=lock)
+    service = Service(load(file), predecessor=await Predecessor.meet(far.detach()))
+    try:
+        yield service, channel
+    finally:
+        channel.close()
+
+
+def files_below(directory: Path) -> set[str]:
+    """Return what is in the data directory, but for files that only say what was read when."""
+    found = (path.relative_to(directory) for path in directory.rglob("*") if path.is_file())
+    return {str(path) for path in found if not path.name.startswith("relays.db-")}
+
+
+async def test_one_that_fails_at_the_last_moment_leaves_all_as_it_was(
+    forge: HttpBackend, other: Upstream, receiver: Receiver, tmp_path: Path
+) -> None:
+    """By its configuration, nearly everything there would have to go."""
+    directory = tmp_path / "m"
+    told = relays(directory, argo=f"argocd {receiver.url}/x")
+    unix = f"unix_socket: {tmp_path / 'http.sock'}"
+    place = f"upstreams: [{{at: /{AT}, from: '{forge.url}', repositories: ['**'], forge: github}}]"
+    file = configuration(
+        forge,
+        directory,
+        names=[NAME, OTHER],
+        server=unix,
+        sections=f"{place}\n{told}",
+        defaults="bundle_interval: 1h\nbundle_bytes_min: 0",
+    )
+    good = file.read_text()
+    async with serving(file, forge) as mirror:
+        await mirror.mirrored(NAME)
+        await mirror.mirrored(OTHER)
+        await read(mirror, PULLED)
+        bundler = mirror.service.bundler
+        assert bundler is not None
+        await bundler.bundle(NAME)
+        await mirror.settled()
+        before = files_below(directory / "data")
+        listed = (await mirror.info_refs()).body
+        url = forge.repository_url
+        bad = good.replace(place, "").replace(told, "").replace("bundle_interval: 1h", "")
+        bad = bad.replace(f"upstream: {url(NAME)}", f"upstream: {url(OTHER)}")
+        file.write_text(bad)
+        async with successor(mirror, file) as (service, channel):
+            starting = asyncio.create_task(service.__aenter__())
+            await channel.expect("prepared")
+            channel.tell("yours", repositories={})
+            await channel.expect("serving")
+            starting.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await starting
+            with pytest.raises(HandOverFailed, match="CancelledError"):
+                await channel.expect("main")
+        file.write_text(good)
+        assert files_below(directory / "data") == before
+        assert (tmp_path / "http.sock").is_socket()
+        # And all goes on.
+        assert (await mirror.info_refs()).body == listed
+        first = other.oid()
+        other.commit()
+        await mirror.announce(other)
+        await mirror.caught_up(other)
+        ((_, told_before, told_after),) = [event.step for event in await receiver.came(1)]
+        assert (told_before, told_after) == (first, other.oid())
+
+
+async def test_another_repository_in_a_place_comes_when_the_old_one_has_no_readers(
+    forge: HttpBackend, other: Upstream, tmp_path: Path
+) -> None:
+    directory = tmp_path / "m"
+    file = configuration(forge, directory)
+    async with serving(file, forge) as mirror:
+        await mirror.mirrored(NAME)
+        path = mirror.mirror().path
+        url = forge.repository_url
+        file.write_text(file.read_text().replace(url(NAME), url(OTHER)))
+        async with successor(mirror, file) as (service, channel):
+            starting = asyncio.create_task(service.__aenter__())
+            await channel.expect("prepared")
+            channel.tell("yours", repositories={})
+            await channel.expect("serving")
+            channel.tell("main")
+            await starting
+            channel.tell("silent")
+            new = MirrorService(service, forge, mirror.session)
+            with pytest.raises(MirrorError, match="not mirrored yet"):
+                new.hosted().gate.current()
+            assert not list((directory / "data" / "set-aside").iterdir())
+            assert path.is_dir()  # it is being read
+            channel.close()  # not any more
+            await new.mirrored(NAME)
+            (aside,) = (directory / "data" / "set-aside").iterdir()
+            assert aside.name.startswith("acme%2Fgitops-repo")
+            assert refs_of(new.mirror()) == other.refs()
+            await service.__aexit__()
+
+
+async def test_one_that_would_have_to_migrate_is_refused_before_anything_pauses(
+    forge: HttpBackend, upstream: Upstream, tmp_path: Path
+) -> None:
+    del upstream
+    file = configuration(forge, tmp_path / "m")
+    async with serving(file, forge) as mirror:
+        await mirror.mirrored(NAME)
+        version = tmp_path / "m" / "data" / "version"
+        version.unlink()  # as before there were versions
+        async with successor(mirror, file) as (service, channel):
+            with pytest.raises(LocalError, match="not an upgrade beside it"):
+                await service.__aenter__()
+            with pytest.raises(HandOverFailed, match="takes a stop of the running version"):
+                await channel.expect("prepared")
+        assert not version.exists()
+        assert (await mirror.info_refs()).status == 200
