@@ -12,6 +12,7 @@ from mirror.errors import ClientError, ProtocolError, TooLarge
 from mirror.refresh.gate import Admitted
 from mirror.web.bodies import FREE_BYTES, ROOMS
 from mirror.web.content_encoding import BodyDecoder
+from mirror.web.turns import later
 
 ADVERTISEMENT_TYPE: Final = "application/x-git-upload-pack-advertisement"
 REQUEST_TYPE: Final = "application/x-git-upload-pack-request"
@@ -211,6 +212,7 @@ async def whole_answer(
     await response.prepare(request)
     view = memoryview(body)
     for start in range(0, len(body), ANSWER_SLICE_BYTES):
+        await later(request)
         await send(response, view[start : start + ANSWER_SLICE_BYTES])
     return response
 
