@@ -35,7 +35,8 @@ CLOSING_SECONDS_MAX: Final = 30.0
 
 TAKEN_BYTES_MIN: Final = 64 * 1024
 """So much of what waits for it has a client to take within `CLIENT_SILENCE_SECONDS_MAX`, or all of
-it: a byte now and then does not keep a connection. That is 546 bytes a second."""
+it: a byte now and then does not keep a connection. That is 546 bytes a second. Who takes most of an
+answer and then stops has ended after twice that time at the latest."""
 
 YIELDING_SECONDS: Final = 10.0
 """A client that has taken nothing for so long makes room for others where there is no place."""

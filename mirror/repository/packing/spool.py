@@ -25,6 +25,12 @@ MEMORY_BYTES_MAX: Final = 1 << 20
 
 READ_BYTES: Final = 256 * 1024
 
+FIRST_READ_BYTES: Final = 32 * 1024
+"""A piece for readers that have not taken `FIRST_BYTES` yet: a connection buffers one, and holds
+another; those who never take anything are not to hold half a megabyte each."""
+
+FIRST_BYTES: Final = 512 * 1024
+
 MakeRoom = Callable[[], bool]
 """Makes room on the disk; tells whether there was anything to remove."""
 
@@ -225,7 +231,8 @@ class PackSpool:
                     " meanwhile; try again"
                 )
             return window.read(position)
-        end = min(self.size, self._kept, position + READ_BYTES)
+        length = READ_BYTES if position >= FIRST_BYTES else FIRST_READ_BYTES
+        end = min(self.size, self._kept, position + length)
         if self._file is None:
             return bytes(self._memory[position:end])
         return os.pread(self._file.fileno(), end - position, position)
