@@ -13,8 +13,8 @@ import asyncio
 import resource
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Callable
-from typing import Final, cast
+from collections.abc import Callable, Coroutine
+from typing import Any, Final, cast
 from weakref import WeakKeyDictionary
 
 import structlog
@@ -95,19 +95,22 @@ class Crowd:
     Attributes:
         places: How many there may be.
         turns: How much of what they bring is begun at once.
+        waiting: How many are accepted, and have said nothing or wait for their TLS handshake.
     """
 
     def __init__(self, metrics: Metrics, *, places: int) -> None:
         self.places = places
         self.turns = Turns()
+        self.waiting = 0
         self._metrics = metrics
         # Those looked at least recently first: `_make_room` goes round.
         self._open: OrderedDict[Watched, None] = OrderedDict()
-        # Accepted, and within the TLS handshake; a failed one is not told of.
+        # Within the TLS handshake; a failed one is not told of.
         self._coming: WeakKeyDictionary[Watched, float] = WeakKeyDictionary()
         self._unlogged: Counter[EndReason] = Counter()
         self._logged_at: dict[EndReason, float] = {}
         self._looking: asyncio.Task[None] | None = None
+        self._handshakes: set[asyncio.Task[None]] = set()
         metrics.watch_connections(self.__len__)
 
     def __len__(self) -> int:
@@ -117,21 +120,35 @@ class Crowd:
         """Begin to look at connections in turn."""
         self._looking = asyncio.create_task(self._look_after(), name="connections")
 
+    def looks_after(self, handshake: Coroutine[Any, Any, None]) -> None:
+        """Have a handshake go on; it ends in time by itself."""
+        task = asyncio.create_task(handshake, name="handshake")
+        self._handshakes.add(task)
+        task.add_done_callback(self._handshakes.discard)
+
     async def close(self) -> None:
         """Look at them no more."""
-        if self._looking is not None:
-            self._looking.cancel()
-            await asyncio.wait((self._looking,))
+        tasks = {*self._handshakes, *([self._looking] if self._looking is not None else [])}
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     def comes(self, connection: "Watched") -> None:
-        """Note a connection that is accepted; it is `opened` when TLS is through its handshake."""
+        """Note a connection that begins; it is `opened` when TLS is through its handshake."""
         self._coming[connection] = time.monotonic()
+
+    def has_place(self) -> bool:
+        """Tell whether there is a place for one more."""
+        return len(self._open) + self.waiting + self._shaking_hands() < self.places
+
+    def lets_shake_hands(self) -> bool:
+        """Tell whether one more TLS handshake may begin where there is no place."""
+        return self._shaking_hands() <= self.places // 4
 
     def opened(self, connection: "Watched") -> bool:
         """Take a connection in; `False` where there is no place: it was refused."""
         self._coming.pop(connection, None)
-        is_full = len(self._open) + self._shaking_hands() >= self.places
-        if is_full and not self._make_room():
+        if not self.has_place() and not self._make_room():
             self.ended(EndReason.NO_PLACE)
             return False
         self._open[connection] = None
