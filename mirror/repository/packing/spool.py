@@ -25,11 +25,9 @@ MEMORY_BYTES_MAX: Final = 1 << 20
 
 READ_BYTES: Final = 256 * 1024
 
-FIRST_READ_BYTES: Final = 32 * 1024
-"""A piece for readers that have not taken `FIRST_BYTES` yet: a connection buffers one, and holds
-another; those who never take anything are not to hold half a megabyte each."""
-
-FIRST_BYTES: Final = 512 * 1024
+FOLLOWED_BYTES: Final = 128 * 1024
+"""A piece for those who follow a build. A reader that takes nothing holds one, and its connection
+holds another."""
 
 MakeRoom = Callable[[], bool]
 """Makes room on the disk; tells whether there was anything to remove."""
@@ -231,8 +229,7 @@ class PackSpool:
                     " meanwhile; try again"
                 )
             return window.read(position)
-        length = READ_BYTES if position >= FIRST_BYTES else FIRST_READ_BYTES
-        end = min(self.size, self._kept, position + length)
+        end = min(self.size, self._kept, position + FOLLOWED_BYTES)
         if self._file is None:
             return bytes(self._memory[position:end])
         return os.pread(self._file.fileno(), end - position, position)
