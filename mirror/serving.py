@@ -252,7 +252,9 @@ class Serving:
             )
         self._editions = editions = Editions(edition, lane)
         stack.push_async_callback(editions.close)
-        app = build_app(editions, self._metrics, traffic=self._traffic, lane=lane)
+        app = build_app(
+            editions, self._metrics, traffic=self._traffic, turns=crowd.turns, lane=lane
+        )
         make = partial(CrowdRunner, crowd=crowd, lane=lane)
         self.front = Front(await open_runner(stack, app, make), lane, self._traffic)
 

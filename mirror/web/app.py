@@ -27,6 +27,7 @@ from mirror.errors import (
 from mirror.metrics import Metrics
 from mirror.web.bodies import ROOMS, Rooms, leave_rooms
 from mirror.web.canary import CANARY_PATH, canary
+from mirror.web.connections import had_turn
 from mirror.web.editions import Editions
 from mirror.web.fast_lane import FastLane
 from mirror.web.finding import end_reading
@@ -46,6 +47,7 @@ from mirror.web.protocol import (
     repository_path,
 )
 from mirror.web.repeating import REQUEST_ID as REQUEST_ID_HEADER
+from mirror.web.turns import TURNS, Turns, later
 
 RETRY_AFTER_SECONDS: Final = 5
 CLIENT_GONE_STATUS: Final = 499
@@ -71,16 +73,22 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 def build_app(
-    editions: Editions, metrics: Metrics, *, traffic: Traffic, lane: FastLane | None = None
+    editions: Editions,
+    metrics: Metrics,
+    *,
+    traffic: Traffic,
+    turns: Turns,
+    lane: FastLane | None = None,
 ) -> web.Application:
     """Build the application that readers, forges and operators talk to.
 
     Its answers are told to `lane`, which repeats what handlers offer as `REPEATABLE`. `traffic` is
-    told of each request.
+    told of each request; long answers, and requests that were not waited for, take `turns`.
     """
     # Bodies are read through `protocol.read_body`, which keeps the limits.
     app = web.Application(middlewares=[_observed(metrics, editions, traffic)], client_max_size=0)
     app[ROOMS] = Rooms()
+    app[TURNS] = turns
     app.on_response_prepare.append(_begin)
     app.on_response_prepare.append(_ending(traffic))
     if lane is not None:
@@ -174,6 +182,8 @@ def _observed(metrics: Metrics, editions: Editions, traffic: Traffic) -> Middlew
             remote=client_address(edition.guard.proxies, request),
         ):
             try:
+                if not had_turn(request):
+                    await later(request)
                 return await _answered(request, handler)
             except asyncio.CancelledError:
                 request[OUTCOME] = "cancelled"

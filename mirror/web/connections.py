@@ -1,9 +1,10 @@
 """The crowd of connections: how many there may be, and which of them are ended, and why.
 
 Owns what all connections of a process have in common, with a fast lane and without: the places for
-them, and the time that a client may take for the head of a request, for what is sent to it, and for
-the end. Whoever is well-behaved pays nothing for it per request: connections are looked at in turn,
-every few seconds, and when there is no place for a new one.
+them, their turns (`mirror.web.turns`), and the time that a client may take for the head of a
+request, for what is sent to it, and for the end. Whoever is well-behaved pays nothing for it per
+request: connections are looked at in turn, every few seconds, and when there is no place for a new
+one.
 
 Knows no request and no answer. What a request's body may take is `mirror.web.protocol`'s.
 """
@@ -12,8 +13,8 @@ import asyncio
 import resource
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Callable
-from typing import Final, cast
+from collections.abc import Callable, Coroutine
+from typing import Any, Final, cast
 from weakref import WeakKeyDictionary
 
 import structlog
@@ -21,6 +22,7 @@ from aiohttp import web
 
 from mirror.metrics import EndReason, Metrics
 from mirror.web.protocol import CLIENT_SILENCE_SECONDS_MAX
+from mirror.web.turns import Turns
 
 HEAD_SECONDS_MAX: Final = 30.0
 """From the first byte of a request's head to its last; a slow line takes a second or two."""
@@ -33,7 +35,8 @@ CLOSING_SECONDS_MAX: Final = 30.0
 
 TAKEN_BYTES_MIN: Final = 64 * 1024
 """So much of what waits for it has a client to take within `CLIENT_SILENCE_SECONDS_MAX`, or all of
-it: a byte now and then does not keep a connection. That is 546 bytes a second."""
+it: a byte now and then does not keep a connection. That is 546 bytes a second. Who takes most of an
+answer and then stops has ended after twice that time at the latest."""
 
 YIELDING_SECONDS: Final = 10.0
 """A client that has taken nothing for so long makes room for others where there is no place."""
@@ -41,6 +44,9 @@ YIELDING_SECONDS: Final = 10.0
 LOOK_SECONDS: Final = 5.0
 LOOKS_AT_ONCE: Final = 256
 """Each takes a microsecond at the most; then others get a turn."""
+
+HELD_BYTES_MAX: Final = 16 * 1024
+"""A connection that waits for its turn with more is read no further."""
 
 LOG_SECONDS: Final = 10.0
 """Between two lines in the log for one reason, whatever a flood brings."""
@@ -88,18 +94,23 @@ class Crowd:
 
     Attributes:
         places: How many there may be.
+        turns: How much of what they bring is begun at once.
+        waiting: How many are accepted, and have said nothing or wait for their TLS handshake.
     """
 
     def __init__(self, metrics: Metrics, *, places: int) -> None:
         self.places = places
+        self.turns = Turns()
+        self.waiting = 0
         self._metrics = metrics
         # Those looked at least recently first: `_make_room` goes round.
         self._open: OrderedDict[Watched, None] = OrderedDict()
-        # Accepted, and within the TLS handshake; a failed one is not told of.
+        # Within the TLS handshake; a failed one is not told of.
         self._coming: WeakKeyDictionary[Watched, float] = WeakKeyDictionary()
         self._unlogged: Counter[EndReason] = Counter()
         self._logged_at: dict[EndReason, float] = {}
         self._looking: asyncio.Task[None] | None = None
+        self._handshakes: set[asyncio.Task[None]] = set()
         metrics.watch_connections(self.__len__)
 
     def __len__(self) -> int:
@@ -109,21 +120,35 @@ class Crowd:
         """Begin to look at connections in turn."""
         self._looking = asyncio.create_task(self._look_after(), name="connections")
 
+    def looks_after(self, handshake: Coroutine[Any, Any, None]) -> None:
+        """Have a handshake go on; it ends in time by itself."""
+        task = asyncio.create_task(handshake, name="handshake")
+        self._handshakes.add(task)
+        task.add_done_callback(self._handshakes.discard)
+
     async def close(self) -> None:
         """Look at them no more."""
-        if self._looking is not None:
-            self._looking.cancel()
-            await asyncio.wait((self._looking,))
+        tasks = {*self._handshakes, *([self._looking] if self._looking is not None else [])}
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     def comes(self, connection: "Watched") -> None:
-        """Note a connection that is accepted; it is `opened` when TLS is through its handshake."""
+        """Note a connection that begins; it is `opened` when TLS is through its handshake."""
         self._coming[connection] = time.monotonic()
+
+    def has_place(self) -> bool:
+        """Tell whether there is a place for one more."""
+        return len(self._open) + self.waiting + self._shaking_hands() < self.places
+
+    def lets_shake_hands(self) -> bool:
+        """Tell whether one more TLS handshake may begin where there is no place."""
+        return self._shaking_hands() <= self.places // 4
 
     def opened(self, connection: "Watched") -> bool:
         """Take a connection in; `False` where there is no place: it was refused."""
         self._coming.pop(connection, None)
-        is_full = len(self._open) + self._shaking_hands() >= self.places
-        if is_full and not self._make_room():
+        if not self.has_place() and not self._make_room():
             self.ended(EndReason.NO_PLACE)
             return False
         self._open[connection] = None
@@ -188,7 +213,8 @@ class Watched(asyncio.Protocol):
 
     __slots__ = (
         *("_crowd", "_loop", "_transport", "_handler", "_is_write_paused", "_paused_at"),
-        *("_silence_timer", "_used", "_head_of", "_head_at", "_closing_at", "__weakref__"),
+        *("_silence_timer", "_used", "_head_of", "_head_at", "_closing_at"),
+        *("_held", "_is_held_back", "_is_let_in", "__weakref__"),
     )
 
     def __init__(self, crowd: Crowd) -> None:
@@ -203,6 +229,9 @@ class Watched(asyncio.Protocol):
         self._head_of = -1.0  # after which answer the head began that is on its way
         self._head_at = 0.0
         self._closing_at: float | None = None
+        self._held: bytes | None = None  # what came, and waits for its turn
+        self._is_held_back = False  # and is not read further meanwhile
+        self._is_let_in = True  # the next request had its turn when it came
         crowd.comes(self)
 
     # --- what the event loop calls -------------------------------------------------------------
@@ -239,6 +268,7 @@ class Watched(asyncio.Protocol):
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """Let go of everything."""
+        self._held = None
         self._cancel_silence()
         self._crowd.closed(self)
         handler, self._handler = self._handler, None
@@ -249,6 +279,8 @@ class Watched(asyncio.Protocol):
 
     def yields(self) -> EndReason | None:
         """Tell why this one may make room for another; a used one is spared once."""
+        if self._held is not None:
+            return None
         if self._is_write_paused and time.monotonic() - self._paused_at > YIELDING_SECONDS:
             return EndReason.STALLED
         used, before = self._last_used(), self._used
@@ -294,12 +326,47 @@ class Watched(asyncio.Protocol):
 
     # --- what those that derive from it call ---------------------------------------------------
 
-    def _give(self, handler: web.RequestHandler, data: bytes) -> None:
+    def _give(self, data: bytes) -> None:
+        """Give aiohttp what came, when it is its turn."""
+        if self._held is not None:
+            self._held += data
+        elif self._crowd.turns.take():
+            self._hand(data)
+            return
+        else:
+            self._held = data
+            self._crowd.turns.wait(self._hand_held)
+        transport = self._transport
+        if len(self._held) > HELD_BYTES_MAX and not self._is_held_back and transport is not None:
+            # It is not paused by aiohttp: then nothing would have come.
+            self._is_held_back = True
+            transport.pause_reading()
+
+    def _hand_held(self) -> None:
+        data, self._held = self._held, None
+        if data is None or self._transport is None or self._transport.is_closing():
+            return
+        if self._is_held_back:
+            self._is_held_back = False
+            self._transport.resume_reading()  # before aiohttp pauses it
+        self._hand(data)
+
+    def _hand(self, data: bytes) -> None:
         """Give aiohttp what came, and note when a head began."""
+        handler = self._handler
+        if handler is None:
+            return
         used = self._last_used()
         if self._head_of != used:
             self._head_of, self._head_at = used, time.monotonic()
+        if waits(handler):
+            self._is_let_in = True
         handler.data_received(data)
+
+    def let_in(self) -> bool:
+        """Tell, once per request, whether it had a turn: not if it came before it was its time."""
+        was, self._is_let_in = self._is_let_in, False
+        return was
 
     def _last_used(self) -> float:
         """Return something that is another after each answer."""
@@ -347,8 +414,7 @@ class PlainConnection(Watched):
 
     def data_received(self, data: bytes) -> None:
         """Give it to aiohttp."""
-        if self._handler is not None:
-            self._give(self._handler, data)
+        self._give(data)
 
 
 def waits(handler: web.RequestHandler) -> bool:
@@ -356,3 +422,10 @@ def waits(handler: web.RequestHandler) -> bool:
     # Not there in another aiohttp than was tested: then nobody is ended for that.
     waiter = getattr(handler, "_waiter", None)
     return waiter is not None and not waiter.done()
+
+
+def had_turn(request: web.Request) -> bool:
+    """Tell, once, whether a request had a turn when it came; others came while one was answered."""
+    transport = request.transport
+    connection = transport.get_protocol() if transport is not None else None
+    return not isinstance(connection, Watched) or connection.let_in()

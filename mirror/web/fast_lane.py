@@ -359,9 +359,14 @@ class Connection(Watched):
         if given is not None:
             fits = len(given) + len(data) <= REQUEST_BYTES_MAX
             self._given = given + data if fits else None
-        self._give(self._handler or self._hand_over(), data)
+        self._give(data)
 
-    def _hand_over(self) -> web.RequestHandler:
+    def _hand(self, data: bytes) -> None:
+        if self._handler is None:
+            self._hand_over()
+        super()._hand(data)
+
+    def _hand_over(self) -> None:
         """Make aiohttp's side of the connection, and put it where it would be without the lane."""
         make_handler, transport = self._lane.make_handler, self._transport
         if make_handler is None or transport is None:
@@ -374,7 +379,6 @@ class Connection(Watched):
         handler.connection_made(transport)
         if self._is_write_paused:
             handler.pause_writing()
-        return handler
 
     def account_for(self, request: web.Request) -> bytes | None:
         """Return the bytes of a request that aiohttp is answering, if they are known for certain.

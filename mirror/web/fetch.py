@@ -10,6 +10,7 @@ is to be in side-bands, and where there is no side-band the connection is cut.
 import asyncio
 from contextlib import aclosing
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 from weakref import ref
 
@@ -37,6 +38,7 @@ from mirror.web.protocol import (
     whole_answer,
 )
 from mirror.web.repeating import REPEATABLE, Repeatable
+from mirror.web.turns import later
 from mirror.wire.answers import encode_band_error, encode_end, encode_error
 from mirror.wire.requests import FetchRequest, SideBand, UploadPackRequest
 
@@ -217,6 +219,7 @@ class Fetches:
         await response.prepare(request)
         await send(response, head)
         for piece in pieces:
+            await later(request)
             await send(response, piece)
         await send(response, end)
         _log_served(planned.pack, pack.pack_bytes)
@@ -255,7 +258,7 @@ class Fetches:
     ) -> web.StreamResponse:
         response = web.StreamResponse(headers=answer_headers(RESULT_TYPE, admitted))
         band = planned.plan.side_band
-        framed = build.follow(idle_seconds=KEEPALIVE_SECONDS)
+        framed = build.follow(idle_seconds=KEEPALIVE_SECONDS, turn=partial(later, request))
         reframer = Reframer(band)
         async with aclosing(framed):
             try:

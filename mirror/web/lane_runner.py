@@ -34,13 +34,16 @@ class CrowdRunner(web.AppRunner):
     """Runs an application behind a crowd, and behind a lane where there is one.
 
     Sites make connections of theirs, which hand over to aiohttp's own.
+
+    Attributes:
+        crowd: The connections.
     """
 
     def __init__(
         self, app: web.Application, crowd: Crowd, lane: FastLane | None, **settings: Any
     ) -> None:
         super().__init__(app, **settings)
-        self._crowd = crowd
+        self.crowd = crowd
         self._lane = lane
 
     @property
@@ -54,7 +57,7 @@ class CrowdRunner(web.AppRunner):
         make_handler = super().server
         if make_handler is None:
             raise RuntimeError("a connection came before the server was set up, or after the end")
-        return PlainConnection(self._crowd, make_handler)
+        return PlainConnection(self.crowd, make_handler)
 
     @property
     def web_server(self) -> web.Server | None:
@@ -66,7 +69,7 @@ class CrowdRunner(web.AppRunner):
         await super().setup()
         if self._lane is not None:
             self._lane.make_handler = super().server
-        self._crowd.start()
+        self.crowd.start()
 
     async def shutdown(self) -> None:
         """End what aiohttp's server does not know of; it calls this once it has begun to end."""
@@ -79,4 +82,4 @@ class CrowdRunner(web.AppRunner):
         await super().cleanup()
         if self._lane is not None:
             await self._lane.wait_closed()
-        await self._crowd.close()
+        await self.crowd.close()

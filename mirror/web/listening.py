@@ -18,9 +18,8 @@ from aiohttp import web
 
 from mirror.config import ListenAddress
 from mirror.errors import LocalError
-from mirror.web.connections import HANDSHAKE_SECONDS_MAX
-
-BACKLOG: Final = 1024
+from mirror.web.lane_runner import CrowdRunner
+from mirror.web.tls_site import BACKLOG, TlsSite
 
 UNIX_SOCKET_MODE: Final = 0o660
 """The proxy's user has to be of the service's group."""
@@ -32,19 +31,17 @@ _LACKING: Final = frozenset({errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL})
 
 
 class Site(web.BaseSite):
-    """Accepts from a bound socket; TLS handshakes have less time than aiohttp's own site gives."""
+    """Accepts from a bound socket."""
 
-    def __init__(
-        self, runner: web.AppRunner, bound: socket.socket, *, tls: ssl.SSLContext | None
-    ) -> None:
-        super().__init__(runner, ssl_context=tls, backlog=BACKLOG)
+    def __init__(self, runner: web.AppRunner, bound: socket.socket) -> None:
+        super().__init__(runner, backlog=BACKLOG)
         self._bound = bound
 
     @property
     def name(self) -> str:
         """Where it is, for aiohttp's own messages."""
         host, port = self._bound.getsockname()[:2]
-        return f"{'http' if self._ssl_context is None else 'https'}://{host}:{port}"
+        return f"http://{host}:{port}"
 
     async def start(self) -> None:
         """Begin to accept connections."""
@@ -52,14 +49,8 @@ class Site(web.BaseSite):
         server = self._runner.server
         if server is None:
             raise RuntimeError("the runner is not set up")
-        tls = self._ssl_context
-        self._server = await asyncio.get_running_loop().create_server(
-            server,
-            sock=self._bound,
-            backlog=self._backlog,
-            ssl=tls,
-            ssl_handshake_timeout=None if tls is None else HANDSHAKE_SECONDS_MAX,
-        )
+        loop = asyncio.get_running_loop()
+        self._server = await loop.create_server(server, sock=self._bound, backlog=self._backlog)
 
 
 class UnixSocketSite(web.BaseSite):
@@ -117,11 +108,15 @@ async def accept(
     """
     for one in bound:
         own = socket.socket(fileno=os.dup(one.fileno()))
-        site: web.BaseSite = (
-            UnixSocketSite(runner, own)
-            if own.family == socket.AF_UNIX
-            else Site(runner, own, tls=tls)
-        )
+        site: web.BaseSite
+        if own.family == socket.AF_UNIX:
+            site = UnixSocketSite(runner, own)
+        elif tls is None:
+            site = Site(runner, own)
+        elif isinstance(runner, CrowdRunner):
+            site = TlsSite(runner, own, tls=tls)
+        else:
+            raise TypeError("TLS needs a runner that knows its connections")
         try:
             await site.start()
         except BaseException:

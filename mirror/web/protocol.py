@@ -12,6 +12,7 @@ from mirror.errors import ClientError, ProtocolError, TooLarge
 from mirror.refresh.gate import Admitted
 from mirror.web.bodies import FREE_BYTES, ROOMS
 from mirror.web.content_encoding import BodyDecoder
+from mirror.web.turns import later
 
 ADVERTISEMENT_TYPE: Final = "application/x-git-upload-pack-advertisement"
 REQUEST_TYPE: Final = "application/x-git-upload-pack-request"
@@ -146,7 +147,7 @@ async def read_body(request: web.Request, *, bytes_max: int, hint: str) -> bytes
     """
     decoder = body_decoder(request)
     rooms = request.config_dict.get(ROOMS)
-    body = bytearray()
+    body = _Body()
     sent_bytes = 0
     now = asyncio.get_running_loop().time
     began_at = now()
@@ -157,7 +158,7 @@ async def read_body(request: web.Request, *, bytes_max: int, hint: str) -> bytes
             async for chunk in request.content.iter_any():
                 sent_bytes += len(chunk)
                 for piece in chain((b"",), decoder.feed(chunk)):
-                    body += piece
+                    body.add(piece)
                     if max(sent_bytes, len(body)) > bytes_max:
                         raise TooLarge(
                             f"the request body is over {bytes_max} bytes, sent or decoded; {hint}"
@@ -179,7 +180,33 @@ async def read_body(request: web.Request, *, bytes_max: int, hint: str) -> bytes
     except (web.RequestPayloadError, ValueError) as error:
         raise ProtocolError(f"the request body can't be read: {error}") from error
     decoder.finish()
-    return bytes(body)
+    return await body.whole()
+
+
+class _Body:
+    """A body as it grows: a long one is neither moved about nor copied on the event loop."""
+
+    def __init__(self) -> None:
+        self._slices: list[bytes] = []
+        self._end = bytearray()
+        self._sliced_bytes = 0
+
+    def __len__(self) -> int:
+        return self._sliced_bytes + len(self._end)
+
+    def add(self, piece: bytes) -> None:
+        self._end += piece
+        if len(self._end) >= BODY_SLICE_BYTES:
+            self._slices.append(bytes(self._end))
+            self._sliced_bytes += len(self._end)
+            self._end.clear()
+
+    async def whole(self) -> bytes:
+        if not self._slices:
+            return bytes(self._end)
+        slices = [*self._slices, bytes(self._end)]
+        self._slices.clear()
+        return await asyncio.to_thread(b"".join, slices)  # which lets others run meanwhile
 
 
 def body_decoder(request: web.Request) -> BodyDecoder:
@@ -211,6 +238,7 @@ async def whole_answer(
     await response.prepare(request)
     view = memoryview(body)
     for start in range(0, len(body), ANSWER_SLICE_BYTES):
+        await later(request)
         await send(response, view[start : start + ANSWER_SLICE_BYTES])
     return response
 

@@ -7,6 +7,8 @@ import asyncio
 import contextlib
 import gzip
 import random
+import re
+import select
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -22,6 +24,8 @@ from tests.web.asking import command, raw_request
 
 POLL = b"GET /acme/gitops-repo/info/refs?service=git-upload-pack HTTP/1.1\r\nHost: x\r\n\r\n"
 PLACES = 40
+LITTLE = 12 * 1024
+"""So little that whoever writes goes on, and more than a narrow socket holds."""
 
 
 @asynccontextmanager
@@ -133,7 +137,13 @@ async def hasty(
     monkeypatch.setattr(connections, "CLOSING_SECONDS_MAX", 0.05)
     monkeypatch.setattr("mirror.serving.KEEPALIVE_SECONDS", 1.0)
     names = [upstream.name]
-    async with mirroring(forge, tmp_path / "hasty", names=names, fast_lane=fast_lane) as running:
+    async with mirroring(
+        forge,
+        tmp_path / "hasty",
+        names=names,
+        fast_lane=fast_lane,
+        server=f"unix_socket: {tmp_path / 'http.sock'}",
+    ) as running:
         yield running
 
 
@@ -146,6 +156,40 @@ async def test_a_head_that_comes_byte_by_byte_ends_its_connection(
     head, _, text = answer[answer.index(b"HTTP/1.1 408") :].partition(b"\r\n\r\n")
     assert b"Content-Length: %d" % len(text) in head
     assert await ended(hasty, "slow_head") == 1
+
+
+async def test_a_client_that_leaves_a_little_untaken_does_not_keep_its_connection(
+    hasty: MirrorService, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = connections.Watched.connection_made
+
+    def narrowed(connection: connections.Watched, transport: asyncio.Transport) -> None:
+        # Else the kernel takes what the client leaves, and nobody waits for that.
+        one = transport.get_extra_info("socket")
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        made(connection, transport)
+
+    monkeypatch.setattr(connections.Watched, "connection_made", narrowed)
+    monkeypatch.setattr(connections, "CLIENT_SILENCE_SECONDS_MAX", 0.5)
+    loop = asyncio.get_running_loop()
+    with socket.socket(socket.AF_UNIX) as leaving, select.epoll() as end:
+        leaving.setblocking(False)
+        await loop.sock_connect(leaving, str(tmp_path / "http.sock"))
+        await loop.sock_sendall(leaving, b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
+        answer = b""
+        while b"\r\n\r\n" not in answer:
+            answer += await loop.sock_recv(leaving, 1024)
+        head, _, body = answer.partition(b"\r\n\r\n")
+        left = int(re.findall(rb"Content-Length: (\d+)", head)[0]) - len(body)
+        while left > LITTLE:
+            piece = await loop.sock_recv(leaving, min(1024, left - LITTLE))
+            if not piece:
+                break  # on a very slow machine that was too slow already
+            left -= len(piece)
+        end.register(leaving, 0)  # nothing but the end, whatever there is to be read
+        assert await asyncio.to_thread(end.poll, WAIT_SECONDS_MAX)
+    # With uvloop a writer is paused until the last byte is taken, so it is the pause that ends.
+    assert await ended(hasty, "stalled") + await ended(hasty, "not_closed") == 1
 
 
 async def test_a_body_that_comes_byte_by_byte_is_not_waited_for(

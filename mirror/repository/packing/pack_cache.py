@@ -29,7 +29,7 @@ from mirror.repository.integrity import Damage, OnRead
 from mirror.repository.packing.engine import PackEngine, PackRequest
 from mirror.repository.packing.framing import frame
 from mirror.repository.packing.pack_store import PackKey, PackStore, StoredPack
-from mirror.repository.packing.spool import READ_BYTES, PackSpool
+from mirror.repository.packing.spool import READ_BYTES, PackSpool, Turn, at_once
 from mirror.repository.threads import run_to_end
 
 FORMAT: Final = "1"
@@ -73,18 +73,25 @@ class PackBuild:
             return None
         return StoredPack(framed, self.pack_bytes, self.path, time.time())
 
-    async def follow(self, *, idle_seconds: float) -> AsyncGenerator[bytes | memoryview, None]:
+    async def follow(
+        self, *, idle_seconds: float, turn: Turn = at_once
+    ) -> AsyncGenerator[bytes | memoryview, None]:
         """Yield the framed pack; an empty piece whenever nothing came for a while.
+
+        Args:
+            idle_seconds: That while.
+            turn: Waited for before each piece is read.
 
         Raises:
             MirrorError: The build failed.
         """
-        spooled = self.spool.follow(idle_seconds=idle_seconds)
+        spooled = self.spool.follow(idle_seconds=idle_seconds, turn=turn)
         async with aclosing(spooled):
             async for written in spooled:
                 yield written
         if self.spool.size == 0 and self.stored is not None:
             for piece in slices(self.stored.framed):
+                await turn()
                 yield piece
 
 

@@ -9,7 +9,7 @@ import asyncio
 import errno
 import os
 import sys
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing, suppress
 from pathlib import Path
 from typing import IO, Final
@@ -25,13 +25,24 @@ MEMORY_BYTES_MAX: Final = 1 << 20
 
 READ_BYTES: Final = 256 * 1024
 
+FOLLOWED_BYTES: Final = 128 * 1024
+"""A piece for those who follow a build. A reader that takes nothing holds one, and its connection
+holds another."""
+
 MakeRoom = Callable[[], bool]
 """Makes room on the disk; tells whether there was anything to remove."""
 
 HasRoom = Callable[[int], bool]
 """Tells whether so many bytes may be written, after making room for them if need be."""
 
+Turn = Callable[[], Awaitable[None]]
+"""Waits until a reader may take its next piece."""
+
 logger = structlog.stdlib.get_logger()
+
+
+async def at_once() -> None:
+    """Wait for nobody."""
 
 
 class PackSpool:
@@ -156,8 +167,14 @@ class PackSpool:
         if self._error is not None:
             raise self._error
 
-    async def follow(self, *, idle_seconds: float) -> AsyncGenerator[bytes, None]:
+    async def follow(
+        self, *, idle_seconds: float, turn: Turn = at_once
+    ) -> AsyncGenerator[bytes, None]:
         """Yield it from its beginning; an empty piece whenever nothing came for a while.
+
+        Args:
+            idle_seconds: That while.
+            turn: Waited for before each piece is read: a thousand readers wake at once.
 
         Raises:
             MirrorError: What the build ended with, or that this reader did not keep up with it.
@@ -165,7 +182,7 @@ class PackSpool:
         cursor = Cursor()
         self._cursors.add(cursor)
         try:
-            async with aclosing(self._follow(cursor, idle_seconds)) as pieces:
+            async with aclosing(self._follow(cursor, idle_seconds, turn)) as pieces:
                 async for piece in pieces:
                     yield piece
         finally:
@@ -173,9 +190,12 @@ class PackSpool:
             if self._window is not None:
                 self._window.moved()
 
-    async def _follow(self, cursor: Cursor, idle_seconds: float) -> AsyncGenerator[bytes, None]:
+    async def _follow(
+        self, cursor: Cursor, idle_seconds: float, turn: Turn
+    ) -> AsyncGenerator[bytes, None]:
         while True:
             if cursor.position < self.size:
+                await turn()
                 piece = self._read(cursor)
                 cursor.position += len(piece)
                 if self._window is not None:
@@ -209,7 +229,7 @@ class PackSpool:
                     " meanwhile; try again"
                 )
             return window.read(position)
-        end = min(self.size, self._kept, position + READ_BYTES)
+        end = min(self.size, self._kept, position + FOLLOWED_BYTES)
         if self._file is None:
             return bytes(self._memory[position:end])
         return os.pread(self._file.fileno(), end - position, position)

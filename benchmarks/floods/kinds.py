@@ -1,32 +1,19 @@
-"""`make flood`: what a well-behaved client's polls take while others misbehave.
+"""The floods: what a process does that misbehaves.
 
-The mirror, the flood and the prober are processes of their own. The prober polls over one
-connection, which it opens anew when the mirror has closed it, as HTTP clients do; a poll that gets
-no answer even so counts as lost. All stays on 127.0.0.1, bounded in count and time.
+Each is a method of `Flood`, named as `make flood` names it, and stays bounded in count and time.
 """
 
-import argparse
-import asyncio
 import gzip
+import json
 import random
-import resource
 import socket
-import subprocess
-import sys
-import tempfile
-import threading
+import ssl
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from pathlib import Path
+from contextlib import suppress
+from dataclasses import dataclass
 from typing import Final
 
-from benchmarks.git import git
-from benchmarks.repositories import Repositories
-from benchmarks.service import Service, open_service
-from mirror.demo.forge import HttpBackend
-
-POLL_SECONDS: Final = 0.005
 POLL: Final = (
     b"GET /%b/info/refs?service=git-upload-pack HTTP/1.1\r\nHost: mirror\r\n"
     b"Git-Protocol: version=2\r\n\r\n"
@@ -51,35 +38,63 @@ def _fetch(name: str, tip: str, more: str = "") -> bytes:
     return _post(f"{name}/git-upload-pack", f"Content-Length: {len(body)}\r\n") + body
 
 
-class Flood:
-    """A process that misbehaves at `port`, against the repository `name`, until `until`."""
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where a service listens, and what of it is asked for.
 
-    def __init__(self, port: int, name: str, tip: str, seconds: float) -> None:
-        self.port, self.name, self.tip = port, name, tip
+    Attributes:
+        port: On loopback.
+        unix: The path of its Unix socket, or nothing.
+        name: A repository that everybody may read.
+        tip: What it has.
+        closed: One for which a reader has to be known.
+    """
+
+    port: int
+    unix: str
+    name: str
+    tip: str
+    closed: str
+
+
+class Flood:
+    """A process that misbehaves for so many seconds."""
+
+    def __init__(self, target: Target, seconds: float) -> None:
+        self.port, self.name, self.tip = target.port, target.name, target.tip
+        self.target = target
         self.until = time.monotonic() + seconds
         self.count = 0
         self.ended = 0
 
-    def connect(self, buffer: int = 0) -> socket.socket:
-        """Connect from one of several loopback addresses, which have ports of their own."""
-        one = socket.socket()
+    def connect(self, buffer: int = 0, *, unix: bool = False) -> socket.socket:
+        """Connect, with so small a buffer for what comes."""
+        one = socket.socket(socket.AF_UNIX if unix else socket.AF_INET)
         if buffer:
             one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
         one.settimeout(5)
-        one.connect(("127.0.0.1", self.port))
+        one.connect(self.target.unix if unix else ("127.0.0.1", self.port))
         self.count += 1
         return one
 
-    def hold(self, count: int, first: Callable[[int], bytes], each: bytes = b"") -> None:
+    def hold(
+        self,
+        count: int,
+        first: Callable[[int], bytes],
+        each: bytes = b"",
+        *,
+        unix: bool = False,
+    ) -> None:
         """Open so many connections, say `first` on each, `each` every second; read nothing."""
         held: list[socket.socket] = []
         for number in range(count):
             if time.monotonic() > self.until:
                 break
             with suppress(OSError):
-                one = self.connect(4096)
+                one = self.connect(4096, unix=unix)
                 held.append(one)
-                one.sendall(first(number))
+                one.settimeout(0)
+                one.send(first(number))
         while time.monotonic() < self.until:
             if each:
                 for one in held:
@@ -89,10 +104,10 @@ class Flood:
                         self.ended += 1
             time.sleep(1)
 
-    def repeat(self, request: Callable[[int], Iterator[bytes]]) -> None:
+    def repeat(self, request: Callable[[int], Iterator[bytes]], *, unix: bool = False) -> None:
         """Send one request after the other, each over a connection of its own; read what comes."""
         while time.monotonic() < self.until:
-            with suppress(OSError), self.connect() as one:
+            with suppress(OSError), self.connect(unix=unix) as one:
                 try:
                     for piece in request(self.count):
                         one.sendall(piece)
@@ -109,6 +124,14 @@ class Flood:
     def peace(self) -> None:
         """Nobody else."""
         time.sleep(max(0.0, self.until - time.monotonic()))
+
+    def hog(self) -> None:
+        """A process that keeps a processor busy, and leaves the mirror alone."""
+        here, there = socket.socketpair()
+        with here, there:
+            while time.monotonic() < self.until:
+                here.send(bytes(_PIECE))
+                there.recv(_PIECE)
 
     def idle(self) -> None:
         """10,000 connections that never speak."""
@@ -211,141 +234,76 @@ class Flood:
                 one.recv(100)
                 one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
 
+    def logins(self) -> None:
+        """Clients that try one password after another."""
+        head = (
+            f"GET /{self.target.closed}/info/refs?service=git-upload-pack HTTP/1.1\r\nHost: x\r\n"
+            "Connection: close\r\nAuthorization: Bearer gm_"
+        ).encode()
+        self.repeat(lambda n: iter((head + b"%040d\r\n\r\n" % n,)))
 
+    def lfs_batches(self) -> None:
+        """Batches of 100 objects that are nowhere."""
+        chance = random.Random(7)
+
+        def batch(_: int) -> Iterator[bytes]:
+            oids = [chance.randbytes(32).hex() for _ in range(100)]
+            asked = {"operation": "download", "objects": [{"oid": o, "size": 9} for o in oids]}
+            body = json.dumps(asked).encode()
+            yield (
+                f"POST /{self.name}/info/lfs/objects/batch HTTP/1.1\r\nHost: x\r\n"
+                "Accept: application/vnd.git-lfs+json\r\nConnection: close\r\n"
+                f"Content-Type: application/vnd.git-lfs+json\r\nContent-Length: {len(body)}\r\n\r\n"
+            ).encode() + body
+
+        self.repeat(batch)
+
+    def unix_pipelining(self) -> None:
+        """The same as `pipelining`, over the Unix socket."""
+        polls = (POLL % self.name.encode()) * 200
+        self.hold(200, lambda _: polls, polls, unix=True)
+
+    def unix_stalled(self) -> None:
+        """The same as `stalled`, over the Unix socket."""
+        self.hold(1_000, lambda _: _fetch(self.name, self.tip), unix=True)
+
+    def handshakes(self) -> None:
+        """300 TLS handshakes that begin at the same moment, again and again."""
+        hello = _client_hello()
+        while time.monotonic() < self.until:
+            began: list[socket.socket] = []
+            for _ in range(300):
+                with suppress(OSError):
+                    began.append(self.connect())
+            for one in began:
+                with suppress(OSError):
+                    one.send(hello)
+            for one in began:  # the answer costs the mirror a signature; nobody reads it
+                with suppress(OSError):
+                    one.recv(1)
+                one.close()
+
+    def silent_handshakes(self) -> None:
+        """10,000 connections that never begin their TLS handshake."""
+        self.hold(10_000, lambda _: b"")
+
+
+def _client_hello() -> bytes:
+    """Return what a TLS client says first."""
+    said = ssl.MemoryBIO()
+    client = ssl.create_default_context().wrap_bio(
+        ssl.MemoryBIO(), said, server_hostname="localhost"
+    )
+    with suppress(ssl.SSLWantReadError):
+        client.do_handshake()
+    return said.read()
+
+
+CONTROLS: Final = ("peace", "hog")
+OVER_TLS: Final = ("handshakes", "silent_handshakes")
+OVER_UNIX: Final = ("unix_pipelining", "unix_stalled")
 FLOODS: Final = (
-    *("peace", "idle", "kept_alive", "slow_heads", "slow_bodies", "stalled", "stalled_builds"),
+    *("idle", "kept_alive", "slow_heads", "slow_bodies", "stalled", "stalled_builds"),
     *("pipelining", "bombs", "wants", "haves", "endless", "headers", "garbage", "webhooks"),
-    "vanishing",
+    *("vanishing", "logins", "lfs_batches", *OVER_UNIX, *OVER_TLS),
 )
-
-
-class Prober:
-    """A client that polls as it should."""
-
-    def __init__(self, port: int, name: str) -> None:
-        self._port = port
-        self._poll = POLL % name.encode()
-        self._line: socket.socket | None = None
-        self.lost = 0
-        self.reconnected = 0
-
-    def poll(self) -> float:
-        """Poll once; returns the seconds it took, a new connection included."""
-        began_at = time.perf_counter()
-        for _ in range(2):
-            try:
-                if self._line is None:
-                    self._line = socket.create_connection(("127.0.0.1", self._port), timeout=10)
-                    self.reconnected += 1
-                self._line.sendall(self._poll)
-                answer = b""
-                while b"\r\n\r\n" not in answer or not answer.endswith(b"0000"):
-                    piece = self._line.recv(_PIECE)
-                    if not piece:
-                        raise ConnectionResetError
-                    answer += piece
-                if answer.startswith(b"HTTP/1.1 200"):
-                    return time.perf_counter() - began_at
-            except OSError:
-                if self._line is not None:
-                    self._line.close()
-                    self._line = None
-        self.lost += 1
-        return time.perf_counter() - began_at
-
-
-@contextmanager
-def _forge(root: Path) -> Iterator[HttpBackend]:
-    """Serve bare repositories from a thread."""
-    ready = threading.Event()
-    found: list[HttpBackend] = []
-    stops: list[Callable[[], object]] = []
-
-    async def serve() -> None:
-        loop, stop = asyncio.get_running_loop(), asyncio.Event()
-        stops.append(lambda: loop.call_soon_threadsafe(stop.set))
-        async with HttpBackend(root) as backend:
-            found.append(backend)
-            ready.set()
-            await stop.wait()
-
-    thread = threading.Thread(target=lambda: asyncio.run(serve()))
-    thread.start()
-    ready.wait()
-    try:
-        yield found[0]
-    finally:
-        stops[0]()
-        thread.join()
-
-
-def _measure(service: Service, flood: str, name: str, tip: str, seconds: float) -> str:
-    before = service.memory_mb(), service.open_files()
-    child = subprocess.Popen(
-        [
-            *(sys.executable, "-m", "benchmarks.floods", "--child", flood),
-            *("--port", str(service.port), "--name", name, "--tip", tip),
-            *("--seconds", str(seconds)),
-        ],
-        stdout=subprocess.PIPE,
-    )
-    prober = Prober(service.port, name)
-    taken: list[float] = []
-    memory, files, look_at = 0.0, 0, 0.0
-    while child.poll() is None:
-        taken.append(prober.poll())
-        if time.monotonic() > look_at:  # a look takes milliseconds of this process only
-            memory, files = max(memory, service.memory_mb()), max(files, service.open_files())
-            look_at = time.monotonic() + 0.5
-        time.sleep(POLL_SECONDS)
-    said = child.communicate()[0].decode().strip()
-    time.sleep(2)
-    after = service.memory_mb(), service.open_files()
-    taken.sort()
-    p50, p99 = taken[len(taken) // 2] * 1000, taken[len(taken) * 99 // 100] * 1000
-    return (
-        f"| {flood} | {said} | {len(taken)} | {prober.lost} | {p50:.2f} | {p99:.2f} |"
-        f" {before[0]:.0f} / {memory:.0f} / {after[0]:.0f} |"
-        f" {before[1]} / {files} / {after[1]} |"
-    )
-
-
-def main() -> None:
-    """Run all floods, or those that are named."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("floods", nargs="*", default=FLOODS)
-    parser.add_argument("--seconds", type=float, default=10.0)
-    parser.add_argument("--workers", type=int, default=1)
-    parser.add_argument("--no-fast-lane", action="store_true")
-    parser.add_argument("--child", choices=FLOODS)
-    parser.add_argument("--port", type=int)
-    parser.add_argument("--name")
-    parser.add_argument("--tip")
-    chosen = parser.parse_args()
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if chosen.child:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-        flood = Flood(chosen.port, chosen.name, chosen.tip, chosen.seconds)
-        getattr(flood, chosen.child)()
-        print(f"{flood.count} connections")
-        return
-    overrides = {"server.workers": chosen.workers, "server.fast_lane": not chosen.no_fast_lane}
-    print(
-        "| flood | of | polls | lost | p50 ms | p99 ms | MB before / during / after | open files |"
-    )
-    with tempfile.TemporaryDirectory() as scratch:
-        root = Path(scratch) / "forge"
-        root.mkdir()
-        repository = Repositories(Path(".bench").resolve(), root).pack_20_mb()
-        tip = git("rev-parse", "main", cwd=repository.bare)
-        with _forge(root) as forge:
-            upstreams = {repository.name: forge.repository_url(repository.name)}
-            with open_service(Path(scratch) / "mirror", upstreams, overrides=overrides) as service:
-                for flood in chosen.floods:
-                    line = _measure(service, flood, repository.name, tip, chosen.seconds)
-                    print(line, flush=True)
-                print(Path(service.log).read_text()[-3000:], file=sys.stderr)
-
-
-if __name__ == "__main__":
-    main()
