@@ -16,7 +16,7 @@ import pytest
 
 from mirror.access.tokens import create_token, read_tokens
 from mirror.config import EngineChoice
-from mirror.errors import DiskFull, DiskReadOnly, DiskTrouble
+from mirror.errors import DiskFull, DiskReadOnly, DiskTrouble, LocalError
 from mirror.places import DataDirectory
 from mirror.refresh.pull_through import disk as pull_through
 from mirror.repository.bare import BareRepository
@@ -234,6 +234,9 @@ NEEDS_NO_ROOM = {lock, migration, lfs_grant, removal}
 GOES_ON = {lock, confirmation, kept_pack, spool}
 """Whatever the disk says."""
 
+TELLS_OUR_ERRORS = {bundle_draft, bundle_list}
+"""Whoever calls these knows no others, and would log a traceback."""
+
 WITH_ENGINE = {index_pack, repack}
 
 
@@ -277,6 +280,7 @@ async def test_a_disk_that_takes_nothing_is_said_to_and_damages_nothing(
         assert error is None or isinstance(trouble, kind)
     else:
         assert isinstance(trouble, kind), error
+        assert site not in TELLS_OUR_ERRORS or isinstance(error, LocalError)
     made_by_us = files(disk.path) - before
     if kind is DiskFull and site not in NEEDS_NO_ROOM:
         assert not {file for file in made_by_us if file.stat().st_size}, "nothing half done"
