@@ -318,7 +318,7 @@ class Service:
             self._work()
         else:
             await predecessor.serving(self._announced_before)
-            taking_over = asyncio.create_task(self._take_over(predecessor), name="take over")
+            taking_over = asyncio.create_task(self._take_over(predecessor, lfs), name="take over")
             stack.push_async_callback(_cancelled, taking_over)
         await self._listen_for_control(figures)
         logger.info(
@@ -586,9 +586,10 @@ class Service:
         self._work()
         self._announcer.go_on()
 
-    async def _take_over(self, predecessor: Predecessor) -> None:
+    async def _take_over(self, predecessor: Predecessor, lfs: LargeFiles) -> None:
         """Change what is served only once nobody is served by the old process any more."""
         await predecessor.silent()
+        await lfs.count_again()
         self._own(*self._mirroring.start())
         self._work()
         self._announcer.go_on()

@@ -266,6 +266,11 @@ class LfsStore:
     def _sweep_off(self, size: int) -> int:
         return self._sweep(max(0, int((self._stored_bytes - size) / SWEEP_TO)))
 
+    def count_again(self) -> None:
+        """Count what is there, where another process has added to it; bring it below the limit."""
+        with self._lock:
+            self._sweep(self.bytes_max)
+
     def make_half_empty(self) -> int:
         """Remove half of the objects, as the disk is full; returns how many."""
         with self._lock:
