@@ -145,7 +145,8 @@ class LfsStore:
         known = self.granted(scope, pointer.oid)
         try:
             if known is not None and known.size == pointer.size:
-                os.utime(path, follow_symlinks=False)
+                with suppress(OSError):  # it is believed already; the upstream is asked again
+                    os.utime(path, follow_symlinks=False)
                 return
             path.parent.mkdir(parents=True, exist_ok=True, mode=0o750)
             path.unlink(missing_ok=True)

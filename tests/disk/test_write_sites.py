@@ -190,6 +190,15 @@ async def lfs_object(place: Path, _: PackEngine) -> Site:
         part.abandon()
 
 
+async def lfs_grant_again(place: Path, _: PackEngine) -> Site:
+    store = LfsStore(place / "lfs", bytes_max=64 * MIB)
+    store.prepare()
+    scope = store.scope("made", "https://forge.invalid/made.git")
+    store.grant(scope, POINTER)
+    yield
+    store.grant(scope, POINTER)
+
+
 async def lfs_grant(place: Path, _: PackEngine) -> Site:
     store = LfsStore(place / "lfs", bytes_max=64 * MIB)
     store.prepare()
@@ -225,13 +234,13 @@ async def removal(place: Path, _: PackEngine) -> Site:
 
 SITES: list[Callable[[Path, PackEngine], Site]] = [
     lock, creation, quarantine, received_pack, index_pack, migration, refs, confirmation, repack,
-    kept_pack, spool, bundle_draft, bundle_list, lfs_object, lfs_grant, tokens, removal,
+    kept_pack, spool, bundle_draft, bundle_list, lfs_object, lfs_grant, lfs_grant_again, tokens, removal,
 ]  # fmt: skip
 
 NEEDS_NO_ROOM = {lock, migration, lfs_grant, removal}
 """On a full disk they go on, or not, as the file system likes."""
 
-GOES_ON = {lock, confirmation, kept_pack, spool}
+GOES_ON = {lock, confirmation, kept_pack, spool, lfs_grant_again}
 """Whatever the disk says."""
 
 TELLS_OUR_ERRORS = {bundle_draft, bundle_list}
