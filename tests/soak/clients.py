@@ -207,7 +207,7 @@ async def _pulled(reader: Reader) -> None:
     await reader.asking.pack(one, refs[MAIN], may_lack=True)
 
 
-@kind("LFS", each_minute=10, excuses=(*GONE, Trouble.UPSTREAM))
+@kind("LFS", each_minute=10, excuses=(*GONE, Trouble.UPSTREAM, Trouble.DISK))
 async def _lfs(reader: Reader) -> None:
     estate, asking, began = reader.estate, reader.asking, time.monotonic()
     content = reader.chance.choice(estate.contents)
