@@ -234,7 +234,8 @@ async def removal(place: Path, _: PackEngine) -> Site:
 
 SITES: list[Callable[[Path, PackEngine], Site]] = [
     lock, creation, quarantine, received_pack, index_pack, migration, refs, confirmation, repack,
-    kept_pack, spool, bundle_draft, bundle_list, lfs_object, lfs_grant, lfs_grant_again, tokens, removal,
+    kept_pack, spool, bundle_draft, bundle_list, lfs_object, lfs_grant, lfs_grant_again, tokens,
+    removal,
 ]  # fmt: skip
 
 NEEDS_NO_ROOM = {lock, migration, lfs_grant, removal}
