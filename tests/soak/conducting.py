@@ -185,6 +185,7 @@ class Soak:
         async with asyncio.TaskGroup() as tasks:
             loops = [tasks.create_task(one) for one in self._loops()]
             await self._mirrored()
+            self._until = time.monotonic() + self.plan.seconds
             while self._left() > 0:
                 await self._long_life()
                 await self._series()

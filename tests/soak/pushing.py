@@ -292,7 +292,9 @@ class Pusher:
             trouble = error
         if trouble is None:
             self._estate.ledger.pushes["through the mirror"] += 1
-            one.watch.raise_floor(THROUGH, number)
+            # A hand-over holds a push up, but for eight seconds at most.
+            if not explain(began, Trouble.MACHINE):
+                one.watch.raise_floor(THROUGH, number)
             return
         if not explain(began, *GONE, Trouble.UPSTREAM):
             self._estate.ledger.violate(one.name, f"push: {trouble}")
