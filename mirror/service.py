@@ -339,6 +339,7 @@ class Service:
             manager=self._manager,
             mirroring=mirroring,
             pulling=pulling,
+            lfs=lfs,
             announcer=announcer,
             changeover=changeover,
             reloader=reloader,

@@ -19,6 +19,7 @@ from mirror.notify import Manager
 from mirror.places import Hold
 from mirror.pulling import PullThrough
 from mirror.refresh.announcements import Announcement
+from mirror.refresh.lfs import LargeFiles
 from mirror.reload.changeover import Changeover
 from mirror.reload.reloader import Reloader
 from mirror.web.listeners import Listeners
@@ -39,6 +40,7 @@ class Handed:
     manager: Manager
     mirroring: Mirroring
     pulling: PullThrough
+    lfs: LargeFiles
     announcer: HeldAnnouncer
     changeover: Changeover
     reloader: Reloader
@@ -158,6 +160,7 @@ class TakingOver:
         """
         handed = self._handed
         await self._predecessor.silent()
+        await handed.lfs.count_again()
         left = handed.mirroring.take_charge()
         refreshing = handed.mirroring.start()
         handed.changeover.replace(left)

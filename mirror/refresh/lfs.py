@@ -154,6 +154,11 @@ class LargeFiles:
         self._metrics.set_lfs_stored_bytes(self._store.stored_bytes)
         return given
 
+    async def count_again(self) -> None:
+        """Count what another process stored that is gone now."""
+        await run_to_end(self._store.count_again)
+        self._metrics.set_lfs_stored_bytes(self._store.stored_bytes)
+
     @property
     def stored_bytes(self) -> int:
         """What the objects take."""

@@ -223,7 +223,7 @@ class BundleShelf:
                 with suppress(OSError):  # what a full disk refused once, it refuses again
                     file.close()
         finally:
-            path.unlink(missing_ok=True)
+            _give_up(path)
 
     def publish(self, listed: BundleList, now: float) -> None:
         """Offer these from now on; those offered before are kept for a while.
@@ -254,7 +254,7 @@ class BundleShelf:
                 draft.rename(self._directory / _LIST)
                 fsync_directory(self._directory)
         finally:
-            draft.unlink(missing_ok=True)
+            _give_up(draft)
         self.listed, self._retired = listed, retired
 
     def sweep(self, now: float) -> None:
@@ -293,6 +293,12 @@ def _lines(file: BinaryIO) -> Iterator[bytes]:
     """Yield lines; not by iterating, for what follows the header is no text."""
     while line := file.readline(_HEADER_LINE_BYTES_MAX):
         yield line
+
+
+def _give_up(draft: Path) -> None:
+    """Remove a draft, if there is one; what a disk that takes no change keeps, `sweep` removes."""
+    with suppress(OSError):
+        draft.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -1,78 +1,25 @@
 """Real file systems that are small, or become read-only: only root can have them."""
 
-import os
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from mirror.refresh import disk_watch
+from tests.disk.small import MIB, NotMounted, SmallDisk
 from tests.refresh.conftest import make_bench
 
-__all__ = ["make_bench"]
-
-MIB = 1 << 20
-
-
-class SmallDisk:
-    """A tmpfs at `path`."""
-
-    def __init__(self, path: Path, size: int) -> None:
-        self.path = path
-        self._filler = path / "filler"
-        path.mkdir(parents=True)
-        self._mount("-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(path))
-        self._mounts = 1
-
-    def _mount(self, *words: str) -> None:
-        done = subprocess.run(["mount", *words], capture_output=True, check=False, text=True)
-        if done.returncode != 0:
-            pytest.skip(f"no file systems can be mounted here: {done.stderr.strip()}")
-
-    def fill(self, *, leave: int = 0) -> None:
-        """Let another program fill the disk, but for some bytes."""
-        with self._filler.open("ab", buffering=0) as file:
-            size = self.free_bytes() - leave
-            while size > 0:
-                try:
-                    size -= file.write(bytes(min(size, MIB)))
-                except OSError:
-                    return
-
-    def free(self, *, keep: int = 0) -> None:
-        """Let it remove what it wrote, but for some bytes."""
-        if keep:
-            os.truncate(self._filler, keep)
-        else:
-            self._filler.unlink(missing_ok=True)
-
-    def free_bytes(self) -> int:
-        found = os.statvfs(self.path)
-        return found.f_bavail * found.f_frsize
-
-    def become_read_only(self) -> None:
-        """Refuse every change from now on; what is open for writing stays so."""
-        self._mount("--bind", str(self.path), str(self.path))
-        self._mounts += 1
-        self._mount("-o", "remount,bind,ro", str(self.path))
-
-    def become_writable(self) -> None:
-        subprocess.run(["umount", "--lazy", str(self.path)], check=True)
-        self._mounts -= 1
-
-    def close(self) -> None:
-        while self._mounts:
-            self.become_writable()
+__all__ = ["MIB", "SmallDisk", "make_bench"]
 
 
 @pytest.fixture
 def disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[SmallDisk]:
     """A disk of 48 MiB where `mirror_service.configuration` puts the data directory."""
-    if os.geteuid() != 0:
-        pytest.skip("only root mounts file systems: run these tests as root")
     monkeypatch.setattr(disk_watch, "LOOK_SECONDS", 0.05)
     monkeypatch.setattr(disk_watch, "WAKE_SECONDS_MIN", 0.0)
-    opened = SmallDisk(tmp_path / "mirror" / "data", 48 * MIB)
+    try:
+        opened = SmallDisk(tmp_path / "mirror" / "data", 48 * MIB)
+    except NotMounted as error:
+        pytest.skip(f"{error}: run these tests as root, where mount is allowed")
     yield opened
     opened.close()

@@ -158,6 +158,18 @@ def test_room_is_made_of_what_was_used_least_recently(tmp_path: Path) -> None:
     assert store.stored_bytes == 20_000
 
 
+def test_what_the_process_before_still_stored_is_counted_when_it_is_gone(tmp_path: Path) -> None:
+    before, store = (LfsStore(tmp_path / "lfs", bytes_max=100_000) for _ in range(2))
+    before.prepare()
+    store.prepare(clear=False)
+    for seed in range(4):
+        put(before, noise(20_000, seed))
+    assert store.stored_bytes == 0
+    store.count_again()
+    assert store.stored_bytes == 80_000
+    assert store.make_room(30_000) == 1
+
+
 def test_objects_leave_the_reserve_alone(tmp_path: Path) -> None:
     """What there is goes for what is asked for, and what does not fit even so is refused."""
     free = [100_000]

@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import functools
 import secrets
 import shutil
 import signal
@@ -43,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 async def _soak(directory: Path, plan: Plan, seed: int, *, stops: bool) -> Ledger:
-    ledger = Ledger(seed, stops=stops)
+    ledger = Ledger(seed, stops=stops, tell=functools.partial(print, flush=True))
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, ledger.is_stopped.set)

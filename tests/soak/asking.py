@@ -19,7 +19,7 @@ from tests.web.asking import command, fetch_v2, read_answer
 ASK_SECONDS_MAX: Final = 40.0
 """A reader that waits for so long has met a hang."""
 
-GONE: Final = (Trouble.SERVICE, Trouble.WORKER)
+GONE: Final = (Trouble.SERVICE, Trouble.WORKER, Trouble.MACHINE)
 SIDE_BAND_ERROR: Final = "a pack could not be made"
 
 
@@ -100,6 +100,8 @@ class Asking:
         ledger = self.estate.ledger
         parts = read_answer(answer.body)
         if parts.error or not parts.pack:
+            if self.estate.conditions.explain(began, Trouble.DAMAGE, of=one.name):
+                raise Refused("no pack of what is damaged")
             if may_lack and "not our ref" in f"{parts.lines} {parts.error}":
                 raise Refused("not our ref")
             raise Wrong(f"no pack of {wants}: {parts.lines[:5]} {parts.error}")
@@ -126,6 +128,8 @@ class Asking:
         explain = self.estate.conditions.explain
         found = self.passing(began)
         if one.may_refuse or one.is_pulled:
+            found.add(503)
+        if explain(began, Trouble.DAMAGE, of=one.name):
             found.add(503)
         if one.is_pulled and explain(began, Trouble.UPSTREAM):
             found |= {404, 502, 504}

@@ -22,6 +22,7 @@ from tests.clients.programs import Flux, PlainProgram
 from tests.git_client import GitClient
 from tests.lfs_server import oid_of
 from tests.mirror_service import UPLOAD_PACK_HEADERS
+from tests.soak import hastened
 from tests.soak.asking import GONE, Asking, Wrong, raw_connection
 from tests.soak.estate import Repository
 from tests.soak.judges import MAIN, Asked
@@ -37,6 +38,7 @@ FETCHES_EACH: Final = 30
 PULLED_SECONDS: Final = 75.0
 WRONG_TOKEN: Final = "gmt_" + "A" * 43
 HANG_SECONDS_MAX: Final = 30.0
+OLD_SECONDS_SLACK: Final = 10.0
 _POST: Final = b"POST /acme/app/git-upload-pack HTTP/1.1\r\nHost: x\r\n"
 _HOOK: Final = b"POST /webhooks/github HTTP/1.1\r\nHost: x\r\nX-GitHub-Event: push\r\n"
 GARBAGE: Final = (
@@ -187,10 +189,14 @@ async def _every_ref(reader: Reader) -> None:
 
 @kind("old tip", each_minute=20)
 async def _old_tip(reader: Reader) -> None:
-    """What a ref was can still be had, whatever became of it."""
+    """What a ref was can still be had for a while, whatever became of it."""
     one = reader.any()
     if one.watch.shown:
-        await reader.asking.pack(one, reader.chance.choice(one.watch.shown))
+        oid, at = reader.chance.choice(list(one.watch.shown.items()))
+        is_long_ago = time.monotonic() - at > hastened.KEPT_SECONDS - OLD_SECONDS_SLACK
+        # Where a repository was fetched anew, what was damaged and is old can't be had.
+        may_lack = is_long_ago or at < one.damaged_at
+        await reader.asking.pack(one, oid, may_lack=may_lack)
 
 
 @kind("pulled", each_minute=30, excuses=(*GONE, Trouble.UPSTREAM))
@@ -201,7 +207,7 @@ async def _pulled(reader: Reader) -> None:
     await reader.asking.pack(one, refs[MAIN], may_lack=True)
 
 
-@kind("LFS", each_minute=10, excuses=(*GONE, Trouble.UPSTREAM))
+@kind("LFS", each_minute=10, excuses=(*GONE, Trouble.UPSTREAM, Trouble.DISK))
 async def _lfs(reader: Reader) -> None:
     estate, asking, began = reader.estate, reader.asking, time.monotonic()
     content = reader.chance.choice(estate.contents)
@@ -218,7 +224,8 @@ async def _lfs(reader: Reader) -> None:
     answer = await asking.ask("GET", f"{url}/{oid}")
     if answer.status in {502, 503, 504}:
         raise OSError(f"no LFS object: {answer.status}")
-    asking.refuse(answer, asking.passing(began))
+    full = {507} if estate.conditions.explain(began, Trouble.DISK) else set()
+    asking.refuse(answer, asking.passing(began) | full)
     if hashlib.sha256(answer.body).hexdigest() != oid:
         raise Wrong(f"the LFS object {oid} came with {len(answer.body)} other bytes")
     estate.ledger.judged["LFS objects"] += 1

@@ -26,11 +26,12 @@ from aiohttp import web
 from tests.clients.operations import ClientFailed
 from tests.git_client import GitFailed
 from tests.mirror_service import ZERO_ID
+from tests.soak import breaking, flooding, operating
 from tests.soak.asking import GONE, Asking, Refused, Wrong, asking
 from tests.soak.clients import KINDS, Kind, Reader
 from tests.soak.estate import DISK_LIMITS, Estate, Repository, set_up
-from tests.soak.events import Event, Scene, choose
-from tests.soak.judges import SHOWN, log_mistake
+from tests.soak.events import EVENTS, Event, Scene, choose
+from tests.soak.judges import SHOWN, log_mistake, words_of_damage
 from tests.soak.ledger import Ledger, Life, Trouble
 from tests.soak.pushing import Pusher, Webhooks
 from tests.soak.resources import (
@@ -43,10 +44,18 @@ from tests.soak.resources import (
     memory_mistakes,
     sample_of,
     tree_of,
+    waited_seconds,
     zombie_mistakes,
 )
 
+MORE_EVENTS: Final = (breaking, flooding, operating)
+"""They register theirs."""
+
 SAMPLE_SECONDS: Final = 2.0
+STARVED_SECONDS: Final = 1.0
+STARVED_SHARE: Final = 0.5
+"""Of a second, for which this process, which needs a third of a processor, waits for one."""
+
 PAUSE_SECONDS_MAX: Final = 120.0
 """How long the load may take to pause: what is under way is ended."""
 
@@ -55,6 +64,8 @@ WELL_SECONDS_MAX: Final = 90.0
 
 CLEAN_SECONDS_MAX: Final = 40.0
 """For what is under way on disk to end, and for what was removed to go: half a minute is usual."""
+
+SET_ASIDE_BYTES: Final = 32_000_000
 
 LOG_BYTES_MAX: Final = 200_000_000
 """Of the copy of the service's log; the one before is kept too."""
@@ -68,8 +79,20 @@ WHAT_EXPLAINS: Final[Mapping[str, tuple[Trouble, ...]]] = {
     "worker_can_not_follow": GONE,
     "channel_broke": GONE,
     "no JSON": GONE,  # half a line
+    "canary_not_answered": GONE,
+    "worker_does_not_answer": GONE,
+    "upgrade_failed": (Trouble.MACHINE,),
+    "disk_short": (Trouble.DISK,),
+    "disk_read_only": (Trouble.DISK,),
+    "bundles_failed": (Trouble.DISK, Trouble.DAMAGE),
+    "damage_found": (Trouble.DAMAGE,),
+    "scrub_found_damage": (Trouble.DAMAGE,),
+    "configuration_problem": (Trouble.CONFIGURATION,),
+    "configuration_refused": (Trouble.CONFIGURATION,),
 }
 """Which troubles explain a line of the log that is an error; nothing else does."""
+
+_CACHES: Final = "caches"
 
 _TROUBLE: Final = (
     OSError,
@@ -162,6 +185,7 @@ class Soak:
         async with asyncio.TaskGroup() as tasks:
             loops = [tasks.create_task(one) for one in self._loops()]
             await self._mirrored()
+            self._until = time.monotonic() + self.plan.seconds
             while self._left() > 0:
                 await self._long_life()
                 await self._series()
@@ -221,6 +245,8 @@ class Soak:
 
     async def _look_for_orphans(self, before: list[Process]) -> None:
         """What a life left behind is to end soon."""
+        if self.estate.mirror.pid in {one.pid for one in before}:
+            return  # an upgrade that failed
         until, left = time.monotonic() + CLEAN_SECONDS_MAX, before
         while (  # noqa: ASYNC110 - nobody tells when a process of others ends
             left := [one for one in left if is_alive(one)]
@@ -246,6 +272,7 @@ class Soak:
             self._again(PUSHES_EACH_MINUTE, self._push),
             self._again(THROUGH_EACH_MINUTE, self._push_through),
             self._sample(),
+            self._starve(),
         ]
 
     async def _push(self) -> None:
@@ -291,9 +318,14 @@ class Soak:
             error = _first(errors)
             words = f"{type(error).__name__}: {error}"
             one = reader.at
-            if "503" in words and one is not None and (one.may_refuse or one.is_pulled):
+            is_full = "pull_through_repositories_max" in words  # it was evicted in between
+            if (
+                one is not None
+                and ("503" in words or is_full)
+                and (one.may_refuse or one.is_pulled)
+            ):
                 ledger.excused[f"{kind.name}: 503"] += 1
-            elif "error: 500" in words or not self.estate.conditions.explain(began, *kind.excuses):
+            elif self._is_wrong(kind, one, began, words):
                 ledger.violate(kind.name, words)
             else:
                 ledger.excused[kind.name] += 1
@@ -302,6 +334,17 @@ class Soak:
             ledger.violate(kind.name, "".join(traceback.format_exception(_first(errors))))
         what = "real client" if kind.is_real else "client in process"
         ledger.took(what, time.monotonic() - began)
+
+    def _is_wrong(self, kind: Kind, one: Repository | None, began: float, words: str) -> bool:
+        """Tell whether nothing explains a client's failure."""
+        explain = self.estate.conditions.explain
+        if "error: 500" in words or words.startswith("GitFailed: git fsck"):
+            return True
+        if explain(began, *kind.excuses):
+            return False
+        is_damaged = one is not None and explain(began, Trouble.DAMAGE, of=one.name)
+        # A client that had to find that out by itself was handed what is damaged.
+        return not is_damaged or bool(words_of_damage(words))
 
     # --- calms ---------------------------------------------------------------------------------
 
@@ -405,8 +448,12 @@ class Soak:
             life.calms.append(sample)
         ledger, now = self._ledger, await asyncio.to_thread(bytes_by_kind, self.estate.data)
         ledger.disk.append(now)
+        # The damaged files of each repository are kept for a look, until the next time.
+        limits = DISK_LIMITS | (
+            {"set-aside": SET_ASIDE_BYTES} if ledger.events["bit flipped"] else {}
+        )
         mistakes = disk_mistakes(
-            ledger.disk[0], now, pushes=sum(ledger.pushes.values()), limits=DISK_LIMITS
+            ledger.disk[0], now, pushes=sum(ledger.pushes.values()), limits=limits
         )
         ledger.violate("disk", *mistakes)
         ledger.judged["disk"] += 1
@@ -422,6 +469,7 @@ class Soak:
         """Look at the processes every few seconds."""
         while True:
             await asyncio.sleep(SAMPLE_SECONDS)
+            self.estate.manager.forget()
             life, sample = self._life, await self._look()
             if sample is None or life is None or life is not self._life:
                 continue
@@ -429,6 +477,17 @@ class Soak:
                 self._ledger.violate("children", *zombie_mistakes(life.samples[-1], sample))
             life.samples.append(sample)
             self._ledger.judged["samples"] += 1
+
+    async def _starve(self) -> None:
+        """Look whether the machine has processors for the service, too."""
+        before, at = waited_seconds(), time.monotonic()
+        while True:
+            await asyncio.sleep(STARVED_SECONDS)
+            waited, now = waited_seconds(), time.monotonic()
+            if waited - before > STARVED_SHARE * (now - at):
+                self.estate.conditions.note(Trouble.MACHINE)
+                self._ledger.starved += now - at
+            before, at = waited, now
 
     # --- lives ---------------------------------------------------------------------------------
 
@@ -460,7 +519,8 @@ class Soak:
     def _judge_line(self, line: str) -> None:
         def is_explained(event: Mapping[str, Any]) -> bool:
             troubles = WHAT_EXPLAINS.get(event["event"], ())
-            return self.estate.conditions.explain(time.monotonic(), *troubles)
+            of = event.get("repository") or _CACHES
+            return self.estate.conditions.explain(time.monotonic(), *troubles, of=of)
 
         self._log.emit(logging.makeLogRecord({"msg": line.rstrip("\n")}))
         mistake = log_mistake(line, self.estate.secrets, is_explained)
@@ -511,6 +571,10 @@ def _event_of(line: str) -> str:
 async def prepared(directory: Path, plan: Plan, ledger: Ledger) -> AsyncIterator[Soak]:
     """Set everything up."""
     async with AsyncExitStack() as stack:
-        estate = await stack.enter_async_context(set_up(directory, seed=ledger.seed, ledger=ledger))
+        events = plan.events or EVENTS.keys()
+        has_small_disk = any(EVENTS[name].needs_disk for name in events)
+        estate = await stack.enter_async_context(
+            set_up(directory, seed=ledger.seed, ledger=ledger, has_small_disk=has_small_disk)
+        )
         ask = await stack.enter_async_context(asking(estate))
         yield Soak(estate, ask, plan)

@@ -2,10 +2,11 @@
 
 import asyncio
 import random
+import shutil
 import textwrap
 import time
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -16,10 +17,12 @@ from mirror.access.tokens import create_token
 from mirror.demo.forge import HttpBackend
 from mirror.demo.latency import CHUNK_BYTES, LatencyProxy, Line
 from mirror.places import DataDirectory
+from tests.disk.small import NotMounted, SmallDisk
 from tests.e2e.day.place import free_port, write_secret
 from tests.e2e.day.process import MirrorProcess
 from tests.git_client import GitClient, Upstream
 from tests.lfs_server import LfsServer, lfs_server, noise
+from tests.lifecycle.manager import FakeManager, fake_manager
 from tests.mirror_service import SECRET
 from tests.refresh.relay import receiving as relay
 from tests.soak.judges import MAIN, Hearing, Watch
@@ -42,6 +45,14 @@ DISK_LIMITS: Final = {
 """Below the data directory. At its top is `relays.db`, whose log grows to 4 MiB before it is taken
 in. Bundles stay for three hours after a force-push: that is room for one every ten seconds."""
 
+DISK: Final = "disk"
+DISK_BYTES: Final = 512 * 1024 * 1024
+"""Of the file system of the data: what is kept there is limited to about half of it."""
+
+WATCHDOG_SECONDS: Final = 40
+"""A worker has five for its answer: one that is busy is not to look like one that hangs."""
+
+BUNDLED: Final[dict[str, object]] = {"bundle_interval": "10s", "bundle_bytes_min": 0}
 RECEIVERS: Final = {"argo": "argocd", "flux": "flux", "moody": "argocd"}
 LFS_OBJECTS: Final = 12
 LFS_BYTES: Final = 200_000
@@ -84,6 +95,7 @@ class Repository:
         is_private: Only readers with a token may.
         is_large: A clone takes megabytes.
         may_refuse: It answers 503 instead of what is stale.
+        damaged_at: When it was damaged last.
         pushing: Held by who changes the upstream.
     """
 
@@ -94,6 +106,7 @@ class Repository:
     is_private: bool = False
     is_large: bool = False
     may_refuse: bool = False
+    damaged_at: float = float("-inf")
     watch: Watch = field(default_factory=Watch)
     pushing: asyncio.Lock = field(default_factory=asyncio.Lock)
 
@@ -104,6 +117,11 @@ class Estate:
 
     Attributes:
         chance: The soak's random numbers.
+        extra: A repository that is added and removed while the service runs.
+        has_extra: Whether it is configured.
+        tuning: More keys of `defaults`.
+        disk: The small one of the data; `None` where none can be had.
+        manager: The service manager.
         restarts: How often the service was started.
         contents: The LFS objects of the repository `lfs`.
         hearings: By receiver and repository, what it knows.
@@ -120,6 +138,11 @@ class Estate:
     receivers: dict[str, relay.Receiver]
     repositories: dict[str, Repository]
     mirror: MirrorProcess
+    extra: Repository
+    disk: SmallDisk | None
+    manager: FakeManager
+    has_extra: bool = False
+    tuning: dict[str, object] = field(default_factory=dict)
     token: str = ""
     workers: int = 1
     restarts: int = 0
@@ -132,7 +155,7 @@ class Estate:
 
     @property
     def data(self) -> Path:
-        return self.directory / "mirror" / "data"
+        return self.directory / "mirror" / DISK / "data"
 
     @property
     def secrets(self) -> list[str]:
@@ -163,7 +186,7 @@ class Estate:
         await self.mirror.start()
 
     def configure(self) -> None:
-        """Write the configuration."""
+        """Write the configuration, in one step."""
         shared: dict[str, object] = {
             "credentials": {"username": USER, "password_file": "forge-token"},
         }
@@ -174,7 +197,7 @@ class Estate:
                 "public_url": relay.PUBLIC_URL,
                 "monitoring_from": ["127.0.0.0/8"],
             },
-            "data_dir": "data",
+            "data_dir": f"{DISK}/data",
             "log": {"format": "json"},
             "limits": {
                 "pack_cache_bytes_max": DISK_LIMITS["packs"],
@@ -182,6 +205,7 @@ class Estate:
                 "lfs_cache_bytes_max": DISK_LIMITS["lfs"],
                 "bundle_bytes_max": DISK_LIMITS["bundles"],
                 "upstream_timeout": "5s",
+                "scrub_interval": "15s",
                 "pull_through_repositories_max": 2,
                 "pull_through_per_minute": 10000,
                 "pull_through_per_client_per_minute": 10000,
@@ -192,10 +216,11 @@ class Estate:
                 "webhook_secret_file": "webhook-secret",
                 "push": "proxy",
                 **shared,
+                **self.tuning,
             },
             "repositories": {
                 one.name: {"upstream": self.upstream_url(one), "forge": "github", **one.keys}
-                for one in self.repositories.values()
+                for one in [*self.repositories.values(), *[self.extra][: self.has_extra]]
                 if not one.is_pulled
             },
             "upstreams": [
@@ -218,10 +243,17 @@ class Estate:
                 for name, kind in RECEIVERS.items()
             },
         }
-        self.file.write_text(yaml.safe_dump(document, sort_keys=False))
+        self.write(yaml.safe_dump(document, sort_keys=False))
+
+    def write(self, content: str) -> None:
+        """Have the file say that from one moment to the next."""
+        draft = self.file.with_suffix(".draft")
+        draft.write_text(content)
+        draft.replace(self.file)
 
     def trim(self) -> None:
         """Forget what is recorded for tests: hours of it would be memory."""
+        self.manager.forget()
         del self.forge.requests[:-REQUESTS_KEPT_MAX]
         del self.lfs.batches[:], self.lfs.authorizations[:], self.lfs.downloads[:]
         for one in self.receivers.values():
@@ -229,7 +261,9 @@ class Estate:
 
 
 @asynccontextmanager
-async def set_up(directory: Path, *, seed: int, ledger: Ledger) -> AsyncIterator[Estate]:
+async def set_up(
+    directory: Path, *, seed: int, ledger: Ledger, has_small_disk: bool
+) -> AsyncIterator[Estate]:
     """Make everything; the service is not started yet."""
     root = directory / "forge"
     root.mkdir(parents=True)
@@ -242,7 +276,10 @@ async def set_up(directory: Path, *, seed: int, ledger: Ledger) -> AsyncIterator
     ):
         write_secret(home / name, secret)
     repositories = await asyncio.to_thread(_repositories, root)
+    extra = await asyncio.to_thread(_repository, root, "other/extra")
     async with AsyncExitStack() as stack:
+        disk = stack.enter_context(_disk(home / DISK, ledger)) if has_small_disk else None
+        manager = stack.enter_context(fake_manager())
         forge = await stack.enter_async_context(HttpBackend(root, basic_auth=(USER, TOKEN)))
         line = await stack.enter_async_context(BadLine("127.0.0.1", forge.port, RTT_SECONDS))
         lfs = await stack.enter_async_context(lfs_server(forge))
@@ -251,6 +288,8 @@ async def set_up(directory: Path, *, seed: int, ledger: Ledger) -> AsyncIterator
             home / "mirror.yaml",
             f"http://127.0.0.1:{free_port()}",
             lines_kept_max=LINES_KEPT_MAX,
+            environment={**manager.environment, "WATCHDOG_USEC": str(WATCHDOG_SECONDS * 10**6)},
+            module="tests.soak.hastened",
         )
         stack.push_async_callback(mirror.close)
         estate = Estate(
@@ -265,6 +304,9 @@ async def set_up(directory: Path, *, seed: int, ledger: Ledger) -> AsyncIterator
             receivers=receivers,
             repositories=repositories,
             mirror=mirror,
+            extra=extra,
+            disk=disk,
+            manager=manager,
         )
         store = DataDirectory(estate.data).tokens
         store.parent.mkdir(parents=True)
@@ -281,9 +323,27 @@ async def set_up(directory: Path, *, seed: int, ledger: Ledger) -> AsyncIterator
         yield estate
 
 
+@contextmanager
+def _disk(path: Path, ledger: Ledger) -> Iterator[SmallDisk | None]:
+    """Have a disk of its own for the data, if that can be had; keep what is on it for a look."""
+    try:
+        disk = SmallDisk(path, DISK_BYTES)
+    except NotMounted as error:
+        ledger.notes.append(f"no trouble with the disk: {error}")
+        yield None
+        return
+    try:
+        yield disk
+    finally:
+        if ledger.count:
+            sockets = shutil.ignore_patterns("*.sock")
+            shutil.copytree(path, path.with_name("data-at-the-end"), symlinks=True, ignore=sockets)
+        disk.close()
+
+
 def _repositories(root: Path) -> dict[str, Repository]:
     found = [
-        _repository(root, "acme/app", keys={"bundle_interval": "10s", "bundle_bytes_min": 0}),
+        _repository(root, "acme/app", keys=BUNDLED | {"refs_vanish_after": "5s"}),
         _repository(root, "acme/private", keys={"access": ["readers"]}, is_private=True),
         _repository(root, "acme/strict", keys={"on_stale": "refuse"}, may_refuse=True),
         _repository(root, "acme/lfs"),

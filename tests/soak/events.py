@@ -61,6 +61,7 @@ class Event:
         weight: How often it is chosen, among others of its sort.
         ends: Whether the service is another one afterwards.
         may: Whether it can be had now.
+        needs_disk: Whether the data is to have a small disk of its own.
     """
 
     name: str
@@ -68,6 +69,7 @@ class Event:
     happen: Happening
     ends: bool
     may: Callable[[Estate], bool]
+    needs_disk: bool = False
 
 
 EVENTS: Final[dict[str, Event]] = {}
@@ -79,11 +81,12 @@ def event(
     weight: float = 1.0,
     ends: bool = False,
     may: Callable[[Estate], bool] = lambda _: True,
+    needs_disk: bool = False,
 ) -> Callable[[Happening], Happening]:
     """Register an event."""
 
     def register(happen: Happening) -> Happening:
-        EVENTS[name] = Event(name, weight, happen, ends, may)
+        EVENTS[name] = Event(name, weight, happen, ends, may, needs_disk)
         return happen
 
     return register
@@ -97,7 +100,11 @@ def choose(estate: Estate, among: Collection[str], *, ends: bool) -> Event:
         among: Names; all where there is none.
         ends: Whether a life is to end with it.
     """
-    there = [one for one in EVENTS.values() if one.ends == ends and one.may(estate)]
+    there = [
+        one
+        for one in EVENTS.values()
+        if one.ends == ends and one.may(estate) and not (one.needs_disk and estate.disk is None)
+    ]
     found = [one for one in there if one.name in among] or (
         [EVENTS["killed" if ends else "quiet"]] if among else there
     )
@@ -200,6 +207,35 @@ async def _trickle(scene: Scene) -> None:
         line.cut()
 
 
+@event("refs vanished", weight=1.5)
+async def _refs_vanished(scene: Scene) -> None:
+    """The forge lists no refs at all, as where its disk is not mounted; then they are back.
+
+    That is no deletion: it explains nothing, and readers are shown all of them meanwhile.
+    """
+    # Nobody pushes to these but who holds the lock.
+    one = scene.estate.repositories[scene.chance.choice(["acme/private", "acme/large"])]
+    webhooks = scene.pusher.webhooks
+    async with one.pushing:
+        # One that is late may announce the deletion of a ref that came again since.
+        webhooks.is_held = True
+        refs = await asyncio.to_thread(one.upstream.refs)
+        since = scene.estate.mirror.lines
+        try:
+            lines = "".join(f"delete {name}\n" for name in refs)
+            await asyncio.to_thread(one.upstream.git, "update-ref", "--stdin", stdin=lines)
+            await scene.estate.mirror.logged(
+                since,
+                lambda said: (
+                    said["event"] == "refs_vanished" and said.get("repository") == one.name
+                ),
+            )
+            await scene.last(1, 5)
+        finally:
+            await asyncio.to_thread(one.upstream.branches, refs)
+            webhooks.is_held = False
+
+
 # --- pushes and readers --------------------------------------------------------------------------
 
 
@@ -293,6 +329,32 @@ async def _worker_frozen(scene: Scene) -> None:
         finally:
             with suppress(ProcessLookupError):
                 os.kill(frozen, signal.SIGCONT)
+
+
+@event("worker hung", may=lambda estate: estate.workers > 1)
+async def _worker_hung(scene: Scene) -> None:
+    """One worker stands still for good: the canary finds that, and it is replaced."""
+    estate = scene.estate
+    pid = estate.mirror.pid
+    workers = [one for one in tree_of(pid or 0) if one.parent == pid and one.name[:3] != "git"]
+    if not workers:
+        return
+    with estate.conditions.during(Trouble.WORKER):
+        since = estate.mirror.lines
+        os.kill(scene.chance.choice(workers).pid, signal.SIGSTOP)
+        await estate.mirror.logged(since, lambda said: said["event"] == "worker_serves")
+
+
+@event("frozen")
+async def _frozen(scene: Scene) -> None:
+    """The main process is not given a processor for a while."""
+    mirror = scene.estate.mirror
+    with scene.estate.conditions.during(Trouble.SERVICE):
+        mirror.send(signal.SIGSTOP)
+        try:
+            await scene.last(0.5, 4)
+        finally:
+            mirror.send(signal.SIGCONT)
 
 
 @event("killed", weight=3, ends=True)

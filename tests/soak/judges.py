@@ -2,7 +2,8 @@
 
 import io
 import json
-from collections import deque
+import time
+from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -19,6 +20,7 @@ MAIN: Final = "refs/heads/main"
 SHOWN: Final = ("refs/heads/", "refs/tags/")
 SHOWN_KEPT_MAX: Final = 500
 GITLINK_MODE: Final = 0o160000
+WORDS_OF_DAMAGE: Final = ("bad object", "inflate", "corrupt", "mismatch", "did not receive")
 LEVELS: Final = ("error", "critical")
 
 
@@ -41,13 +43,14 @@ class Watch:
     Attributes:
         history: What the upstream had; an entry is there before anybody can see it.
         floors: By ref, the latest push of which the mirror was told.
-        shown: The latest object ids that somebody was shown.
+        shown: The latest object ids that somebody was shown, each with when that was last.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.history = History()
         self.floors: dict[str, int] = {}
-        self.shown: deque[str] = deque(maxlen=SHOWN_KEPT_MAX)
+        self.shown: OrderedDict[str, float] = OrderedDict()
+        self._clock = clock
         self._observer = Observer(self.history)
 
     def ask(self) -> Asked:
@@ -80,12 +83,18 @@ class Watch:
             for name, oid in found.items()
             if name.startswith(SHOWN) and not name.endswith("^{}")
         }
-        self.shown.extend(
-            oid for ref, oid in refs.items() if oid != ZERO_ID and oid not in self.shown
-        )
+        self._show(oid for oid in refs.values() if oid != ZERO_ID)
         floors = asked.floors if knows_stale else {}
         one = Sighting("", refs, floors, self.history.lengths(), is_stale)
         yield from self._observer.see(one, asked.seen)
+
+    def _show(self, oids: Iterable[str]) -> None:
+        now = self._clock()
+        for oid in oids:
+            self.shown[oid] = now
+            self.shown.move_to_end(oid)
+        while len(self.shown) > SHOWN_KEPT_MAX:
+            self.shown.popitem(last=False)
 
     def judge_told(self, ref: str, after: str) -> Iterator[str]:
         """Judge an event: from now on everybody sees that or what came later."""
@@ -188,6 +197,12 @@ def log_mistake(
     if is_bad and not is_explained(event):
         return f"nothing explains: {line[:3000].rstrip()}"
     return None
+
+
+def words_of_damage(said: str) -> list[str]:
+    """Return what a client said that it says only of a damaged answer, not passing on our words."""
+    own = "\n".join(line for line in said.splitlines() if "remote" not in line).lower()
+    return [word for word in WORDS_OF_DAMAGE if word in own]
 
 
 def refusal_mistake(

@@ -16,6 +16,11 @@ from tests.soak.resources import Sample
 TIMES_KEPT_MAX: Final = 2000
 """Of each phase and kind: a random choice beyond that."""
 
+SHOWN: Final = ("poll", "fetch", "webhook")
+"""Of which times are in the report: those of pulled repositories and programs are mostly theirs."""
+
+LIFE_SHOWN_SECONDS_MIN: Final = 30.0
+
 VIOLATIONS_KEPT_MAX: Final = 200
 """All are counted; a service that is broken says the same again and again."""
 
@@ -27,7 +32,10 @@ class Trouble(StrEnum):
     WORKER = "a worker was killed"
     UPSTREAM = "the upstream misbehaves"
     RECEIVER = "a receiver misbehaves"
-    DISK = "the disk misbehaves"
+    DISK = "the disk takes nothing"
+    DAMAGE = "files were damaged, and are not mended yet"
+    CONFIGURATION = "the configuration file has mistakes"
+    MACHINE = "the machine has no processor for anybody"
 
 
 TAIL_SECONDS: Final[Mapping[Trouble, float]] = {
@@ -36,8 +44,15 @@ TAIL_SECONDS: Final[Mapping[Trouble, float]] = {
     Trouble.UPSTREAM: 35.0,  # the mirror remembers for 30 s that a repository was not there
     Trouble.RECEIVER: 5.0,
     Trouble.DISK: 5.0,
+    Trouble.DAMAGE: 5.0,
+    Trouble.CONFIGURATION: 2.0,
+    Trouble.MACHINE: 8.0,  # what was begun is late still: a worker is waited for 2 s, others 5 s
 }
 """How long after its end a trouble still explains something."""
+
+
+EVERYTHING: Final = ""
+"""What a trouble is of, unless it is of one repository alone."""
 
 
 class Conditions:
@@ -45,25 +60,38 @@ class Conditions:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._active: Counter[Trouble] = Counter()
-        self._until: dict[Trouble, float] = {}
+        self._active: Counter[tuple[Trouble, str]] = Counter()
+        self._until: dict[tuple[Trouble, str], float] = {}
 
     @contextmanager
-    def during(self, *troubles: Trouble) -> Iterator[None]:
-        """Have trouble meanwhile."""
-        self._active.update(troubles)
+    def during(self, *troubles: Trouble, of: str = EVERYTHING) -> Iterator[None]:
+        """Have trouble meanwhile, with everything or with one repository."""
+        keys = [(one, of) for one in troubles]
+        self._active.update(keys)
         try:
             yield
         finally:
-            self._active.subtract(troubles)
+            self._active.subtract(keys)
             for one in troubles:
-                self._until[one] = self._clock() + TAIL_SECONDS[one]
+                self._until[one, of] = self._clock() + TAIL_SECONDS[one]
 
-    def explain(self, since: float, *troubles: Trouble) -> bool:
-        """Tell whether there was one of these at any time from `since` until now."""
+    def note(self, trouble: Trouble) -> None:
+        """There was trouble just now."""
+        with self.during(trouble):
+            pass
+
+    def explain(self, since: float, *troubles: Trouble, of: str = EVERYTHING) -> bool:
+        """Tell whether there was one of these at any time from `since` until now.
+
+        Args:
+            since: When it began what is to be explained.
+            troubles: They.
+            of: The repository that it is about; then those with everything count, too.
+        """
         return any(
-            self._active[one] > 0 or self._until.get(one, float("-inf")) >= since
+            self._active[key] > 0 or self._until.get(key, float("-inf")) >= since
             for one in troubles
+            for key in ((one, of), (one, EVERYTHING))
         )
 
 
@@ -132,16 +160,21 @@ class Ledger:
         clients: How often each kind of client did its work.
         excused: How often it failed, and a trouble explained that.
         events: How often each befell the service.
+        damaged: Files in which a bit was flipped, by kind.
         pushes: By kind.
         webhooks: By what became of them.
+        starved: For how many seconds the machine was too busy to judge what is late.
         log: How often each event of the log was written.
         disk: Bytes by kind, at each calm.
     """
 
-    def __init__(self, seed: int, *, stops: bool) -> None:
+    def __init__(
+        self, seed: int, *, stops: bool, tell: Callable[[str], object] = lambda _: None
+    ) -> None:
         """Args:
         seed: Of the soak.
         stops: Whether it is over at the first violation.
+        tell: Told at once of each violation that is kept, in a line.
         """
         self.seed = seed
         self.phase = "start"
@@ -152,15 +185,18 @@ class Ledger:
         self.clients: Counter[str] = Counter()
         self.excused: Counter[str] = Counter()
         self.events: Counter[str] = Counter()
+        self.damaged: Counter[str] = Counter()
         self.pushes: Counter[str] = Counter()
         self.webhooks: Counter[str] = Counter()
         self.log: Counter[str] = Counter()
         self.stale = 0
+        self.starved = 0.0
         self.lives: list[Life] = []
         self.disk: list[Counter[str]] = []
         self.notes: list[str] = []
         self._began = time.monotonic()
         self._stops = stops
+        self._tell = tell
         self._times: defaultdict[tuple[str, str], Times] = defaultdict(Times)
         self._chance = random.Random(seed)
 
@@ -175,6 +211,7 @@ class Ledger:
             self.count += 1
             if len(self.violations) < VIOLATIONS_KEPT_MAX:
                 self.violations.append(Violation(self.seconds, self.phase, who, one))
+                self._tell(f"{self.seconds:.1f} s, {self.phase}, {who}: {one[:2000]}")
             if self._stops:
                 self.is_stopped.set()
 
@@ -197,6 +234,11 @@ class Ledger:
             self._lives(),
             self._disk(),
         ]
+        if self.starved:
+            parts.append(
+                f"For {self.starved:.0f} s the machine was so busy with other things that the soak"
+                " waited for a processor for half of the time: what was late then is no violation."
+            )
         if self.notes:
             parts.append("\n".join(f"* {one}" for one in self.notes))
         return "\n\n".join(parts) + "\n"
@@ -213,6 +255,7 @@ class Ledger:
             ("clients", self.clients),
             ("failures that trouble explains", self.excused),
             ("events", self.events),
+            ("bits flipped", self.damaged),
             ("pushes", self.pushes),
             ("webhooks", self.webhooks),
             ("log lines", self.log),
@@ -224,9 +267,9 @@ class Ledger:
         return _table(("What", "Count", "Of which"), table)
 
     def _latencies(self) -> str:
-        kinds = sorted({kind for _, kind in self._times})
+        kinds = [one for one in SHOWN if any(kind == one for _, kind in self._times)]
         rows = []
-        for phase in sorted({phase for phase, _ in self._times}):
+        for phase in sorted({phase for phase, kind in self._times if kind in SHOWN}):
             row = [phase]
             for kind in kinds:
                 times = self._times.get((phase, kind), Times())
@@ -238,7 +281,7 @@ class Ledger:
     def _lives(self) -> str:
         rows = []
         for one in self.lives:
-            if not one.samples:
+            if one.lasted < LIFE_SHOWN_SECONDS_MIN or not one.samples:
                 continue
             memory = [each.memory_bytes / 1e6 for each in one.samples]
             rows.append(
@@ -255,8 +298,9 @@ class Ledger:
             )
         head = ("Life", "Workers", "Lasted", "Ended by", "Memory MB", "Descriptors", "Threads")
         return _table((*head, "Children"), rows) + (
-            "\n\nFirst / last / most; memory is anonymous memory of the service's processes; the"
-            " others are those of calms, where there was one."
+            f"\n\n{len(self.lives) - len(rows)} of {len(self.lives)} lives were shorter than"
+            f" {LIFE_SHOWN_SECONDS_MIN:.0f} s. First / last / most; memory is anonymous memory of"
+            " the service's processes; the others are those of calms, where there was one."
         )
 
     def _disk(self) -> str:

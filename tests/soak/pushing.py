@@ -38,13 +38,18 @@ SHELF_MAX: Final = 200
 
 
 class Webhooks:
-    """The forge's."""
+    """The forge's.
+
+    Attributes:
+        is_held: Whether those that are late stay so.
+    """
 
     def __init__(self, estate: Estate, asking: Asking) -> None:
         self._estate = estate
         self._asking = asking
         self._shelf: list[Webhook] = []
         self._sent: list[Webhook] = []
+        self.is_held = False
 
     def of(self, one: Repository, ref: str, before: str) -> Webhook:
         """Return what the forge says of what a ref has become."""
@@ -75,6 +80,8 @@ class Webhooks:
 
     async def flush(self) -> None:
         """Deliver what is late, in any order, and some of it for the second time."""
+        if self.is_held:
+            return
         shelf, self._shelf = self._shelf, []
         self._estate.chance.shuffle(shelf)
         for webhook in [*shelf, *self._sent[-3:]]:
@@ -167,6 +174,11 @@ class Pusher:
             await self._update(one, MAIN, await self._made(one, [MAIN]))
             await self.webhooks.deliver(one, self.webhooks.of(one, MAIN, before))
 
+    async def commit_unseen(self, one: Repository) -> None:
+        """Commit once more to main, and no webhook says so."""
+        async with one.pushing:
+            await self._update(one, MAIN, await self._made(one, [MAIN]))
+
     async def commit(self, one: Repository) -> None:
         await self._push(one, MAIN, await self._made(one, [MAIN]))
 
@@ -252,10 +264,18 @@ class Pusher:
         git, began, history = self._git, time.monotonic(), one.watch.history
         clone = git.workdir / one.name.replace("/", "-")
         explain = self._estate.conditions.explain
+        # From the forge's tip, not from the mirror's: it may be behind.
+        tip = history.refs.get(THROUGH, [ZERO_ID])[-1]
+        start = history.tip(MAIN) if tip == ZERO_ID else tip
         try:
-            oid = await self._prepared(git, one, clone)
+            oid = await self._prepared(git, one, clone, start)
         except GitFailed as error:
-            if not explain(began, *GONE, Trouble.UPSTREAM):
+            if "not our ref" in str(error) and start not in one.watch.history.tips().values():
+                self._estate.ledger.pushes["through the mirror, not begun"] += 1  # it has just gone
+            elif not (
+                explain(began, *GONE, Trouble.UPSTREAM, Trouble.DISK)
+                or explain(began, Trouble.DAMAGE, of=one.name)
+            ):
                 self._estate.ledger.violate(one.name, f"before a push: {error}")
             shutil.rmtree(clone, ignore_errors=True)
             return
@@ -272,22 +292,21 @@ class Pusher:
             trouble = error
         if trouble is None:
             self._estate.ledger.pushes["through the mirror"] += 1
-            one.watch.raise_floor(THROUGH, number)
+            # A hand-over holds a push up, but for eight seconds at most.
+            if not explain(began, Trouble.MACHINE):
+                one.watch.raise_floor(THROUGH, number)
             return
         if not explain(began, *GONE, Trouble.UPSTREAM):
             self._estate.ledger.violate(one.name, f"push: {trouble}")
         await self._settle(one, before)
 
-    async def _prepared(self, git: GitClient, one: Repository, clone: Path) -> str:
-        """Make a commit on what the mirror has of the ref; returns it."""
+    async def _prepared(self, git: GitClient, one: Repository, clone: Path, start: str) -> str:
+        """Make a commit on one that the mirror has; returns it."""
         self._pushes += 1
         if not clone.exists():
             await git.run("clone", "--quiet", self._estate.url(one), str(clone))
             url = self._estate.url(one).replace("://", f"://{USER}:{TOKEN}@")
             await git.run("remote", "set-url", "--push", "origin", url, cwd=clone)
-        # From the forge's tip, not from the mirror's: it may be behind.
-        tip = one.watch.history.refs.get(THROUGH, [ZERO_ID])[-1]
-        start = one.watch.history.tip(MAIN) if tip == ZERO_ID else tip
         await git.fetch(clone, "--quiet", "origin", start)
         await git.run("checkout", "--quiet", "--detach", start, cwd=clone)
         return await git.commit_file(clone, "pushed.txt", f"{self._pushes}\n", "Hydrate")

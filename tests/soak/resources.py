@@ -85,6 +85,11 @@ def tree_of(pid: int) -> list[Process]:
     return tree
 
 
+def waited_seconds() -> float:
+    """Return how long this process has waited for a processor in all: proc_pid_schedstat(5)."""
+    return int(Path("/proc/self/schedstat").read_text().split()[1]) / 1e9
+
+
 def is_alive(process: Process) -> bool:
     """Tell whether that very process is there still."""
     now = _process(Path(f"/proc/{process.pid}"))
@@ -200,7 +205,7 @@ def disk_mistakes(
         pushes: How many changes of a ref came in between.
         limits: By kind, what is configured in bytes.
     """
-    for kind, limit in {**limits, "set-aside": 0}.items():
+    for kind, limit in {"set-aside": 0, **limits}.items():
         if now.get(kind, 0) > limit:
             yield f"{kind} has {now[kind]:,} bytes, more than {limit:,}"
     before, after = (one.get("repositories", 0) for one in (first, now))

@@ -2,6 +2,8 @@
 
 import io
 import json
+import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +14,7 @@ from dulwich.objects import Blob, Commit, ShaFile, Tree
 from dulwich.pack import write_pack_objects
 
 from tests.mirror_service import ZERO_ID
+from tests.soak import hastened
 from tests.soak.judges import (
     MAIN,
     Hearing,
@@ -19,6 +22,7 @@ from tests.soak.judges import (
     log_mistake,
     pack_mistakes,
     refusal_mistake,
+    words_of_damage,
 )
 from tests.soak.ledger import TAIL_SECONDS, Conditions, Ledger, Trouble
 from tests.soak.resources import (
@@ -226,6 +230,37 @@ def test_a_trouble_explains_what_overlaps_it_and_what_comes_soon_after() -> None
     assert conditions.explain(100, Trouble.WORKER), "it was under way"
     assert conditions.explain(100 + TAIL_SECONDS[Trouble.WORKER], Trouble.WORKER)
     assert not conditions.explain(101 + TAIL_SECONDS[Trouble.WORKER], Trouble.WORKER)
+
+
+def test_damage_of_one_repository_explains_nothing_of_another() -> None:
+    now = 100.0
+    conditions = Conditions(lambda: now)
+    with conditions.during(Trouble.DAMAGE, of="acme/app"):
+        assert conditions.explain(now, Trouble.DAMAGE, of="acme/app")
+        assert not conditions.explain(now, Trouble.DAMAGE, of="acme/lfs")
+        assert not conditions.explain(now, Trouble.DAMAGE)
+    conditions.note(Trouble.MACHINE)
+    assert conditions.explain(now, Trouble.MACHINE, of="acme/lfs"), "with everything"
+
+
+def test_a_client_that_found_damage_by_itself_was_served_it() -> None:
+    assert words_of_damage("fatal: early EOF\nfatal: inflate returned -3") == ["inflate"]
+    assert words_of_damage("fatal: remote error: the mirror's pack is corrupt") == []
+    assert words_of_damage("fatal: the remote end hung up upon initial contact") == []
+
+
+def test_hours_go_by_in_seconds_where_the_product_counts_them() -> None:
+    command = """if True:
+        import tests.soak.hastened as hastened
+        from mirror.refresh import healing, update
+        print(update.KEPT_SECONDS, healing.KEPT_SECONDS)
+        hastened.hasten()
+        print(update.KEPT_SECONDS, healing.KEPT_SECONDS)
+    """
+    words = [sys.executable, "-c", command]
+    said = subprocess.run(words, capture_output=True, text=True, check=True).stdout
+    day, hastened_day = "86400", str(hastened.KEPT_SECONDS)
+    assert said.split() == [day, day, hastened_day, hastened_day]
 
 
 # --- what the service takes ----------------------------------------------------------------------

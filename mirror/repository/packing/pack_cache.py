@@ -51,6 +51,7 @@ class PackBuild:
         self.spool = spool
         self.path = path
         self.is_queued = False
+        self.is_given_up = False
         self.readers = 0
         self.pack_bytes = 0
         self.task: asyncio.Task[None] | None = None
@@ -58,6 +59,11 @@ class PackBuild:
         """What others wait for that want the same, in other processes too."""
         self.stored: StoredPack | None = None
         """What became of it; a pack that was found in a file after all is here at once."""
+
+    @property
+    def is_joinable(self) -> bool:
+        """Whether a reader that comes now gets all of it."""
+        return not self.is_given_up and self.spool.is_joinable
 
     async def append(self, data: bytes) -> None:
         """Add a part of the pack."""
@@ -211,7 +217,7 @@ class PackCache:
             yield pack
             return
         build = self._running.get(key)
-        if build is None or not build.spool.is_joinable:
+        if build is None or not build.is_joinable:
             build = self._begin(repository, request, key)
         build.readers += 1
         try:
@@ -341,6 +347,7 @@ class PackCache:
 
     def _check_worth(self, build: PackBuild) -> None:
         if build.spool.is_passing or build.spool.size > self._store.entry_bytes_max:
+            build.is_given_up = True  # to end the engine's work takes a while, and readers come
             raise PackError("nobody waits for this pack, and it can't be kept")
 
     async def _keep(self, key: PackKey, build: PackBuild) -> None:

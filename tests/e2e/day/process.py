@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -13,6 +14,30 @@ from typing import Any, Final
 
 STEP_SECONDS_MAX: Final = 90.0
 """A day fails after that instead of waiting for ever; nothing is to take so long."""
+
+
+class Adopted:
+    """A process that another one started, which ended since: looked after by a descriptor of it."""
+
+    def __init__(self, pid: int) -> None:
+        """Raises:
+        ProcessLookupError: There is none.
+        """
+        self.pid = pid
+        self._descriptor = os.pidfd_open(pid)
+
+    def poll(self) -> int | None:
+        """Return 0 where it has ended: its status is told to nobody but its parent."""
+        return 0 if select.select([self._descriptor], [], [], 0)[0] else None
+
+    def wait(self) -> int:
+        """Wait until it has ended."""
+        select.select([self._descriptor], [], [])
+        return 0
+
+    def send_signal(self, number: signal.Signals) -> None:
+        if self.poll() is None:
+            signal.pidfd_send_signal(self._descriptor, number)
 
 
 class MirrorProcess:
@@ -37,6 +62,7 @@ class MirrorProcess:
         environment: Mapping[str, str] | None = None,
         prefix: Sequence[str] = (),
         inherits: Sequence[int] = (),
+        module: str = "mirror",
     ) -> None:
         """Args:
         file: The configuration.
@@ -46,7 +72,9 @@ class MirrorProcess:
         environment: More variables.
         prefix: A command that runs the service's.
         inherits: Descriptors that it gets.
+        module: What is run, with the command line of `mirror`.
         """
+        self._module = module
         self._prefix = prefix
         self._inherits = inherits
         self._environment = {**os.environ, **(environment or {})}
@@ -60,7 +88,7 @@ class MirrorProcess:
         self._lines_kept_max = lines_kept_max
         self._forgotten = 0
         self._said = asyncio.Condition()
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: subprocess.Popen[bytes] | Adopted | None = None
         self._reading: asyncio.Task[None] | None = None
 
     @property
@@ -74,15 +102,17 @@ class MirrorProcess:
 
     async def start(self) -> None:
         """Start it, and wait until it serves."""
-        self._process = await asyncio.to_thread(
+        serve = [sys.executable, "-m", self._module, "serve", "--config", str(self._file)]
+        process = await asyncio.to_thread(
             subprocess.Popen,
-            [*self._prefix, sys.executable, "-m", "mirror", "serve", "--config", str(self._file)],
+            [*self._prefix, *serve],
             stdin=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             env=self._environment,
             pass_fds=self._inherits,
         )
-        self._reading = asyncio.create_task(self._read(self._process))
+        self._process = process
+        self._reading = asyncio.create_task(self._read(process))
         await self.logged(self.lines, lambda event: event["event"] == "serving")
         self.up.set()
 
@@ -101,6 +131,17 @@ class MirrorProcess:
         assert self._process is not None
         async with asyncio.timeout(STEP_SECONDS_MAX):
             return await asyncio.to_thread(self._process.wait)
+
+    async def adopt(self, pid: int) -> int:
+        """Take the process that took over as the service, once the old one has ended.
+
+        Returns:
+            The old one's status.
+        """
+        successor = Adopted(pid)
+        status = await self.ended()
+        self._process = successor
+        return status
 
     async def kill(self) -> None:
         """Kill it as the kernel would."""

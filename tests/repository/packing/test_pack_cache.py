@@ -38,6 +38,7 @@ class ScriptedEngine:
         ended: Those that ended, however.
         small: What is made at once.
         changed: Given at each of these.
+        ends: Whether a build may come to its end, once it is over.
     """
 
     name = "scripted"
@@ -49,6 +50,8 @@ class ScriptedEngine:
         self.ended: list[PackRequest] = []
         self.small: dict[PackRequest, bytes] = {}
         self.changed = asyncio.Condition()
+        self.ends = asyncio.Event()
+        self.ends.set()
         self._chunks: dict[PackRequest, asyncio.Queue[bytes | BaseException | None]] = {}
 
     def hand(self, request: PackRequest, *chunks: bytes | BaseException | None) -> None:
@@ -83,6 +86,7 @@ class ScriptedEngine:
         finally:
             self.ended.append(request)
             await self._tell()
+            await self.ends.wait()
 
     async def index_pack(
         self, quarantine: Quarantine, *, progress: IndexProgress | None = None
@@ -693,6 +697,23 @@ async def test_a_passing_pack_that_nobody_reads_is_given_up(
     await reader.aclose()
     engine.hand(request(), *[bytes(MIB)] * 3)
     await engine.until(lambda: engine.ended == [request()])
+
+
+async def test_who_comes_while_a_pack_is_given_up_begins_another(
+    cache: PackCache, engine: ScriptedEngine, directory: Path
+) -> None:
+    """Not the error of one that nobody waits for."""
+    (directory / "tmp").rmdir()
+    engine.ends.clear()
+    reader = await begun(cache, engine, 0)
+    await reader.aclose()
+    engine.hand(request(), bytes(MIB))
+    await engine.until(lambda: engine.ended == [request()])
+    late = asyncio.create_task(read_all(cache, request()))
+    await engine.until(lambda: len(engine.began) == 2)
+    engine.ends.set()
+    engine.hand(request(), b"all of it", None)
+    assert await late == b"all of it"
 
 
 def room_of(free: list[int], *, reserve: int = 10 * MIB) -> Room:
