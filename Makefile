@@ -10,7 +10,7 @@ MINUTES ?= 20
 # The locks are whole, so pip resolves nothing (--no-deps): an old pip would let a newer release outdo a pin.
 INSTALL := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 
-.PHONY: help setup demo test test-differential test-image day fuzz crash soak audit check format bench flood lock docs clean
+.PHONY: help setup demo test test-differential test-image test-systemd day fuzz crash soak audit check format bench flood lock docs clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -70,6 +70,10 @@ test-differential: $(VENV)/dev.stamp ## Compare CASES=5000 made-up fetches with 
 # As root: debootstrap makes the Debian that it is built on. Needs podman, runc and debootstrap.
 test-image: $(VENV)/dev.stamp ## Build the image and run it, as nobody, on a root that can't be written
 	@$(BIN)/python -m pytest -n 0 -rs tests/packaging/test_image.py --image $(ARGS)
+
+# As root: a Debian is made by debootstrap, kept, and booted in namespaces. The first time takes three minutes more.
+test-systemd: $(VENV)/dev.stamp ## Install the units under a real systemd as the documentation says, and try them
+	@$(BIN)/python -m pytest -n 0 -rs tests/packaging/test_systemd.py --systemd $(ARGS)
 
 day: $(VENV)/dev.stamp ## Play deployment days with real parts; SEED=n for a certain one, ROUNDS=k for more of them
 	@$(BIN)/python -m pytest -n 0 -rP tests/e2e/test_deployment_day.py --day-seed=$(or $(SEED),$$(date +%s)) --day-rounds=$(or $(ROUNDS),1) $(ARGS)

@@ -32,6 +32,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--differential-cases", type=int, help="compare so many fetches with git's, made up anew"
     )
     parser.addoption("--image", action="store_true", help="build the image and run it")
+    parser.addoption("--systemd", action="store_true", help="boot a Debian to try the units in")
     parser.addoption("--day-seed", type=int, help="the deployment day to play")
     parser.addoption(
         "--fault-rounds", type=int, default=6, help="so many faults at random for each engine"

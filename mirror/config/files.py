@@ -67,7 +67,8 @@ def _secret_problems(file: Path, lines_max: int) -> Iterator[str]:
         if file.parts[:1] == (CREDENTIALS_VARIABLE,):
             yield (
                 f"{file} is there for the unit alone, whose credentials systemd loads"
-                " (`LoadCredential=`); have the unit check it, as its `ExecStartPre=`"
+                " (`LoadCredential=`); while it runs, say where:"
+                " CREDENTIALS_DIRECTORY=/run/credentials/git-mirror.service"
             )
             return
         yield f"{file} does not exist; create it with the secret in it and mode 0600"

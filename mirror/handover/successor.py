@@ -2,10 +2,16 @@
 
 It is the installed program, started as this process was: where that is a script, the script, so
 that a link that leads to another version now is followed. Not the spawner's: it outlives us.
+
+It is nobody's child but the service manager's (or init's), from the start: systemd does not wait
+for the end of a main process that is another's child, not even once that other has gone, and kills
+it at once where it is to stop.
 """
 
 import asyncio
+import contextlib
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -29,6 +35,21 @@ ANNOUNCE_SECONDS_MAX: Final = 8.0
 """The new process takes none before we show no refs any more, which is up to 5 seconds later.
 Forges give up at 10 s."""
 
+LAUNCH_SECONDS_MAX: Final = 30.0
+"""An interpreter without any module starts in 20 ms."""
+
+_LAUNCHER: Final = """
+import os, sys
+pid = os.fork()
+if pid == 0:
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.execv(sys.argv[1], sys.argv[1:])
+os.write(0, b"%d" % pid)
+os.read(0, 1)
+"""
+"""Starts a program, tells its number on descriptor 0, and ends when that is closed: until then the
+number can't be another's."""
+
 logger = structlog.stdlib.get_logger()
 
 
@@ -39,9 +60,9 @@ class Successor:
         pid: Its number.
     """
 
-    def __init__(self, child: "subprocess.Popen[bytes]", channel: Channel) -> None:
-        self.pid = child.pid
-        self._child = child
+    def __init__(self, pid: int, pidfd: int, channel: Channel) -> None:
+        self.pid = pid
+        self._pidfd = pidfd
         self._channel = channel
         self._announced: dict[int, asyncio.Future[None]] = {}
         self._last_number = 0
@@ -58,13 +79,13 @@ class Successor:
         inherited = [one.fileno() for one in sockets]
         try:
             with far:
-                child = await asyncio.to_thread(_start, far, [*inherited, lock])
+                pid, pidfd = await asyncio.to_thread(_start, far, [*inherited, lock])
         except OSError as error:
             near.close()
             raise HandOverFailed(f"it can't be started: {error}") from error
         channel = await Channel.open(near)
         channel.tell("hello", protocol=PROTOCOL, listeners=inherited, lock=lock)
-        return cls(child, channel)
+        return cls(pid, pidfd, channel)
 
     async def prepared(self) -> None:
         """Wait until it has read its configuration.
@@ -91,8 +112,7 @@ class Successor:
         except TimeoutError:
             raise HandOverFailed(f"the new process is not {what} in {seconds_max:.0f} s") from None
         except HandOverFailed as error:
-            status = self._child.poll()  # most often it has not ended yet, and said why it will
-            ended = "" if status is None else f" (exit code {status}); its own last words say why"
+            ended = "; its own last words say why" if self._has_ended(0) else ""
             raise HandOverFailed(f"the new process is not {what}: {error}{ended}") from None
 
     def tell(self, what: str) -> None:
@@ -126,9 +146,10 @@ class Successor:
     async def end(self) -> None:
         """Kill it, with what it started, and wait for its end."""
         self._channel.close()
-        if self._child.poll() is None:
-            self._child.send_signal(signal.SIGKILL)
-        await asyncio.to_thread(self._child.wait)
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+        await asyncio.to_thread(self._has_ended, None)
+        os.close(self._pidfd)
 
     async def let_go(self) -> None:
         """Leave it to itself."""
@@ -136,6 +157,13 @@ class Successor:
             self._hearing.cancel()
             await asyncio.gather(self._hearing, return_exceptions=True)
         self._channel.close()
+        os.close(self._pidfd)
+
+    def _has_ended(self, milliseconds: int | None) -> bool:
+        """Tell whether it ends within that time; `None` waits for it."""
+        ending = select.poll()
+        ending.register(self._pidfd, select.POLLIN)
+        return bool(ending.poll(milliseconds))
 
 
 def command() -> list[str]:
@@ -146,11 +174,29 @@ def command() -> list[str]:
     return [sys.executable, *sys.orig_argv[1:]]
 
 
-def _start(channel: socket.socket, inherited: list[int]) -> "subprocess.Popen[bytes]":
-    """Start the process; in a thread."""
-    return subprocess.Popen(
-        command(),
-        stdin=subprocess.DEVNULL,
-        pass_fds=[channel.fileno(), *inherited],
-        env=successors_environment(channel.fileno()),
-    )
+def _start(channel: socket.socket, inherited: list[int]) -> tuple[int, int]:
+    """Start the process, and return its number and a descriptor of it; in a thread.
+
+    Raises:
+        OSError: It can't be started.
+    """
+    near, far = socket.socketpair()
+    with near:
+        with far:
+            launcher = subprocess.Popen(
+                [sys.executable, "-I", "-S", "-c", _LAUNCHER, *command()],
+                stdin=far.fileno(),
+                pass_fds=[channel.fileno(), *inherited],
+                env=successors_environment(channel.fileno()),
+            )
+        try:
+            near.settimeout(LAUNCH_SECONDS_MAX)
+            pid = int(near.recv(20) or -1)  # of a launcher that ended: no process has that
+            pidfd = os.pidfd_open(pid)
+        except BaseException:
+            launcher.kill()
+            raise
+        finally:
+            near.close()
+            launcher.wait()
+    return pid, pidfd

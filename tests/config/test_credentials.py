@@ -282,4 +282,4 @@ def test_a_credential_of_systemd_can_be_checked_by_the_unit_alone(
     keys = "credentials: {password_file: $CREDENTIALS_DIRECTORY/token}"
     [problem] = problems(tmp_path, keys, monkeypatch)
     assert "$CREDENTIALS_DIRECTORY/token is there for the unit alone" in problem
-    assert "ExecStartPre" in problem
+    assert "CREDENTIALS_DIRECTORY=" in problem

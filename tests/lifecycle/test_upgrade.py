@@ -36,6 +36,12 @@ async def push(forge: HttpBackend, upstream: Upstream, port: int, seen: Seen) ->
     seen.latest = len(seen.tips) - 1
 
 
+def parent(pid: int) -> int:
+    """Return the process whose child one is."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("PPid:"))
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 async def test_an_upgrade_under_load_drops_nothing_and_takes_nothing_back(
     workers: int,
@@ -73,6 +79,8 @@ async def test_an_upgrade_under_load_drops_nothing_and_takes_nothing_back(
                     said = await manager.until(lambda said: "MAINPID" in said)
                     await manager.until(lambda said: said.get("READY") == "1")
                     process.successor = int(said["MAINPID"])
+                    # systemd kills a main process at once, where it is another's child.
+                    assert parent(process.successor) not in {process.pid, os.getpid()}
                     assert upgraded.stdout == f"process {said['MAINPID']} serves now\n"
                     await process.logged(since, lambda event: event["event"] == "took_over")
                     await push(forge, upstream, port, seen)

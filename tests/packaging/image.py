@@ -1,34 +1,15 @@
 """The image of the Dockerfile, built by podman on a Debian that debootstrap makes."""
 
-import shutil
-import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-ROOT: Final = Path(__file__).parents[2]
+from tests.packaging.debian import ROOT, debian, need, run
+
 DOCKERFILE: Final = ROOT / "Dockerfile"
 
-SUITE: Final = "bookworm"
-TOOLS: Final = ("podman", "runc", "debootstrap", "apt-get")
-SECONDS_MAX: Final = 900
-AUTHORITIES: Final = Path("/etc/ssl/certs/ca-certificates.crt")
 LIMITS: Final = ("--ulimit=nofile=4096:4096", "--ulimit=nproc=4096:4096")
 """Podman's own are above what a machine may allow."""
-
-
-class Unbuildable(Exception):
-    """There is no builder on this machine, or nothing to build from."""
-
-
-def _run(*args: str, stdin: bytes | None = None) -> str:
-    done = subprocess.run(
-        args, input=stdin, capture_output=True, timeout=SECONDS_MAX, check=False, cwd=ROOT
-    )
-    if done.returncode != 0:
-        said = (done.stdout + done.stderr).decode("utf-8", "replace")
-        raise AssertionError(f"{' '.join(args)}: exit code {done.returncode}\n{said[-4000:]}")
-    return done.stdout.decode()
 
 
 @dataclass(frozen=True)
@@ -43,7 +24,7 @@ class Podman:
         Raises:
             AssertionError: It failed.
         """
-        return _run(
+        return run(
             "podman",
             f"--root={self.place / 'storage'}",
             f"--runroot={self.place / 'run'}",
@@ -66,20 +47,10 @@ class Podman:
         return "localhost/git-mirror"
 
     def _base(self) -> str:
-        missing = [tool for tool in TOOLS if shutil.which(tool) is None]
-        if missing:
-            raise Unbuildable(f"to build an image, install {', '.join(missing)}")
-        mirror = _run("apt-get", "indextargets", "--format", "$(SITE)", "Created-By: Packages")
-        if not mirror:
-            raise Unbuildable("apt-get knows no mirror of Debian: run apt-get update first")
-        root = self.place / "debian"
-        variant = ["--variant=minbase", "--include=ca-certificates"]
-        _run("debootstrap", *variant, SUITE, str(root), mirror.splitlines()[0])
-        if AUTHORITIES.is_file():  # the machine's own, by which it reaches its package indexes
-            shutil.copy(AUTHORITIES, root / AUTHORITIES.relative_to("/"))
+        need("podman", "runc", "tar")
+        root = debian("ca-certificates")
         archive = self.place / "debian.tar"
-        _run("tar", "--create", f"--file={archive}", f"--directory={root}", ".")
-        shutil.rmtree(root)
+        run("tar", "--create", f"--file={archive}", f"--directory={root}", ".")
         self("import", str(archive), "localhost/debian")
         archive.unlink()
         return "localhost/debian"

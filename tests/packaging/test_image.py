@@ -13,16 +13,19 @@ from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
+import aiohttp
 import pytest
 
 from mirror.demo.forge import HttpBackend
 from tests.git_client import GitClient, Upstream
 from tests.mirror_service import NAME
-from tests.packaging.image import DOCKERFILE, LIMITS, Podman, Unbuildable
+from tests.packaging.debian import Unbuildable
+from tests.packaging.image import DOCKERFILE, LIMITS, Podman
 
 pytestmark = pytest.mark.timeout(900)  # the first builds it
 
 UID = 10001
+STARTED_SECONDS_MAX = 60.0
 built = pytest.mark.skipif("not config.getoption('--image')", reason="make test-image builds it")
 
 
@@ -43,8 +46,6 @@ def _scripts() -> Iterator[str]:
 @pytest.fixture(scope="module")
 def podman(tmp_path_factory: pytest.TempPathFactory) -> Podman:
     """Podman, with the image."""
-    if os.getuid() != 0:
-        pytest.skip("debootstrap wants root")
     podman = Podman(tmp_path_factory.mktemp("podman"))
     try:
         podman.build()
@@ -81,6 +82,7 @@ async def test_it_serves_without_a_right_and_ends_when_told(
         *(f"--volume={data}:/var/lib/git-mirror", "localhost/git-mirror"),
     )
     try:
+        await _answered(f"http://127.0.0.1:{port}/healthz")
         await run("exec", "mirror", "git-mirror", "sync", NAME)
         clone = await git_client.clone(f"http://127.0.0.1:{port}/{NAME}")
         assert await git_client.rev_parse(clone, "HEAD") == upstream.oid()
@@ -104,6 +106,17 @@ def test_nothing_is_in_it_that_builds_or_installs(podman: Podman) -> None:
     libraries = podman(*entry, "-c", "ls /opt/git-mirror/lib/python3*/site-packages")
     assert "mirror" in libraries.split()
     assert not {"pip", "hatchling", "setuptools"} & set(libraries.split())
+
+
+async def _answered(url: str) -> None:
+    """Wait until it serves; the container's start does not."""
+    async with asyncio.timeout(STARTED_SECONDS_MAX), aiohttp.ClientSession() as session:
+        while True:
+            try:
+                async with session.get(url):
+                    return
+            except aiohttp.ClientConnectionError:
+                await asyncio.sleep(0.1)  # nobody tells
 
 
 def _free_port() -> int:
