@@ -106,6 +106,7 @@ lock: ## Bring the locks up to pyproject.toml (needs uv); UPGRADE=--upgrade take
 	uv pip compile pyproject.toml --group build --generate-hashes --universal --python-version 3.11 $(UPGRADE) --no-header --no-annotate --quiet --output-file requirements/run.lock
 	uv pip compile pyproject.toml --group dev --generate-hashes --universal --python-version 3.11 $(UPGRADE) --no-header --no-annotate --quiet --output-file requirements/dev.lock
 	uv pip compile --group audit --generate-hashes --universal --python-version 3.11 $(UPGRADE) --no-header --no-annotate --quiet --output-file requirements/audit.lock
+	uv pip compile --group fuzz-http --generate-hashes --universal --python-version 3.11 $(UPGRADE) --no-header --no-annotate --quiet --output-file requirements/fuzz-http.lock
 
 clean: ## Remove .venv and caches
 	rm -rf $(VENV) .venv-audit .bench .fuzz .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
