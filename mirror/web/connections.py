@@ -20,6 +20,7 @@ import structlog
 from aiohttp import web
 
 from mirror.metrics import EndReason, Metrics
+from mirror.web.broken_bodies import tell_reader
 from mirror.web.protocol import CLIENT_SILENCE_SECONDS_MAX
 
 HEAD_SECONDS_MAX: Final = 30.0
@@ -299,7 +300,10 @@ class Watched(asyncio.Protocol):
         used = self._last_used()
         if self._head_of != used:
             self._head_of, self._head_at = used, time.monotonic()
+        is_answering = not waits(handler)
         handler.data_received(data)
+        if is_answering:
+            tell_reader(handler)
 
     def _last_used(self) -> float:
         """Return something that is another after each answer."""

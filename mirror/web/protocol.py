@@ -11,6 +11,7 @@ from aiohttp import HttpVersion11, web
 from mirror.errors import ClientError, ProtocolError, TooLarge
 from mirror.refresh.gate import Admitted
 from mirror.web.bodies import FREE_BYTES, ROOMS
+from mirror.web.broken_bodies import BROKEN, is_broken
 from mirror.web.content_encoding import BodyDecoder
 
 ADVERTISEMENT_TYPE: Final = "application/x-git-upload-pack-advertisement"
@@ -155,6 +156,7 @@ async def read_body(request: web.Request, *, bytes_max: int, hint: str) -> bytes
         async with asyncio.timeout(seconds_max) as deadline:
             await invite_body(request)
             async for chunk in request.content.iter_any():
+                check_body(request)
                 sent_bytes += len(chunk)
                 for piece in chain((b"",), decoder.feed(chunk)):
                     body += piece
@@ -192,12 +194,28 @@ def body_decoder(request: web.Request) -> BodyDecoder:
 
 
 async def invite_body(request: web.Request) -> None:
-    """Answer "100 Continue" where the client waits for that: its body is about to be read."""
+    """Answer "100 Continue" where the client waits for that: its body is about to be read.
+
+    Raises:
+        ProtocolError: It is broken already.
+        ConnectionError: The client is gone.
+    """
+    check_body(request)
     if request.version >= HttpVersion11 and "Expect" in request.headers:
         writer = request.writer
         await writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         await writer.drain()
         writer.output_size = 0  # the answer itself has not begun
+
+
+def check_body(request: web.Request) -> None:
+    """Notice, before and after each piece of a body, that it is one no end can be found of.
+
+    Raises:
+        ProtocolError: It is.
+    """
+    if is_broken(request):
+        raise ProtocolError(f"the request body can't be read: {BROKEN}")
 
 
 async def whole_answer(
