@@ -6,7 +6,8 @@ come, and when a reader makes room for more of what came before. Two internals o
 `web.RequestHandler` tell of it; where they are missing, it stays at that.
 """
 
-from typing import Final
+from collections.abc import Sequence
+from typing import Any, Final
 
 from aiohttp import web
 
@@ -18,7 +19,7 @@ def is_broken(request: web.Request) -> bool:
     """Tell whether a request's body has no end that could be found."""
     if request.content.is_eof():
         return False
-    noted = getattr(request.protocol, "_messages", None)
+    noted: Sequence[Any] = getattr(request.protocol, "_messages", ())
     # What stands there for a request that is none has an error in the place of a method.
     return bool(noted) and hasattr(noted[-1][0], "exc")
 

@@ -209,11 +209,16 @@ async def invite_body(request: web.Request) -> None:
 
 
 def check_body(request: web.Request) -> None:
-    """Notice, before and after each piece of a body, that it is one no end can be found of.
+    """Notice, before and after each piece of a body, that its end can't come any more.
 
     Raises:
-        ProtocolError: It is.
+        ProtocolError: It is one that no end can be found of.
+        ConnectionError: The client is gone. Where it left before the request was looked at, aiohttp
+            would have a `RuntimeError` for who reads.
     """
+    if request.content.is_eof():
+        return
+    check_connected(request)
     if is_broken(request):
         raise ProtocolError(f"the request body can't be read: {BROKEN}")
 

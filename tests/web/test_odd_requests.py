@@ -2,8 +2,12 @@
 
 import asyncio
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
+from aiohttp import StreamReader
+from aiohttp.base_protocol import BaseProtocol
+from aiohttp.test_utils import make_mocked_request
 
 from mirror.demo.forge import HttpBackend
 from mirror.web import protocol
@@ -216,6 +220,19 @@ async def test_a_body_in_single_bytes_is_read(mirror: MirrorService, upstream: U
             await writer.drain()
         writer.write(b"0\r\n\r\n")
         assert (await read_to_end(reader)).startswith(b"HTTP/1.1 200 OK\r\n")
+
+
+async def test_a_client_that_left_before_its_body_was_read_is_gone_which_is_no_mistake() -> None:
+    content = StreamReader(BaseProtocol(asyncio.get_running_loop()), 2**16)
+    transport = Mock()
+    transport.is_closing.return_value = True
+    request = make_mocked_request("POST", "/", payload=content, transport=transport)
+    with pytest.raises(ConnectionError):
+        await protocol.read_body(request, bytes_max=100, hint="")
+    # One that came whole is read all the same: webhooks are sent so.
+    content.feed_data(b"all of it")
+    content.feed_eof()
+    assert await protocol.read_body(request, bytes_max=100, hint="") == b"all of it"
 
 
 CHUNK = b"1\r\nx\r\n"
