@@ -10,7 +10,7 @@ MINUTES ?= 20
 # The locks are whole, so pip resolves nothing (--no-deps): an old pip would let a newer release outdo a pin.
 INSTALL := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 
-.PHONY: help setup demo test test-differential test-image test-systemd day fuzz crash soak audit check format bench flood lock docs clean
+.PHONY: help setup demo test test-differential test-image test-systemd day fuzz fuzz-http crash soak audit check format bench flood lock docs clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -47,7 +47,16 @@ test: $(VENV)/dev.stamp ## Run the whole test suite (both engines, real git clie
 fuzz: $(VENV)/dev.stamp ## Fuzz every parser; SECONDS_EACH=120 for longer, PARSERS="names ..." for some (docs/fuzzing.md)
 	@$(BIN)/python -m tests.fuzz --seconds-each $(SECONDS_EACH) $(ARGS) $(PARSERS)
 
-# In an environment of their own: the tools bring many packages, which neither the mirror nor its tests need.
+# In environments of their own: the tools bring many packages, which neither the mirror nor its tests need.
+.venv-fuzz/fuzz-http.stamp: requirements/fuzz-http.lock
+	@$(PYTHON) -m venv .venv-fuzz
+	@.venv-fuzz/bin/python -m pip --disable-pip-version-check install --quiet --require-hashes --no-deps --requirement requirements/fuzz-http.lock
+	@touch $@
+
+# Another seed each time; HALVES=streams or described for one half, ARGS="--workers 2" and so on: `python -m tests.httpfuzz --help`.
+fuzz-http: $(VENV)/dev.stamp .venv-fuzz/fuzz-http.stamp ## Fuzz a running service over HTTP, SECONDS_EACH=30 for each of two halves; SEED=n (docs/fuzzing.md)
+	@$(BIN)/python -m tests.httpfuzz --seconds-each $(SECONDS_EACH) $(if $(SEED),--seed $(SEED)) $(ARGS) $(HALVES)
+
 .venv-audit/audit.stamp: requirements/audit.lock
 	@$(PYTHON) -m venv .venv-audit
 	@.venv-audit/bin/python -m pip --disable-pip-version-check install --quiet --require-hashes --no-deps --requirement requirements/audit.lock
@@ -111,6 +120,7 @@ lock: ## Bring the locks up to pyproject.toml (needs uv); UPGRADE=--upgrade take
 	uv pip compile pyproject.toml --group build --generate-hashes --universal --python-version 3.11 $(UPGRADE) --no-header --no-annotate --quiet --output-file requirements/run.lock
 	uv pip compile pyproject.toml --group dev --generate-hashes --universal --python-version 3.11 $(UPGRADE) --no-header --no-annotate --quiet --output-file requirements/dev.lock
 	uv pip compile --group audit --generate-hashes --universal --python-version 3.11 $(UPGRADE) --no-header --no-annotate --quiet --output-file requirements/audit.lock
+	uv pip compile --group fuzz-http --generate-hashes --universal --python-version 3.11 $(UPGRADE) --no-header --no-annotate --quiet --output-file requirements/fuzz-http.lock
 
 clean: ## Remove .venv and caches
-	rm -rf $(VENV) .venv-audit .bench .fuzz .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) .venv-audit .venv-fuzz .bench .fuzz .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

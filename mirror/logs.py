@@ -24,17 +24,18 @@ class _StderrHandler(logging.StreamHandler[TextIO]):
         return sys.stderr
 
 
-class _MalformedRequests(logging.Filter):
-    """Says in one line that a request was no HTTP.
+class _NotOurErrors(logging.Filter):
+    """Says in one line that a request was no HTTP, or that a client left.
 
-    aiohttp logs it as an error with a traceback, and with the beginning of the header that was too
-    long: that can be a password.
+    aiohttp logs the one as an error with a traceback, and with the beginning of the header that was
+    too long: that can be a password; and the other where it answers by itself, before any handler.
     """
 
     def filter(self, record: logging.LogRecord) -> bool:
         error = record.exc_info[1] if record.exc_info else None
-        if type(error).__module__ == "aiohttp.http_exceptions":
-            record.msg, record.args = "malformed_http", ()
+        is_malformed = type(error).__module__ == "aiohttp.http_exceptions"
+        if is_malformed or isinstance(error, ConnectionError):
+            record.msg, record.args = "malformed_http" if is_malformed else "client_gone", ()
             record.exc_info = record.exc_text = None
             record.levelno, record.levelname = logging.INFO, "INFO"
         return True
@@ -137,6 +138,6 @@ def configure(*, json: bool, level: str, worker: int | None = None) -> None:
         root.removeHandler(old)
     root.addHandler(handler)
     root.setLevel(level.upper())
-    logging.getLogger("aiohttp.server").addFilter(_MalformedRequests())
+    logging.getLogger("aiohttp.server").addFilter(_NotOurErrors())
     for noisy in ("asyncio", "aiohttp.access"):
         logging.getLogger(noisy).setLevel(max(logging.WARNING, root.level))

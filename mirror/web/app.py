@@ -10,7 +10,7 @@ from http import HTTPStatus
 from typing import Final
 
 import structlog
-from aiohttp import hdrs, web
+from aiohttp import HttpVersion10, HttpVersion11, hdrs, web
 from aiohttp.typedefs import Middleware
 
 from mirror.errors import (
@@ -26,6 +26,7 @@ from mirror.errors import (
 )
 from mirror.metrics import Metrics
 from mirror.web.bodies import ROOMS, Rooms, leave_rooms
+from mirror.web.broken_bodies import give_up
 from mirror.web.canary import CANARY_PATH, canary
 from mirror.web.connections import had_turn
 from mirror.web.editions import Editions
@@ -62,6 +63,13 @@ _FOR_BROWSERS: Final = {
 }
 """There is no page here. What somebody put into a repository or a path isn't to become one, in
 whatever browser: neither an LFS object that looks like HTML nor the text of an error."""
+
+_VERSIONS: Final = frozenset({HttpVersion10, HttpVersion11})
+_OTHER_VERSION: Final = (
+    b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n"
+    b"Content-Type: text/plain; charset=utf-8\r\nContent-Length: 32\r\n\r\n"
+    b"expected HTTP/1.1 (or HTTP/1.0)\n"
+)
 
 REQUEST_ID: Final = web.RequestKey("request_id", str)
 ANSWER: Final = web.RequestKey("answer", web.StreamResponse)
@@ -119,12 +127,13 @@ def build_app(
                 expect_handler=_unanswered,
             ),
             web.route(
-                "*", "/{repository:.+}/info/lfs/locks{rest:(/.*)?}", to(lambda one: one.lfs.locks)
+                "*",
+                "/{repository:.+}/info/lfs/locks{rest:(/.*)?}",
+                to(lambda one: one.lfs.locks),
+                expect_handler=_unanswered,
             ),
-            web.get(
-                f"/{{repository:.+}}/{BUNDLES_BELOW}/list", to(lambda one: one.bundles.listing)
-            ),
-            web.get(
+            get(f"/{{repository:.+}}/{BUNDLES_BELOW}/list", to(lambda one: one.bundles.listing)),
+            get(
                 f"/{{repository:.+}}/{BUNDLES_BELOW}/{{bundle}}", to(lambda one: one.bundles.bundle)
             ),
         ]
@@ -204,12 +213,15 @@ async def _answered(request: web.Request, handler: Handler) -> web.StreamRespons
 
     One that was begun is ended here; aiohttp sends the others, which are short.
     """
+    if request.version not in _VERSIONS:
+        return _other_version(request)
     try:
         response = await _handled(request, handler)
         if not request.content.is_eof():
             # Nobody reads the rest of the body: it is neither kept nor inflated.
             response.force_close()
             request.protocol.close()
+            give_up(request)
         if response.prepared:
             await end(response)
     except ConnectionError:
@@ -245,6 +257,18 @@ async def _handled(request: web.Request, handler: Handler) -> web.StreamResponse
     if ANSWER in request:
         raise ConnectionAbortedError("half an answer can't be followed by another")
     return response
+
+
+def _other_version(request: web.Request) -> web.StreamResponse:
+    """Refuse a version that aiohttp takes: it would answer in that version, with HTTP/1.1's words.
+
+    So the answer goes out past it, and ends the connection: what is returned is not sent any more.
+    """
+    request[OUTCOME] = ClientError.label
+    if request.transport is not None:
+        request.transport.write(_OTHER_VERSION)
+        request.transport.close()
+    return web.Response(status=ClientError.status)
 
 
 def _broken_off(request: web.Request) -> web.StreamResponse:

@@ -21,6 +21,7 @@ import structlog
 from aiohttp import web
 
 from mirror.metrics import EndReason, Metrics
+from mirror.web.broken_bodies import tell_reader
 from mirror.web.protocol import CLIENT_SILENCE_SECONDS_MAX
 from mirror.web.turns import Turns
 
@@ -359,9 +360,12 @@ class Watched(asyncio.Protocol):
         used = self._last_used()
         if self._head_of != used:
             self._head_of, self._head_at = used, time.monotonic()
-        if waits(handler):
+        is_answering = not waits(handler)
+        if not is_answering:
             self._is_let_in = True
         handler.data_received(data)
+        if is_answering:
+            tell_reader(handler)
 
     def let_in(self) -> bool:
         """Tell, once per request, whether it had a turn: not if it came before it was its time."""

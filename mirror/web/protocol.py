@@ -11,6 +11,7 @@ from aiohttp import HttpVersion11, web
 from mirror.errors import ClientError, ProtocolError, TooLarge
 from mirror.refresh.gate import Admitted
 from mirror.web.bodies import FREE_BYTES, ROOMS
+from mirror.web.broken_bodies import BROKEN, is_broken
 from mirror.web.content_encoding import BodyDecoder
 from mirror.web.turns import later
 
@@ -156,6 +157,7 @@ async def read_body(request: web.Request, *, bytes_max: int, hint: str) -> bytes
         async with asyncio.timeout(seconds_max) as deadline:
             await invite_body(request)
             async for chunk in request.content.iter_any():
+                check_body(request)
                 sent_bytes += len(chunk)
                 for piece in chain((b"",), decoder.feed(chunk)):
                     body.add(piece)
@@ -219,12 +221,33 @@ def body_decoder(request: web.Request) -> BodyDecoder:
 
 
 async def invite_body(request: web.Request) -> None:
-    """Answer "100 Continue" where the client waits for that: its body is about to be read."""
+    """Answer "100 Continue" where the client waits for that: its body is about to be read.
+
+    Raises:
+        ProtocolError: It is broken already.
+        ConnectionError: The client is gone.
+    """
+    check_body(request)
     if request.version >= HttpVersion11 and "Expect" in request.headers:
         writer = request.writer
         await writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         await writer.drain()
         writer.output_size = 0  # the answer itself has not begun
+
+
+def check_body(request: web.Request) -> None:
+    """Notice, before and after each piece of a body, that its end can't come any more.
+
+    Raises:
+        ProtocolError: It is one that no end can be found of.
+        ConnectionError: The client is gone. Where it left before the request was looked at, aiohttp
+            would have a `RuntimeError` for who reads.
+    """
+    if request.content.is_eof():
+        return
+    check_connected(request)
+    if is_broken(request):
+        raise ProtocolError(f"the request body can't be read: {BROKEN}")
 
 
 async def whole_answer(

@@ -49,6 +49,7 @@ from mirror.web.protocol import (
     Operation,
     UnsupportedType,
     body_decoder,
+    check_body,
     invite_body,
     send,
 )
@@ -333,6 +334,7 @@ class _Push:
             try:
                 async with asyncio.timeout(SILENCE_SECONDS_MAX):
                     chunk = await request.content.readany()
+                check_body(request)
             except TimeoutError:
                 raise ProtocolError(
                     f"nothing of the push came for {SILENCE_SECONDS_MAX:.0f} seconds"

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 import structlog
+from aiohttp.http_exceptions import BadHttpMessage
 from rich.console import Console
 
 from mirror import logs
@@ -65,3 +66,21 @@ def test_the_status_shows_an_upstreams_words_as_they_are() -> None:
         console.print(_plain(HOSTILE))
     assert r"\x1b[2J\r\nINFO forged\x9b31m\u202e\x00\x07[red]b[/nothing]" in captured.get()
     assert "\x1b[2J" not in captured.get()
+
+
+@pytest.mark.usefixtures("logging_restored")
+def test_what_a_client_did_is_no_error_of_ours_and_all_else_is(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    logs.configure(json=True, level="info")
+    library = logging.getLogger("aiohttp.server")
+    for error in (BadHttpMessage("Basic cGFzc3dvcmQ"), ConnectionResetError(), ValueError("x")):
+        library.error("Error handling request from %s", "10.0.0.1", exc_info=error)
+    printed = capsys.readouterr().err
+    assert "cGFzc3dvcmQ" not in printed
+    lines = [json.loads(line) for line in printed.splitlines()]
+    assert [(line["event"], line["level"]) for line in lines] == [
+        ("malformed_http", "info"),
+        ("client_gone", "info"),
+        ("Error handling request from 10.0.0.1", "error"),
+    ]

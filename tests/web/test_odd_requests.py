@@ -1,12 +1,18 @@
 """HTTP as no Git client speaks it, or only some do: nothing breaks, hangs, or is given away."""
 
 import asyncio
+from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
+from aiohttp import StreamReader
+from aiohttp.base_protocol import BaseProtocol
+from aiohttp.test_utils import make_mocked_request
 
+from mirror.demo.forge import HttpBackend
 from mirror.web import protocol
 from tests.git_client import Upstream
-from tests.mirror_service import WAIT_SECONDS_MAX, MirrorService
+from tests.mirror_service import WAIT_SECONDS_MAX, MirrorService, mirroring
 from tests.web.asking import connected, fetch_v0, raw_request, read_to_end
 
 QUERY = "service=git-upload-pack"
@@ -100,6 +106,22 @@ async def test_what_is_not_http_as_we_know_it_is_400(
     assert (await mirror.get("/healthz")).status == 200
 
 
+@pytest.mark.parametrize("version", ["0.9", "2.0"])
+async def test_a_version_that_is_not_spoken_is_not_answered_in(
+    mirror: MirrorService, version: str
+) -> None:
+    for path in ("/healthz", f"/acme/gitops-repo/info/refs?{QUERY}", "/nothing"):
+        headers = f"{HOST}Connection: keep-alive\r\n"
+        request = get(path, version=version, headers=headers).encode()
+        async with connected(mirror, request) as (reader, _):
+            answer = await asyncio.wait_for(reader.read(), WAIT_SECONDS_MAX)
+        assert answer.startswith(b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n"), answer
+        head, _, text = answer.partition(b"\r\n\r\n")
+        assert b"Content-Length: %d" % len(text) in head
+        assert text == b"expected HTTP/1.1 (or HTTP/1.0)\n"
+    assert await mirror.metric(REQUESTS, operation="other", outcome="client_error")
+
+
 async def test_what_is_nowhere_is_404(mirror: MirrorService) -> None:
     for method in ("GET", "OPTIONS", "HEAD", "TRACE", "CONNECT"):
         request = f"{method} / HTTP/1.1\r\n{HOST}\r\n"
@@ -152,6 +174,7 @@ async def test_a_body_that_is_refused_is_not_asked_for(mirror: MirrorService) ->
         (head.replace(b"upload-pack HTTP", b"receive-pack HTTP"), b"403"),
         (head.replace(b"Content-Type: ", b"Content-Type: x-"), b"415"),
         (head.replace(b"Expect:", b"Content-Encoding: br\r\nExpect:"), b"415"),
+        (head.replace(b"git-upload-pack HTTP", b"info/lfs/locks HTTP"), b"403"),
         (head.replace(b"100-continue", b"miracles"), b"417"),
         (get("/healthz", headers=f"{HOST}Expect: miracles\r\n").encode(), b"417"),
     ]:
@@ -197,6 +220,55 @@ async def test_a_body_in_single_bytes_is_read(mirror: MirrorService, upstream: U
             await writer.drain()
         writer.write(b"0\r\n\r\n")
         assert (await read_to_end(reader)).startswith(b"HTTP/1.1 200 OK\r\n")
+
+
+async def test_a_client_that_left_before_its_body_was_read_is_gone_which_is_no_mistake() -> None:
+    content = StreamReader(BaseProtocol(asyncio.get_running_loop()), 2**16)
+    transport = Mock()
+    transport.is_closing.return_value = True
+    request = make_mocked_request("POST", "/", payload=content, transport=transport)
+    with pytest.raises(ConnectionError):
+        await protocol.read_body(request, bytes_max=100, hint="")
+    # One that came whole is read all the same: webhooks are sent so.
+    content.feed_data(b"all of it")
+    content.feed_eof()
+    assert await protocol.read_body(request, bytes_max=100, hint="") == b"all of it"
+
+
+CHUNK = b"1\r\nx\r\n"
+
+
+@pytest.mark.parametrize("chunks", [1, 20_000], ids=["few-chunks", "more-than-are-read-ahead"])
+@pytest.mark.parametrize("service", ["git-upload-pack", "git-receive-pack"])
+async def test_who_reads_a_body_whose_chunks_make_no_sense_does_not_wait_for_more(
+    forge: HttpBackend,
+    upstream: Upstream,
+    tmp_path: Path,
+    fast_lane: bool,
+    service: str,
+    chunks: int,
+) -> None:
+    head = (
+        f"POST /acme/gitops-repo/{service} HTTP/1.1\r\n{HOST}Expect: 100-continue\r\n"
+        f"Content-Type: application/x-{service}-request\r\nTransfer-Encoding: chunked\r\n\r\n"
+    ).encode()
+    async with (
+        mirroring(
+            forge,
+            tmp_path,
+            names=[upstream.name],
+            fast_lane=fast_lane,
+            repository="push: proxy",
+        ) as mirror,
+        connected(mirror, head) as (reader, writer),
+    ):
+        assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
+        writer.write(CHUNK * chunks + b"no chunk\r\n")
+        answer = await asyncio.wait_for(reader.read(), WAIT_SECONDS_MAX)
+        assert answer.startswith(b"HTTP/1.1 400 Bad Request\r\n"), answer
+        assert answer.endswith(b"its chunks make no sense\n"), answer
+        assert b"\r\nConnection: close\r\n" in answer
+        assert (await mirror.get("/healthz")).status == 200
 
 
 async def test_a_body_that_does_not_end_is_given_up(
