@@ -10,7 +10,7 @@ MINUTES ?= 20
 # The locks are whole, so pip resolves nothing (--no-deps): an old pip would let a newer release outdo a pin.
 INSTALL := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 
-.PHONY: help setup demo test test-differential test-image test-systemd day fuzz fuzz-http crash soak audit check format bench flood lock docs clean
+.PHONY: help setup demo test test-differential test-image test-systemd day fuzz fuzz-http crash lifecycle soak audit check format bench flood lock docs clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -94,6 +94,10 @@ soak: $(VENV)/dev.stamp ## Soak for MINUTES=20 under mixed load, and check what 
 # Kills at random instants and after chosen file-system calls (POINTS=0 for each of them); see tests/crash/__init__.py.
 crash: $(VENV)/dev.stamp ## Kill the service KILLS=300 times in all ways and look at what is left; SEED=n, POINTS=100, CUTS=100
 	@$(BIN)/python -m pytest -n 0 -rP -o timeout=14400 tests/crash --crash-kills=$(or $(KILLS),300) --crash-points=$(or $(POINTS),100) --crash-cuts=$(or $(CUTS),100) --crash-seed=$(or $(SEED),$$(date +%s)) $(ARGS)
+
+lifecycle: $(VENV)/dev.stamp ## Reloads and upgrades in full, and UPGRADES=3 under RATE=530 polls a second; WORKERS=1
+	@$(BIN)/python -m pytest -n 0 -o timeout=600 tests/lifecycle tests/reload --lifecycle --reloads 50 $(ARGS)
+	@$(BIN)/python -m tests.lifecycle.under_load --upgrades $(or $(UPGRADES),3) --rate $(or $(RATE),530) --workers $(or $(WORKERS),1)
 
 check: $(VENV)/dev.stamp ## Lint, types, the architecture contract, generated files
 	@$(BIN)/ruff check .

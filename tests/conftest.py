@@ -46,6 +46,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
     parser.addoption("--corruption-seed", default="1", help="what chooses these bits")
     parser.addoption("--upgrades", type=int, default=1, help="so many upgrades under load in a row")
+    parser.addoption("--reloads", type=int, default=10, help="so many reloads, twice, in a row")
+    parser.addoption(
+        "--lifecycle", action="store_true", help="the slower tests of reloads and upgrades, too"
+    )
     parser.addoption("--crash-kills", type=int, default=6, help="kills at random instants")
     parser.addoption("--crash-points", type=int, default=4, help="kills at named points; 0 for all")
     parser.addoption("--crash-cuts", type=int, default=3, help="power cuts, in each of two models")
@@ -91,6 +95,13 @@ def pytest_asyncio_loop_factories(
     """Run every async test on the loop that production uses."""
     del config, item
     return {"uvloop": uvloop.new_event_loop}
+
+
+@pytest.fixture
+def only_in_full(request: pytest.FixtureRequest) -> None:
+    """Leave a test to `make lifecycle`."""
+    if not request.config.getoption("--lifecycle"):
+        pytest.skip("takes seconds: `make lifecycle` runs it")
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import pytest
 from aiohttp import web
 
 from mirror.demo.forge import HttpBackend
@@ -91,7 +92,7 @@ class Place:
 
 
 @asynccontextmanager
-async def place(forge: HttpBackend, directory: Path) -> AsyncIterator[Place]:
+async def place(forge: HttpBackend, directory: Path, *, workers: int) -> AsyncIterator[Place]:
     authority = Authority.make(directory)
     served, shown = authority.issue(directory), authority.issue(directory, name="argocd")
     tls = ssl.create_default_context(cafile=str(authority.file))
@@ -107,6 +108,7 @@ async def place(forge: HttpBackend, directory: Path) -> AsyncIterator[Place]:
         file = configuration(
             forge,
             directory / "m",
+            workers=workers,
             listen=f"127.0.0.1:{port}",
             server=f"unix_socket: {directory / 'http.sock'}, tls: {{{keys}}}",
             repository="access: [readers]\npush: proxy",
@@ -177,13 +179,21 @@ async def upgraded(process: MirrorProcess, file: Path) -> None:
     await process.logged(since, lambda event: event["event"] == "took_over")
 
 
+@pytest.mark.parametrize("workers", [1, 2])
 async def test_what_is_under_way_of_every_kind_survives(
-    forge: HttpBackend, upstream: Upstream, upstream_root: Path, tmp_path: Path
+    workers: int,
+    forge: HttpBackend,
+    upstream: Upstream,
+    upstream_root: Path,
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
 ) -> None:
+    if workers > 1 and not request.config.getoption("--lifecycle"):
+        pytest.skip("in `make lifecycle`: test_upgrade.py has two workers")
     other = Upstream(upstream_root, OTHER)
     other.commit(files=BIG)
     first, hook = upstream.oid(), Hook(upstream, tmp_path)
-    async with place(forge, tmp_path) as at:
+    async with place(forge, tmp_path, workers=workers) as at:
         at.lfs.add(NAME, OBJECT)
         stalled = at.lfs.faults.stall = asyncio.Event()
         at.lfs.faults.stall_after_bytes = 100_000

@@ -50,6 +50,8 @@ async def test_an_upgrade_under_load_drops_nothing_and_takes_nothing_back(
     tmp_path: Path,
     request: pytest.FixtureRequest,
 ) -> None:
+    if workers == 1 and not request.config.getoption("--lifecycle"):
+        pytest.skip("in `make lifecycle`: test_parts_handed_over.py has one process")
     upstream.commit(files=BIG)
     port = free_port()
     file = configuration(forge, tmp_path / "mirror", workers=workers, listen=f"127.0.0.1:{port}")

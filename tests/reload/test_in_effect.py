@@ -198,6 +198,7 @@ async def test_other_certificates_are_shown_from_the_next_connection_on(
         assert set(seen) == {200}
 
 
+@pytest.mark.usefixtures("only_in_full")
 async def test_a_worker_that_hangs_is_replaced_and_the_others_go_on(
     forge: HttpBackend, upstream: Upstream, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -224,6 +225,7 @@ async def test_a_worker_that_hangs_is_replaced_and_the_others_go_on(
                 assert (await one.get(INFO_REFS)).status == 401
 
 
+@pytest.mark.usefixtures("only_in_full")
 @pytest.mark.parametrize("moment", ["repository_added", "configuration_reloaded"])
 async def test_killed_in_a_reload_it_is_whole_after_the_next_start(
     moment: str,

@@ -1,6 +1,7 @@
 """Another configuration while readers poll: nothing fails, and nothing old is shown afterwards."""
 
 import asyncio
+import gc
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -151,9 +152,16 @@ async def test_a_file_that_is_replaced_is_read_again_by_itself(
         await mirror.until(lambda one: one.settings.hold_seconds == 17.0)
 
 
+def living_objects() -> int:
+    """Return how many containers there are: what a leak would keep, whatever the allocator does."""
+    gc.collect()
+    return len(gc.get_objects())
+
+
 async def test_many_reloads_leave_nothing_behind(
-    forge: HttpBackend, other: Upstream, tmp_path: Path
+    forge: HttpBackend, other: Upstream, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
+    count = request.config.getoption("--reloads")
     async with mirroring(forge, tmp_path / "m", names=[NAME, OTHER]) as mirror:
 
         async def both() -> None:
@@ -166,10 +174,12 @@ async def test_many_reloads_leave_nothing_behind(
         for _ in range(3):
             await both()
         tasks, files = len(asyncio.all_tasks()), len(list(Path("/proc/self/fd").iterdir()))
-        for _ in range(30):
+        objects = living_objects()
+        for _ in range(count):
             await both()
         assert len(asyncio.all_tasks()) <= tasks + 2
         assert len(list(Path("/proc/self/fd").iterdir())) <= files + 6
+        assert living_objects() - objects < 100 + count * 20  # of a reload's thousands
 
 
 def test_every_key_that_needs_a_restart_stays_as_it_is() -> None:

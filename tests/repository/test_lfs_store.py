@@ -193,3 +193,27 @@ def test_objects_go_when_the_disk_is_short(tmp_path: Path) -> None:
     assert store.give(1 << 30) == 40_000
     assert store.give(1) == 0
     assert store.stored_bytes == 0
+
+
+def test_two_processes_may_download_the_same_object(store: LfsStore, tmp_path: Path) -> None:
+    """While one takes over from the other: neither touches what the other has written so far."""
+    other = LfsStore(tmp_path / "lfs", bytes_max=1 << 20)
+    other.prepare(clear=False)
+    old, new = store.new_part(OBJECT), other.new_part(OBJECT)
+    new.write(CONTENT[:5000])
+    following = store.open_part(OBJECT)
+    assert following is not None
+    with following:
+        assert following.read() == CONTENT[:5000]  # what grew last
+    old.write(CONTENT)
+    old.publish()
+    old.abandon()
+    file = store.open(OBJECT)
+    assert file is not None
+    with file:
+        assert file.read() == CONTENT
+    new.write(CONTENT[5000:])
+    new.publish()
+    new.abandon()
+    assert store.is_stored(OBJECT)
+    assert list((tmp_path / "lfs" / "tmp").iterdir()) == []

@@ -19,6 +19,8 @@ from tests.web.lfs_estate import Estate, estate
 
 SMALL, LARGE = noise(3000, 1), noise(1_500_000, 2)
 HALF = 700_000
+WRONG = len(LARGE) // 2
+"""Where `LfsFaults.wrong_byte` is."""
 
 
 @pytest.fixture
@@ -93,13 +95,13 @@ async def test_what_one_upstream_could_not_give_another_one_may(
         for name in names:
             await lfs.granted(LARGE, name=name)
         faults = server.faults
-        faults.wrong_byte, faults.stall, faults.stall_after_bytes = True, asyncio.Event(), HALF + 1
+        faults.wrong_byte, faults.stall, faults.stall_after_bytes = True, asyncio.Event(), WRONG + 1
         first = asyncio.create_task(lfs.get(LARGE, name="acme/a", headers={"Range": "bytes=0-9"}))
         await server.wait_for_downloads(1)
         async with mirror.session.get(mirror.service.url + lfs.path(LARGE, "acme/b")) as following:
-            sent = await following.content.readexactly(HALF + 1)
-            assert sent[:HALF] == LARGE[:HALF]
-            assert sent != LARGE[: HALF + 1]
+            sent = await following.content.readexactly(WRONG + 1)
+            assert sent[:WRONG] == LARGE[:WRONG]
+            assert sent[WRONG] != LARGE[WRONG]
             waiting = asyncio.create_task(
                 lfs.get(LARGE, name="acme/b", headers={"Range": "bytes=5-9"})
             )

@@ -139,3 +139,12 @@ def test_an_acknowledgement_ends_the_pauses() -> None:
         box.fail(begin(box, box.not_before), DOWN, box.not_before, 0.0)
     box.acknowledge(begin(box, box.not_before))
     assert (box.failures, box.not_before) == (0, 0.0)
+
+
+def test_what_nobody_knows_the_end_of_is_told_once_more() -> None:
+    """As when the service stops to tell in the middle of it, and then goes on."""
+    box = outbox(a={"x": 1})
+    delivery = begin(box)
+    assert box.next(0.0) is None
+    box.give_up(delivery, 1.0)
+    assert told(begin(box, 1.0).changes) == [("x", 0, 1)]
