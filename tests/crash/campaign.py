@@ -161,6 +161,8 @@ async def _judge(world: World, tally: Tally, name: str, where: str, *, catch_up:
         (kept / "log").write_text("\n".join(world.machine.lines))
         tally.wrong.append(f"WRONG {where}: {type(error).__name__}: {error} ({kept})")
         return False
+    finally:
+        (world.place / "tally").write_text(f"{tally}\n")  # for who looks at a long run
     return True
 
 

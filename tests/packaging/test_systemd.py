@@ -21,7 +21,7 @@ from aiohttp import web
 from mirror.demo.forge import HttpBackend
 from tests.certificates import Authority
 from tests.git_client import GitClient, Upstream
-from tests.lifecycle.load import Seen, SlowClone, poll
+from tests.lifecycle.load import Seen, SlowClone, by_port, poll, slowly
 from tests.mirror_service import NAME, SECRET, github_headers, github_push
 from tests.packaging.debian import ROOT, Unbuildable, debian, need, run, wheels
 from tests.packaging.guest import PACKAGES, Guest, loopback_of_its_own
@@ -215,7 +215,7 @@ class Service:
             for number in range(READERS):
                 version, kept = (0, 2)[number % 2], number < READERS // 2
                 readers.create_task(
-                    poll(seen, PORT, NAME, version=version, kept=kept, pause_seconds=0.05)
+                    poll(seen, by_port(PORT), NAME, version=version, kept=kept, pause_seconds=0.05)
                 )
             yield seen
             seen.is_over.set()
@@ -380,7 +380,7 @@ async def test_an_upgrade_becomes_the_unit_and_still_stops_gently(
     assert after != before
     command = await guest.run(f"tr '\\0' ' ' </proc/{after}/cmdline")
     assert command.startswith("/opt/git-mirror-0.2.0/")
-    clone = await SlowClone.begin(PORT, NAME, service.upstream.oid())
+    clone = await SlowClone.begin(slowly(PORT), NAME, service.upstream.oid())
     stopping = asyncio.create_task(guest.run("systemctl stop git-mirror"))
     await service.logged(since, "stopping")
     assert await clone.finish() > 4 << 20
@@ -404,7 +404,7 @@ async def test_a_restart_refuses_nobody(service: Service, guest: Guest) -> None:
 
 async def test_a_stop_waits_for_clones_but_not_for_ever(service: Service, guest: Guest) -> None:
     since = await service.cursor()
-    clone = await SlowClone.begin(PORT, NAME, service.upstream.oid())
+    clone = await SlowClone.begin(slowly(PORT), NAME, service.upstream.oid())
     await guest.run("systemctl stop git-mirror")  # the clone takes nothing more
     clone.close()
     cut = await service.logged(since, "cut_off")

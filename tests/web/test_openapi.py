@@ -15,6 +15,7 @@ from mirror.upstream.forges import RECEIVERS
 from mirror.web.app import build_app
 from mirror.web.editions import Editions
 from mirror.web.front import Traffic
+from mirror.web.turns import Turns
 from tests.git_client import Upstream
 from tests.httpfuzz.description import check, load, operations
 from tests.mirror_service import (
@@ -57,7 +58,7 @@ def described_as(path: str) -> list[str]:
 
 def test_every_route_and_method_is_described_and_no_other() -> None:
     editions = cast("Editions", NoEditions())
-    app = build_app(editions, cast("Metrics", None), traffic=Traffic())
+    app = build_app(editions, cast("Metrics", None), traffic=Traffic(), turns=Turns())
     routes = set()
     for route in app.router.routes():
         assert route.resource is not None

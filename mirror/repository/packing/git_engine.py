@@ -182,8 +182,10 @@ class GitEngine:
         try:
             merged, others = await asyncio.to_thread(_packs_to_merge, repository)
             old = await self._merge(repository, merged, others) if merged else frozenset()
-            await self.index(repository, without=old)
-            await run_to_end(repository.remove_packs, old)
+            try:
+                await self.index(repository, without=old)
+            finally:  # with an index or without: a full disk needs the room
+                await run_to_end(repository.remove_packs, old)
         finally:
             await asyncio.to_thread(repository.clear_unfinished)
 
@@ -373,6 +375,8 @@ def _packs_to_index(repository: BareRepository, without: Collection[str]) -> lis
 def _flush(place: Path) -> None:
     try:
         fsync_directory(place)
+    except FileNotFoundError:
+        pass  # nothing was written there
     except OSError as error:
         raise LocalError(f"can't flush {place}: {error.strerror}") from error
 

@@ -8,11 +8,13 @@ from contextlib import contextmanager
 
 import pytest
 
+from mirror.config import EngineChoice
 from mirror.errors import PackError
 from mirror.repository.bare import BareRepository, Quarantine
 from mirror.repository.packing import dulwich_engine
 from mirror.repository.packing.dulwich_engine import DulwichEngine
 from mirror.repository.packing.engine import PackEngine, PackRequest
+from mirror.serving import open_engine
 from mirror.wire.names import ObjectId
 from tests.repository.histories import Atlas, Scratch
 from tests.repository.judge import Judge
@@ -290,3 +292,29 @@ async def test_packs_are_right_with_bitmaps_and_without(
             )
             received = judge.check(request, await build(engine, scattered, request))
             judge.check_history(request, received)
+
+
+async def test_a_merge_whose_index_fails_leaves_no_pack_twice(
+    scattered: BareRepository,
+    scratch: Scratch,
+    everything: list[ObjectId],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """And no index that names packs which are gone."""
+    before = {pack.name for pack in scattered.pack_files()}
+    async with open_engine(EngineChoice.GIT) as git:
+        with monkeypatch.context() as patched:
+
+            async def fail(*_: object, **__: object) -> None:
+                raise PackError("no room")
+
+            scratch.git("multi-pack-index", "write")
+            patched.setattr(git, "index", fail)
+            with pytest.raises(PackError, match="no room"):
+                await git.repack(scattered)
+        after = {pack.name for pack in scattered.pack_files()}
+        assert len(after) <= 2 < len(before)
+        scratch.git("fsck", "--strict", "--full")
+        await git.repack(scattered)
+    assert {pack.name for pack in scattered.pack_files()} == after
+    assert all(scattered.source.contains(oid) for oid in everything)
