@@ -11,6 +11,7 @@ from tests.corruption.world import files_of, flip
 from tests.soak.estate import Repository
 from tests.soak.events import Scene, event
 from tests.soak.ledger import Trouble
+from tests.soak.log_lines import CACHES
 from tests.soak.operating import command
 
 MENDED_SECONDS_MAX: Final = 90.0
@@ -110,7 +111,7 @@ async def _until_mended(scene: Scene, one: Repository, kind: str) -> None:
 async def _bit_flipped_in_a_cache(scene: Scene) -> None:
     """In a kept pack, a bundle or an LFS object: it is made or fetched anew; no reader notices."""
     data = scene.estate.data
-    with scene.estate.conditions.during(Trouble.DAMAGE, of="caches"):
+    with scene.estate.conditions.during(Trouble.DAMAGE, of=CACHES):
         for _ in range(3):
             kind = scene.chance.choice(["packs", "bundles", "lfs"])
             files = await asyncio.to_thread(_kept, data / kind)

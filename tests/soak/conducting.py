@@ -7,13 +7,10 @@ is looked up, and each repository is cloned and compared with the upstream.
 
 import asyncio
 import functools
-import json
-import logging
-import logging.handlers
 import shutil
 import time
 import traceback
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,12 +24,13 @@ from tests.clients.operations import ClientFailed
 from tests.git_client import GitFailed
 from tests.mirror_service import ZERO_ID
 from tests.soak import breaking, flooding, operating
-from tests.soak.asking import GONE, Asking, Refused, Wrong, asking
+from tests.soak.asking import Asking, Refused, Wrong, asking
 from tests.soak.clients import KINDS, Kind, Reader
 from tests.soak.estate import DISK_LIMITS, Estate, Repository, set_up
 from tests.soak.events import EVENTS, Event, Scene, choose
-from tests.soak.judges import SHOWN, log_mistake, words_of_damage
+from tests.soak.judges import SHOWN, words_of_damage
 from tests.soak.ledger import Ledger, Life, Trouble
+from tests.soak.log_lines import LogJudge
 from tests.soak.pushing import Pusher, Webhooks
 from tests.soak.resources import (
     Process,
@@ -67,32 +65,8 @@ CLEAN_SECONDS_MAX: Final = 40.0
 
 SET_ASIDE_BYTES: Final = 32_000_000
 
-LOG_BYTES_MAX: Final = 200_000_000
-"""Of the copy of the service's log; the one before is kept too."""
-
 PUSHES_EACH_MINUTE: Final = 60.0
 THROUGH_EACH_MINUTE: Final = 6.0
-
-WHAT_EXPLAINS: Final[Mapping[str, tuple[Trouble, ...]]] = {
-    "worker_ended": GONE,
-    "worker_broke": GONE,
-    "worker_can_not_follow": GONE,
-    "channel_broke": GONE,
-    "no JSON": GONE,  # half a line
-    "canary_not_answered": GONE,
-    "worker_does_not_answer": GONE,
-    "upgrade_failed": (Trouble.MACHINE,),
-    "disk_short": (Trouble.DISK,),
-    "disk_read_only": (Trouble.DISK,),
-    "bundles_failed": (Trouble.DISK, Trouble.DAMAGE),
-    "damage_found": (Trouble.DAMAGE,),
-    "scrub_found_damage": (Trouble.DAMAGE,),
-    "configuration_problem": (Trouble.CONFIGURATION,),
-    "configuration_refused": (Trouble.CONFIGURATION,),
-}
-"""Which troubles explain a line of the log that is an error; nothing else does."""
-
-_CACHES: Final = "caches"
 
 _TROUBLE: Final = (
     OSError,
@@ -154,10 +128,8 @@ class Soak:
         self._long_workers = 1
         self._life: Life | None = None
         self._until = time.monotonic() + plan.seconds
-        self._log = logging.handlers.RotatingFileHandler(
-            estate.directory / "service.log", maxBytes=LOG_BYTES_MAX, backupCount=1
-        )
-        estate.mirror.on_line = self._judge_line
+        self._log = LogJudge(estate)
+        estate.mirror.on_line = self._log.judge
         for name, receiver in estate.receivers.items():
             receiver.answer = functools.partial(self._hear, name)
 
@@ -516,19 +488,6 @@ class Soak:
 
     # --- what comes by itself ------------------------------------------------------------------
 
-    def _judge_line(self, line: str) -> None:
-        def is_explained(event: Mapping[str, Any]) -> bool:
-            troubles = WHAT_EXPLAINS.get(event["event"], ())
-            of = event.get("repository") or _CACHES
-            return self.estate.conditions.explain(time.monotonic(), *troubles, of=of)
-
-        self._log.emit(logging.makeLogRecord({"msg": line.rstrip("\n")}))
-        mistake = log_mistake(line, self.estate.secrets, is_explained)
-        if mistake is not None:
-            self._ledger.violate("log", mistake)
-        self._ledger.judged["log lines"] += 1
-        self._ledger.log[_event_of(line)] += 1
-
     async def _hear(self, name: str, value: Any) -> web.StreamResponse:
         """Take an event, as a receiver."""
         told = value.get("refs", [value])
@@ -558,13 +517,6 @@ def _first(errors: BaseExceptionGroup[Any]) -> BaseException:
 
 def _is_ref(name: str) -> bool:
     return name.startswith(SHOWN) and not name.endswith("^{}")
-
-
-def _event_of(line: str) -> str:
-    try:
-        return str(json.loads(line)["event"])[:60]
-    except (ValueError, KeyError, TypeError):
-        return "(no event)"
 
 
 @asynccontextmanager
