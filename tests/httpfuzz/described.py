@@ -12,7 +12,7 @@ import yaml
 
 from tests.httpfuzz.answers import WrongAnswer
 from tests.httpfuzz.description import for_fuzzing
-from tests.httpfuzz.estate import AT, FORGES, HIDDEN, PULLED
+from tests.httpfuzz.estate import HIDDEN, OPEN, PRIVATE, PUSHED
 from tests.httpfuzz.sending import Pollster
 from tests.httpfuzz.service import Fuzzed
 from tests.mirror_service import SECRET
@@ -58,7 +58,7 @@ async def ask_as_described(
         return [f"{TOOL} is not here: run it by `make fuzz-http`"]
     known = fuzzed.known
     document = for_fuzzing(
-        repositories=[*FORGES, f"{AT}/{PULLED}", "no/where"],
+        repositories=[OPEN, PRIVATE, PUSHED],
         urls=list(known.urls.values()),
         oids=[*known.tips.values(), *known.parents.values()],
         lfs=known.lfs[0],

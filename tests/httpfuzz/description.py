@@ -113,17 +113,21 @@ def for_fuzzing(
         lfs: The id of an LFS object.
         bundles: Names of bundles.
     """
-    document = deepcopy(load())
+    document: dict[str, Any] = _hinted(load())
     schemas = document["components"]["schemas"]
     # As alternatives: examples are a start, and what is made up comes from anywhere.
     for name, known in (("Url", urls), ("ObjectId", oids)):
         schemas[name] = {"anyOf": [{"enum": list(known)}, schemas[name]]}
+    for name in ("GitHubEvent", "GitLabEvent", "BitbucketEvent"):
+        schemas[name] = {"anyOf": [_whole(schemas[name]), schemas[name]]}
     paths: dict[str, Any] = {}
     for path, item in document["paths"].items():
         if not path.startswith("/{repository}"):
             paths[path] = item
             continue
         for number, repository in enumerate(repositories):
+            if number and "/info/lfs/locks" in path:
+                break  # refused alike, whoever's they are
             one = deepcopy(item)
             one["parameters"] = [
                 other
@@ -135,11 +139,32 @@ def for_fuzzing(
                 if there:
                     other["schema"] = {"anyOf": [{"enum": there}, other["schema"]]}
             paths[path.replace("{repository}", repository)] = one
-            if number >= 1 and "/info/lfs/locks" in path:
-                break  # refused alike whoever's they are
     document["paths"] = paths
     document["components"]["schemas"] = {
         name: closed(schema) if name in ("Status", "Repository", "Relay", "Ready") else schema
         for name, schema in schemas.items()
     }
     return document
+
+
+def _hinted(part: Any) -> Any:
+    """Return a part of the document in which examples are taken half of the time."""
+    if isinstance(part, list):
+        return [_hinted(one) for one in part]
+    if not isinstance(part, dict):
+        return part
+    if part.get("type") == "string" and "examples" in part:
+        return {"anyOf": [{"enum": part["examples"]}, {"type": "string"}]}
+    return {key: _hinted(value) for key, value in part.items()}
+
+
+def _whole(schema: Any) -> Any:
+    """Return a schema of objects that lack nothing."""
+    if isinstance(schema, list):
+        return [_whole(one) for one in schema]
+    if not isinstance(schema, dict):
+        return schema
+    found = {key: _whole(value) for key, value in schema.items()}
+    if isinstance(found.get("properties"), dict):
+        found["required"] = list(found["properties"])
+    return found
