@@ -378,7 +378,10 @@ class Service:
             stack.push_async_callback(predecessor.close)
             check_same_version(settings.data_dir)
             known = await predecessor.take_over()
-            lock, inherited = predecessor.lock, Inherited(predecessor.sockets)
+            lock, inherited = (
+                predecessor.lock,
+                Inherited(predecessor.sockets, by_manager=predecessor.by_manager),
+            )
         self._hold = stack.enter_context(self._places.held(inherited=lock))
         self.workers = settings.server.workers or len(os.sched_getaffinity(0))
         self._listeners = await Listeners.open(

@@ -87,7 +87,11 @@ class Upgrading:
         has_paused = False
         try:
             handed.changeover.check_settled()
-            successor = await Successor.start(handed.listeners.all, handed.hold.descriptor)
+            successor = await Successor.start(
+                handed.listeners.all,
+                handed.hold.descriptor,
+                by_manager=handed.listeners.by_manager,
+            )
             await successor.prepared()
             has_paused = True
             await self._pause()

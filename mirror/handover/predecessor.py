@@ -63,13 +63,17 @@ class Predecessor:
     Attributes:
         sockets: The listening sockets.
         lock: The descriptor of the data directory's lock.
+        by_manager: systemd bound the sockets.
         is_silent: Set once it shows no refs any more, or is gone.
         is_main: Set once the service manager knows that this process is the service now.
         is_gone: Set once it has no readers any more at all.
     """
 
-    def __init__(self, channel: Channel, sockets: list[socket.socket], lock: int) -> None:
+    def __init__(
+        self, channel: Channel, sockets: list[socket.socket], lock: int, *, by_manager: bool
+    ) -> None:
         self.sockets = sockets
+        self.by_manager = by_manager
         self.lock = lock
         self.is_silent = asyncio.Event()
         self.is_main = asyncio.Event()
@@ -98,7 +102,8 @@ class Predecessor:
         for inherited in (*hello["listeners"], hello["lock"]):
             os.set_inheritable(inherited, False)  # noqa: FBT003
         sockets = [socket.socket(fileno=each) for each in hello["listeners"]]
-        return cls(channel, sockets, hello["lock"])
+        by_manager = bool(hello.get("by_manager"))  # versions before did not say
+        return cls(channel, sockets, hello["lock"], by_manager=by_manager)
 
     async def take_over(self) -> dict[str, KnownFreshness]:
         """Say that this process is prepared; returns how fresh each repository is.

@@ -69,8 +69,12 @@ class Successor:
         self._hearing: asyncio.Task[None] | None = None
 
     @classmethod
-    async def start(cls, sockets: Iterable[socket.socket], lock: int) -> "Successor":
+    async def start(
+        cls, sockets: Iterable[socket.socket], lock: int, *, by_manager: bool
+    ) -> "Successor":
         """Start the installed program, which inherits the sockets and the lock.
+
+        With `by_manager`, systemd bound the sockets: they are not the program's to remove.
 
         Raises:
             HandOverFailed: It can't be started.
@@ -84,7 +88,9 @@ class Successor:
             near.close()
             raise HandOverFailed(f"it can't be started: {error}") from error
         channel = await Channel.open(near)
-        channel.tell("hello", protocol=PROTOCOL, listeners=inherited, lock=lock)
+        channel.tell(
+            "hello", protocol=PROTOCOL, listeners=inherited, lock=lock, by_manager=by_manager
+        )
         return cls(pid, pidfd, channel)
 
     async def prepared(self) -> None:

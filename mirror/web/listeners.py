@@ -90,6 +90,7 @@ class Listeners:
         address: Where readers connect to; with the port that the system chose.
         unix: A Unix socket, where one is configured.
         handed_over: Another process accepts from them now: nothing is removed at the end.
+        by_manager: systemd bound what was inherited, by this process or the one before it.
         is_certain: They are this process's for good: until then, the one that it inherited them
             from may go on with them.
     """
@@ -100,6 +101,7 @@ class Listeners:
         self.address = address
         self.unix = unix
         self.handed_over = False
+        self.by_manager = False
         self.is_certain = True
         self._places = places
 
@@ -154,7 +156,7 @@ class Listeners:
             places = [_Place([one], is_inherited=workers == 1, by_manager=False) for one in bound]
         port = places[0].sockets[0].getsockname()[1]
         listeners = cls(ListenAddress(address.host, port), places, unix)
-        listeners.is_certain = is_certain
+        listeners.is_certain, listeners.by_manager = is_certain, inherited.by_manager
         stack.callback(listeners._close)
         if unix is None and unix_socket is not None:
             listeners.unix = stack.enter_context(bind_unix_socket(unix_socket))

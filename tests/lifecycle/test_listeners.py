@@ -1,5 +1,6 @@
 """Sockets that were bound before the process: taken where they are what is configured."""
 
+import os
 import socket
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -8,6 +9,8 @@ import pytest
 
 from mirror.config import ListenAddress
 from mirror.errors import LocalError
+from mirror.handover.messages import PROTOCOL, Channel
+from mirror.handover.predecessor import Predecessor
 from mirror.web.listeners import Inherited, Listeners
 
 
@@ -41,6 +44,34 @@ async def test_a_unix_socket_of_a_socket_unit_is_not_removed(tmp_path: Path) -> 
         )
         assert listeners.unix is unix
     assert path.exists()
+
+
+async def test_it_is_not_removed_by_the_process_that_took_it_over_either(tmp_path: Path) -> None:
+    path = tmp_path / "git-mirror.sock"
+    unix = socket.socket(socket.AF_UNIX)
+    unix.bind(str(path))
+    near, far = socket.socketpair()
+    channel = await Channel.open(near)
+    channel.tell(
+        "hello",
+        protocol=PROTOCOL,
+        listeners=[unix.detach()],
+        lock=os.open(tmp_path / "lock", os.O_CREAT),
+        by_manager=True,
+    )
+    predecessor = await Predecessor.meet(far.detach())
+    os.close(predecessor.lock)
+    async with AsyncExitStack() as stack:
+        await Listeners.open(
+            stack,
+            ListenAddress("127.0.0.1", 0),
+            path,
+            Inherited(predecessor.sockets, by_manager=predecessor.by_manager),
+            workers=1,
+        )
+    assert path.exists()
+    await predecessor.close()
+    channel.close()
 
 
 @pytest.mark.parametrize(("sockets", "workers"), [(1, 3), (3, 1), (2, 3), (3, 2)])
