@@ -43,6 +43,7 @@ class Podman:
         base = self._base()
         # The health check is an extension of Docker's, which the other format leaves out.
         on = ["--network=host", "--isolation=chroot", "--pull=never", "--format=docker"]
+        on.append("--layers=false")  # else each step copies the whole tree
         self("build", *on, *LIMITS, f"--build-arg=BASE={base}", "--tag=git-mirror", ".")
         return "localhost/git-mirror"
 

@@ -22,7 +22,7 @@ from tests.mirror_service import NAME
 from tests.packaging.debian import Unbuildable
 from tests.packaging.image import DOCKERFILE, LIMITS, Podman
 
-pytestmark = pytest.mark.timeout(900)  # the first builds it
+pytestmark = pytest.mark.timeout(1800)  # the first builds it
 
 UID = 10001
 STARTED_SECONDS_MAX = 60.0
