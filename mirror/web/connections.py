@@ -49,6 +49,9 @@ LOOKS_AT_ONCE: Final = 256
 HELD_BYTES_MAX: Final = 16 * 1024
 """A connection that waits for its turn with more is read no further."""
 
+HEAD_PIECE_BYTES: Final = 16 * 1024
+"""Twenty thousand header fields cost as many microseconds, and are refused only then."""
+
 LOG_SECONDS: Final = 10.0
 """Between two lines in the log for one reason, whatever a flood brings."""
 
@@ -332,14 +335,19 @@ class Watched(asyncio.Protocol):
         if self._held is not None:
             self._held += data
         elif self._crowd.turns.take():
-            self._hand(data)
+            self._hand_piece(data)
             return
         else:
             self._held = data
             self._crowd.turns.wait(self._hand_held)
-        transport = self._transport
-        if len(self._held) > HELD_BYTES_MAX and not self._is_held_back and transport is not None:
-            # It is not paused by aiohttp: then nothing would have come.
+        self._hold_back()
+
+    def _hold_back(self) -> None:
+        """Read no further where much is held already, unless it is so: aiohttp does that, too."""
+        held, transport = self._held, self._transport
+        if held is None or len(held) <= HELD_BYTES_MAX or transport is None:
+            return
+        if not self._is_held_back and transport.is_reading():
             self._is_held_back = True
             transport.pause_reading()
 
@@ -350,7 +358,21 @@ class Watched(asyncio.Protocol):
         if self._is_held_back:
             self._is_held_back = False
             self._transport.resume_reading()  # before aiohttp pauses it
-        self._hand(data)
+        self._hand_piece(data)
+
+    def _hand_piece(self, data: bytes) -> None:
+        """Give aiohttp what came, of heads no more than a piece at a time."""
+        if len(data) <= HEAD_PIECE_BYTES or not self._is_at_a_head():
+            self._hand(data)
+            return
+        self._held = data[HEAD_PIECE_BYTES:]
+        self._crowd.turns.wait(self._hand_held)
+        self._hand(data[:HEAD_PIECE_BYTES])
+        self._hold_back()
+
+    def _is_at_a_head(self) -> bool:
+        handler = self._handler
+        return self._is_let_in or handler is None or waits(handler)
 
     def _hand(self, data: bytes) -> None:
         """Give aiohttp what came, and note when a head began."""

@@ -6,7 +6,9 @@ from collections import Counter
 from collections.abc import AsyncIterator
 
 import pytest
+from aiohttp import web
 
+from mirror.web.connections import HEAD_PIECE_BYTES
 from mirror.web.front import Traffic
 from mirror.web.turns import STEPS_PER_TURN, Turns
 from tests.mirror_service import WAIT_SECONDS_MAX, MirrorService
@@ -83,6 +85,26 @@ async def test_a_long_pipeline_is_held_back_until_it_is_its_turn(
     monkeypatch.setattr("mirror.web.turns.STEPS_PER_TURN", 1)
     pipeline = b"".join(map(poll, range(400))) + LAST
     assert await told(mirror, [pipeline] * 4) == [401] * 4
+
+
+async def test_a_long_head_is_taken_in_pieces(
+    mirror: MirrorService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken = list[int]()
+    data_received = web.RequestHandler.data_received
+
+    def note(handler: web.RequestHandler, data: bytes) -> None:
+        taken.append(len(data))
+        data_received(handler, data)
+
+    monkeypatch.setattr(web.RequestHandler, "data_received", note)
+    host, port = mirror.service.url.removeprefix("http://").split(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    writer.write(b"GET / HTTP/1.1\r\n" + b"X-Y: 1\r\n" * 20_000 + b"\r\n")
+    assert b" 400 " in await reader.readline()
+    writer.transport.abort()
+    assert len(taken) > 1
+    assert max(taken) <= HEAD_PIECE_BYTES
 
 
 async def test_what_comes_first_does_not_keep_the_later_waiting() -> None:

@@ -111,7 +111,7 @@ async def test_in_whatever_pieces_requests_come_the_answers_are_those_without_a_
                 given_by_lane = await send_sliced(fast, received[Connection], pieces)
                 if b"reset" not in (without, given_by_lane):
                     assert alike(given_by_lane) == alike(without), pieces
-        assert len(repeated) > len(examples) // 4
+        assert repeated  # how many depends on what was drawn
 
 
 async def test_a_poll_behind_other_requests_on_one_connection_is_repeated(
