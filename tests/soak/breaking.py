@@ -73,22 +73,24 @@ async def _killed_on_a_full_disk(scene: Scene) -> None:
 
 @event("bit flipped", weight=3)
 async def _bit_flipped(scene: Scene) -> None:
-    """A bit of a mirror's file flips: errors until it is mended, of this repository, none wrong."""
+    """Bits of a mirror's files flip: errors until it is mended, of this repository, none wrong."""
     estate = scene.estate
     found = [one for one in estate.repositories.values() if not one.is_pulled]
     one = scene.chance.choice(found)
     files = files_of(estate.data / "repositories" / f"{one.name}.git")
-    kind = scene.chance.choice([kind for kind, there in files.items() if there])
+    there = [kind for kind, found in files.items() if found]
+    kinds = scene.chance.sample(there, min(len(there), scene.chance.choice([1, 1, 2, 3])))
     with estate.conditions.during(Trouble.DAMAGE, of=one.name):
         one.damaged_at = float("inf")
-        _flip(scene, scene.chance.choice(files[kind]))
-        estate.ledger.damaged[kind] += 1
+        for kind in kinds:
+            _flip(scene, scene.chance.choice(files[kind]))
+            estate.ledger.damaged[kind] += 1
         if scene.chance.random() < 0.3:
             with estate.conditions.during(Trouble.UPSTREAM):
                 await estate.line.close()
                 await scene.last()
                 await estate.line.start()
-        await _until_mended(scene, one, kind)
+        await _until_mended(scene, one, " and ".join(kinds))
         one.damaged_at = time.monotonic()
 
 

@@ -130,6 +130,11 @@ class Reader:
         self.at = self.chance.choice(found)
         return self.at
 
+    def named(self, name: str) -> Repository:
+        """Choose this repository."""
+        self.at = self.estate.repositories[name]
+        return self.at
+
     def git(self) -> GitClient:
         """Return a git of this kind, in any version of the protocol."""
         return self.estate.git(self.name, self.chance.choice([0, 1, 2, 2]))
@@ -210,6 +215,7 @@ async def _pulled(reader: Reader) -> None:
 @kind("LFS", each_minute=10, excuses=(*GONE, Trouble.UPSTREAM, Trouble.DISK))
 async def _lfs(reader: Reader) -> None:
     estate, asking, began = reader.estate, reader.asking, time.monotonic()
+    reader.named("acme/lfs")
     content = reader.chance.choice(estate.contents)
     oid = oid_of(content)
     document = {"operation": "download", "objects": [{"oid": oid, "size": len(content)}]}
@@ -251,7 +257,7 @@ async def _monitoring(reader: Reader) -> None:
 
 @kind("wrong token", each_minute=6)
 async def _wrong_token(reader: Reader) -> None:
-    one = reader.estate.repositories["acme/private"]
+    one = reader.named("acme/private")
     url = reader.estate.url(one, signed=False)
     headers = {"Authorization": f"Bearer {WRONG_TOKEN}"} if reader.chance.random() < 0.7 else {}
     answer = await reader.asking.ask(
@@ -298,7 +304,7 @@ async def _slow(reader: Reader) -> None:
 
 
 async def _part(reader: Reader, size: int, *, pause: float) -> None:
-    one = reader.estate.repositories["acme/large"]
+    one = reader.named("acme/large")
     history = one.watch.history.refs[MAIN]
     body = fetch_v0(history[one.watch.ask().seen.get(MAIN, 1)])
     lines = [f"{name}: {value}\r\n" for name, value in UPLOAD_PACK_HEADERS.items()]
@@ -374,7 +380,7 @@ async def _clone(reader: Reader) -> None:
 
 @kind("git clone with bundles", each_minute=3, is_real=True)
 async def _clone_with_bundles(reader: Reader) -> None:
-    one = reader.estate.repositories["acme/app"]
+    one = reader.named("acme/app")
     await _cloned(reader, one, "--mirror", config=("-c", "transfer.bundleURI=true"))
 
 
@@ -435,7 +441,7 @@ async def _libgit2(reader: Reader) -> None:
 
 @kind("go-git", each_minute=4, is_real=True, is_there=_is_built("gogit5"))
 async def _go_git(reader: Reader) -> None:
-    one = reader.estate.repositories["acme/app"]
+    one = reader.named("acme/app")
     program, path = PlainProgram(builds.program("gogit5"), reader.place()), reader.place()
     asked = one.watch.ask()
     try:
@@ -450,7 +456,7 @@ async def _go_git(reader: Reader) -> None:
 
 @kind("Flux", each_minute=4, is_real=True, is_there=_is_built("flux"))
 async def _flux(reader: Reader) -> None:
-    one = reader.estate.repositories["acme/app"]
+    one = reader.named("acme/app")
     flux, path = Flux(builds.program("flux"), reader.place()), reader.place()
     asked = one.watch.ask()
     try:

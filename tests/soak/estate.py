@@ -276,7 +276,7 @@ async def set_up(
     ):
         write_secret(home / name, secret)
     repositories = await asyncio.to_thread(_repositories, root)
-    extra = await asyncio.to_thread(_repository, root, "other/extra")
+    extra = await asyncio.to_thread(_repository, root, "other/extra", may_refuse=True)
     async with AsyncExitStack() as stack:
         disk = stack.enter_context(_disk(home / DISK, ledger)) if has_small_disk else None
         manager = stack.enter_context(fake_manager())
