@@ -8,10 +8,9 @@ was packed anew before, with new deltas: those of fast-import, which made the co
 that no forge ever has.
 """
 
-import re
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -24,6 +23,7 @@ from benchmarks.repositories import Repository, pushes
 from benchmarks.run import Place, Run, take_turns
 from benchmarks.service import Service, open_service
 from benchmarks.wrk import Load
+from mirror.repository.bare import BareRepository
 
 NUMBER = 13
 NEEDS = ("git", "nginx", "fcgiwrap", "wrk")
@@ -32,7 +32,7 @@ LEVEL_TIME = Target(Kind.TIME_AT_MOST, 1.1, plus_ms=0.2)
 CLIENTS = 16
 PRUNED_SECONDS_MAX: Final = 120.0
 SHAPES = (("fetch of 1 commit", 1), ("fetch, 100 commits behind", 100), ("full clone", None))
-_KEPT: Final = re.compile(rb"refs/git-mirror/kept/\d+/")
+KEPT_UNTIL: Final = 1_000_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,14 +114,11 @@ def _push_all(
 
 
 def _age(bare: Path) -> None:
-    """Make the kept tips old: their names tell until when they are kept."""
-    refs = bare / "packed-refs"
-    header, *lines = _KEPT.sub(b"refs/git-mirror/kept/1000000000/", refs.read_bytes()).splitlines()
-    kept = [each for each in lines if b" refs/git-mirror/" in each]
-    others = [each for each in lines if b" refs/git-mirror/" not in each]
-    # Sorted by name: git-mirror comes before heads, and no kept tip has a peeled line.
-    kept.sort(key=lambda each: each.partition(b" ")[2])
-    refs.write_bytes(b"\n".join([header, *kept, *others, b""]))
+    """Make the kept tips old: as if they had been taken back long ago."""
+    repository = BareRepository.open_beside(bare)
+    stored = repository.read_refs()
+    repository.write_refs(replace(stored, kept=dict.fromkeys(stored.kept, KEPT_UNTIL)))
+    repository.close()
 
 
 def _wait_until_pruned(mirror: _Mirror) -> None:
