@@ -16,6 +16,9 @@ from mirror.upstream.forges import RefChange
 DELIVERIES_REMEMBERED_MAX: Final = 10_000
 """Ids of deliveries, to recognise one that comes again."""
 
+PATIENCE_SECONDS: Final = 8.0
+"""What is announced is noted within what a worker has to acknowledge it; forges give up at 10 s."""
+
 
 @dataclass(frozen=True, slots=True)
 class Announcement:
@@ -26,12 +29,14 @@ class Announcement:
         delivery: The forge's id of it; see `Push.delivery`.
         repositories: The names of ours that it is about.
         changes: What changed; empty where any ref may have.
+        patience_seconds: How long who announces it waits for it to be noted everywhere.
     """
 
     forge: str
     delivery: str
     repositories: tuple[str, ...]
     changes: tuple[RefChange, ...]
+    patience_seconds: float = PATIENCE_SECONDS
 
 
 class Announcer(Protocol):

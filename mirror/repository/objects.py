@@ -278,7 +278,7 @@ class ObjectSource:
                 continue
             except PACK_DAMAGE as error:
                 if not self._passes_over:
-                    raise Damaged(f"{path} is damaged: {error}") from error
+                    raise Damaged(f"{path.name} is damaged: {error}") from error
                 damaged[path.name] = f"it can't be opened: {type(error).__name__} {error}"
         self.damaged = damaged
         found.sort(key=lambda pair: pair[0], reverse=True)
@@ -303,7 +303,7 @@ class ObjectSource:
         if pack is None:
             if oid == EMPTY_TREE:
                 return TREE, b""
-            message = f"object {oid.decode()} is missing in {self._directory.parent}"
+            message = f"object {oid.decode()} is missing"
             # In a quarantine that is the upstream's fault.
             raise Damaged(message) if self._behind is None else LocalError(message)
         try:
@@ -311,7 +311,9 @@ class ObjectSource:
         except PACK_DAMAGE as error:
             # Without the frames: they look into the mapping, which could not be closed.
             error = error.with_traceback(None)
-            raise Damaged(f"object {oid.decode()} is damaged in {pack.path}: {error}") from error
+            raise Damaged(
+                f"object {oid.decode()} is damaged in {pack.path.name}: {error}"
+            ) from error
 
     def size(self, oid: ObjectId) -> int:
         """Return the object's size in bytes.

@@ -280,7 +280,10 @@ class Pushes:
         try:
             async with asyncio.timeout(REFRESH_SECONDS_MAX):
                 delivery = secrets.token_hex(16)
-                await self._announcer.announce(Announcement(SERVICE, delivery, (name,), moved))
+                # It waits while another process is about to take over: then the news are for that.
+                await self._announcer.announce(
+                    Announcement(SERVICE, delivery, (name,), moved, REFRESH_SECONDS_MAX)
+                )
                 await asyncio.wait((hosted.refresher.request(Trigger.PUSH),))
                 # The upstream may list what it took a moment later only.
                 if (await hosted.gate.admit()).stale_seconds is None:

@@ -128,6 +128,7 @@ class AnnouncerProxy:
                 announcement.repositories,
                 packed_changes(announcement.changes),
             ),
+            announcement.patience_seconds,
         )
         return reply.text != REPEATED
 
@@ -150,14 +151,14 @@ class FiguresProxy:
         return (await _ask(self._link, FiguresWanted(what))).text.encode()
 
 
-async def _ask(link: Link, message: Message) -> Reply:
+async def _ask(link: Link, message: Message, seconds_max: float = ANSWER_SECONDS_MAX) -> Reply:
     """Wait for an answer.
 
     Raises:
         ChannelError: There is none.
     """
     try:
-        async with asyncio.timeout(ANSWER_SECONDS_MAX):
+        async with asyncio.timeout(seconds_max):
             return await link.ask(message)
     except TimeoutError:
         raise ChannelError("the main process does not answer; try again") from None

@@ -7,10 +7,12 @@ from collections.abc import AsyncIterator
 import pytest
 from structlog.testing import capture_logs
 
+from mirror.refresh.announcements import PATIENCE_SECONDS, Announcement
 from mirror.workers import link
 from mirror.workers.frames import ChannelError, encode
 from mirror.workers.link import Link
-from mirror.workers.messages import Announced, Envelope, Message, Reply, Stop
+from mirror.workers.messages import Announced, Delivered, Envelope, Message, Reply, Stop
+from mirror.workers.proxies import AnnouncerProxy
 from tests.mirror_service import WAIT_SECONDS_MAX
 
 
@@ -132,3 +134,13 @@ async def test_an_end_that_reads_nothing_is_given_up(monkeypatch: pytest.MonkeyP
             end.tell(Announced("a" * 10_000, 1))
             await asyncio.sleep(0)
     assert "does not read" in logs[0]["error"]
+
+
+async def test_who_announces_waits_as_long_as_it_said(ends: tuple[End, End]) -> None:
+    """A forge is told before it gives up; a push waits for a hand-over to be over."""
+    one, other = ends
+    impatient = Announcement("push", "1", ("a/b",), (), patience_seconds=0)
+    with pytest.raises(ChannelError, match="try again"):
+        async with asyncio.timeout(PATIENCE_SECONDS / 2):
+            await AnnouncerProxy(one).announce(impatient)
+    assert not other.got or isinstance(other.got[0][1], Delivered)

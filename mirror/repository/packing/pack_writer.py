@@ -112,7 +112,7 @@ class _Writer:
         except PACK_DAMAGE as error:
             error = error.with_traceback(None)  # as in `ObjectSource.raw`
             raise Damaged(
-                f"object {place.oid.decode()} is damaged in {pack.path}: {error}"
+                f"object {place.oid.decode()} is damaged in {pack.path.name}: {error}"
             ) from error
         if stored.pack_type_num not in (OFS_DELTA, REF_DELTA):
             return self._reused(_header(stored.pack_type_num, None, _size(stored)), stored)
