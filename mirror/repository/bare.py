@@ -11,13 +11,11 @@ Tips that a force-push or a deletion took away are kept under `refs/git-mirror/k
 `git-mirror-refs` is a second copy of the refs, written in the same step and before `packed-refs`,
 so that it never is older than what was published: it is read where `packed-refs` is damaged.
 
-What is read is checked: refs by `refs_file`, objects by `objects`, the configuration by a line of
-its own. What can be made anew from the rest (HEAD, the configuration, one of the two files of refs)
-is, at the next start or by `mend`; the rest is for the refresher, which fetches it again.
+What is read is checked: refs by `refs_file`, objects by `objects`, the configuration by
+`config_file`. What can be made anew from the rest (HEAD, the configuration, one of the two files of
+refs) is, at the next start or by `mend`; the rest is for the refresher, which fetches it again.
 """
 
-import hashlib
-import io
 import os
 import secrets
 from collections.abc import Collection, Iterator, Mapping
@@ -26,10 +24,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Self
 
-from dulwich.config import ConfigFile, StackedConfig
+from dulwich.config import StackedConfig
 from dulwich.repo import Repo
 
-from mirror.durable import fsync_directory
+from mirror.durable import fsync_directory, fsync_file, write_durably
 from mirror.errors import Damaged, LocalError, ProtocolError
 from mirror.repository.clearing import (
     QUARANTINE_PREFIX,
@@ -37,6 +35,7 @@ from mirror.repository.clearing import (
     remove_packs,
     unfinished,
 )
+from mirror.repository.config_file import config_content, upstream_url_of
 from mirror.repository.graph import CommitGraph
 from mirror.repository.integrity import CHECKED_SECONDS, Damage, Kind, OnRead, Soundness, pass_over
 from mirror.repository.leftovers import Leftovers
@@ -58,7 +57,6 @@ _REFS: Final = "packed-refs"
 _COPY: Final = "git-mirror-refs"
 _CONFIRMED: Final = "git-mirror-confirmed"  # an empty file: its time is what counts
 _SCRUBBED: Final = "git-mirror-scrubbed"  # as well
-_CONFIG_SUM: Final = b"# git-mirror "  # and the SHA-256 of what follows that line
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +161,7 @@ class BareRepository:
         try:
             path.mkdir(parents=True, mode=0o750)
             Repo.init_bare(path, default_branch=b"main", config=StackedConfig([])).close()
-            (path / "config").write_bytes(_config(upstream_url))
+            (path / "config").write_bytes(config_content(upstream_url))
             head = (path / "HEAD").read_bytes()
             refs = encode_refs(b"", upstream=upstream_url, head=head)
             for name in (_COPY, _REFS):
@@ -290,7 +288,7 @@ class BareRepository:
                 contents["HEAD"] = head
             # All that a full disk can spoil comes before the first of them is replaced.
             for name, content in contents.items():
-                _write_durably(self.path / f"{name}.tmp", content)
+                write_durably(self.path / f"{name}.tmp", content)
             for name in contents:
                 (self.path / f"{name}.tmp").rename(self.path / name)
                 if name != _COPY:
@@ -415,7 +413,7 @@ class BareRepository:
             try:
                 upstream_url_of(self.path)
             except Damaged as error:
-                anew["config"] = _config(self.upstream_url)
+                anew["config"] = config_content(self.upstream_url)
                 found.append(Damage(Kind.CONFIG, self.path / "config", str(error)))
             try:
                 self._read_file(_REFS)
@@ -429,7 +427,7 @@ class BareRepository:
                 anew["HEAD"] = head
                 found.append(Damage(Kind.HEAD, self.path / "HEAD", "it is not what the refs say"))
             for name, content in anew.items():
-                _write_durably(self.path / f"{name}.tmp", content)
+                write_durably(self.path / f"{name}.tmp", content)
                 (self.path / f"{name}.tmp").rename(self.path / name)
                 fsync_directory(self.path)
         except OSError as error:
@@ -528,54 +526,12 @@ class BareRepository:
         """Flush every file and directory of a repository that was made from scratch."""
         for directory, _, files in os.walk(self.path):
             for name in files:
-                _fsync(Path(directory, name))
+                fsync_file(Path(directory, name))
             fsync_directory(Path(directory))
 
 
 def _kept_name(oid: ObjectId, until: int) -> RefName:
     return RefName(b"%b%d/%b" % (KEPT_PREFIX, until, oid))
-
-
-def _config(upstream_url: str) -> bytes:
-    """Return the configuration that git reads."""
-    config = ConfigFile()
-    config.set((b"core",), b"repositoryformatversion", b"0")
-    config.set((b"core",), b"filemode", b"true")
-    config.set((b"core",), b"bare", b"true")
-    config.set((b"core",), b"logAllRefUpdates", b"false")
-    config.set((b"gc",), b"auto", b"0")
-    config.set((b"remote", b"origin"), b"url", upstream_url.encode())
-    config.set((b"remote", b"origin"), b"fetch", b"+refs/*:refs/*")
-    config.set((b"remote", b"origin"), b"mirror", b"true")
-    text = io.BytesIO()
-    config.write_to_file(text)
-    content = text.getvalue()
-    return _CONFIG_SUM + hashlib.sha256(content).hexdigest().encode() + b"\n" + content
-
-
-def upstream_url_of(path: Path) -> str:
-    """Return what the repository at `path` mirrors.
-
-    Raises:
-        Damaged: Its configuration is not what was written.
-        LocalError: It is not a mirror, or can't be read.
-    """
-    try:
-        content = (path / "config").read_bytes()
-        first, _, rest = content.partition(b"\n")
-        if first.startswith(_CONFIG_SUM[:2]):  # older ones have no such line
-            if first != _CONFIG_SUM + hashlib.sha256(rest).hexdigest().encode():
-                raise Damaged(f"{path / 'config'} is damaged: its checksum is not right")
-        elif not first.startswith(b"["):
-            raise Damaged(f"{path / 'config'} is damaged")
-        config = ConfigFile.from_file(io.BytesIO(content))
-        return config.get((b"remote", b"origin"), b"url").decode()
-    except FileNotFoundError as error:
-        if (path / _REFS).exists():
-            raise Damaged(f"{path / 'config'} is gone") from error
-        raise LocalError(f"{path} is not a mirror: {error}") from error
-    except (OSError, KeyError, ValueError) as error:
-        raise LocalError(f"{path} is not a mirror: {error}") from error
 
 
 def _identity(path: Path) -> Identity | None:
@@ -611,20 +567,3 @@ def _inode(path: Path) -> int | None:
         return path.stat().st_ino
     except OSError:
         return None
-
-
-def _write_durably(path: Path, content: bytes) -> None:
-    with open(path, "wb", opener=_not_through_a_link) as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _not_through_a_link(path: str, flags: int) -> int:
-    """Open what we write under a name that can be foreseen; a link there is not ours."""
-    return os.open(path, flags | os.O_NOFOLLOW, 0o640)
-
-
-def _fsync(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())

@@ -12,7 +12,8 @@ import pytest
 from mirror.access.tokens import Tokens, create_token
 from mirror.errors import LocalError
 from mirror.repository import bare, integrity
-from mirror.repository.bare import BareRepository, StoredRefs, upstream_url_of
+from mirror.repository.bare import BareRepository, StoredRefs
+from mirror.repository.config_file import upstream_url_of
 from mirror.repository.integrity import Kind, check_file, pass_over
 from mirror.repository.lfs_store import LfsStore
 from mirror.repository.packing import pack_store
@@ -98,7 +99,7 @@ def test_what_is_damaged_on_a_disk_that_takes_nothing_is_served_all_the_same(
         def refuse(path: Path, content: bytes) -> None:
             raise OSError(30, "Read-only file system")
 
-        patched.setattr(bare, "_write_durably", refuse)
+        patched.setattr(bare, "write_durably", refuse)
         opened = BareRepository.open(repository.path, upstream_url=URL)
     assert opened.read_refs() == right
     assert opened.not_mended is not None

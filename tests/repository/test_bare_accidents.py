@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from mirror import durable
 from mirror.errors import LocalError
 from mirror.repository import bare
 from mirror.repository.bare import BareRepository
@@ -89,14 +90,14 @@ def test_a_full_disk_leaves_the_refs_as_they_were(
 ) -> None:
     old = stored(Ref(MAIN, atlas["left"]))
     filled.write_refs(old)
-    write = bare._write_durably
+    write = durable.write_durably
 
     def fail(path: Path, content: bytes) -> None:
         write(path, content[:10])
         if path.name == name:
             raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(bare, "_write_durably", fail)
+    monkeypatch.setattr(bare, "write_durably", fail)
     with pytest.raises(LocalError, match="No space left on device"):
         filled.write_refs(stored(Ref(MAIN, atlas["main"]), head=RefName(b"refs/heads/x")))
     assert filled.read_refs() == old

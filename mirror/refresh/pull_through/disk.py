@@ -16,7 +16,7 @@ from urllib.parse import quote
 from mirror.durable import fsync_directory
 from mirror.errors import LocalError
 from mirror.refresh.mirror import Mirror
-from mirror.repository.bare import upstream_url_of
+from mirror.repository.config_file import upstream_url_of
 
 _READ: Final = "git-mirror-read"
 
