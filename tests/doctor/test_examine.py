@@ -87,7 +87,8 @@ async def test_an_empty_upstream_has_nothing_to_fetch(
     forge: HttpBackend, upstream_root: Path, tmp_path: Path
 ) -> None:
     Upstream(upstream_root, "acme/new")
-    async with mirroring(forge, tmp_path / "m", names=["acme/new"]) as mirror:
+    believed = "refs_vanish_after: 0s"
+    async with mirroring(forge, tmp_path / "m", names=["acme/new"], defaults=believed) as mirror:
         found = await looked(mirror)
     assert found["fetch from the upstream"].verdict is Verdict.NOTE
     assert found["fetch from the mirror"].verdict is Verdict.NOTE

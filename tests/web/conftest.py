@@ -88,7 +88,7 @@ async def stepped(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[SteppedEngin
     engine = SteppedEngine()
 
     @asynccontextmanager
-    async def open_engine(_: EngineChoice) -> AsyncIterator[PackEngine]:
+    async def open_engine(_: EngineChoice, **__: object) -> AsyncIterator[PackEngine]:
         yield engine
 
     monkeypatch.setattr("mirror.service.open_engine", open_engine)
