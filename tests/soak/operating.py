@@ -61,7 +61,10 @@ async def _reload(scene: Scene, content: str | None, met: Said) -> None:
         status, said = await command(estate, "reload")
         if status != int(content is not None):
             estate.ledger.violate("reload", f"ended with {status}: {said}")
-    await estate.mirror.logged(since, met)
+    try:
+        await estate.mirror.logged(since, met)
+    except TimeoutError:
+        estate.ledger.violate("reload", f"it was not read again: {way}")
 
 
 def _is_taken(said: dict[str, Any]) -> bool:

@@ -15,8 +15,9 @@ MEMORY_SECONDS_MIN: Final = 120.0
 """After the warm-up; a shorter life says nothing about a slope."""
 
 MEMORY_BYTES_EACH_MINUTE_MAX: Final = 1024 * 1024
-MEMORY_BYTES_SLACK: Final = 12 * 1024 * 1024
-"""Per process: what is allocated for one large fetch more at one end than at the other."""
+MEMORY_BYTES_SLACK: Final = 24 * 1024 * 1024
+"""Per process: what a flood or a large fetch has allocated, and the allocator keeps. Without events
+a process stays at 77 MB; after floods, readers that stop and packs in memory it is at 90 to 99."""
 
 DESCRIPTORS_SLACK: Final = 24
 THREADS_SLACK: Final = 12

@@ -290,9 +290,9 @@ def _rising(bytes_each_minute: float, minutes: float) -> list[Sample]:
 def test_memory_that_rises_is_found_and_noise_is_not() -> None:
     assert list(memory_mistakes(_rising(0, 5))) == []
     assert list(memory_mistakes(_rising(2_000_000, 5))) == [], "within the slack"
-    assert "memory rose by 6.0 MB a minute" in next(memory_mistakes(_rising(6_000_000, 5)))
+    assert "memory rose by 9.0 MB a minute" in next(memory_mistakes(_rising(9_000_000, 5)))
     assert "memory rose by 1.5 MB a minute" in next(memory_mistakes(_rising(1_500_000, 60)))
-    assert list(memory_mistakes(_rising(6_000_000, 1))) == [], "too short to say"
+    assert list(memory_mistakes(_rising(9_000_000, 1))) == [], "too short to say"
 
 
 @pytest.mark.parametrize("what", ["descriptors", "threads", "children"])
