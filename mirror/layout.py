@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
 
-from mirror.durable import fsync_directory
+from mirror.durable import fsync_directory, write_durably
 from mirror.errors import LocalError
 
 LAYOUT_VERSION: Final = 1
@@ -129,10 +129,7 @@ def bring_up_to_date(
 
 def _write_version(data_dir: Path, version: int) -> None:
     draft = data_dir / _DRAFT
-    with draft.open("wb") as file:
-        file.write(b"git-mirror data %d\n" % version)
-        file.flush()
-        os.fsync(file.fileno())
+    write_durably(draft, b"git-mirror data %d\n" % version)
     draft.rename(data_dir / VERSION_FILE)
     fsync_directory(data_dir)
 

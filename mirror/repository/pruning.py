@@ -22,6 +22,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
+from mirror.durable import write_durably
 from mirror.errors import LocalError
 from mirror.repository.bare import BareRepository, StoredRefs
 from mirror.repository.maintenance import Unreachable
@@ -97,10 +98,7 @@ def _note_unreachable(repository: BareRepository, size: int, wall_now: float) ->
     known = read_unreachable(repository) or Unreachable(0, wall_now)
     draft, note = repository.path / f"{_NOTE}.tmp", repository.path / _NOTE
     try:
-        with draft.open("w", encoding="ascii") as file:
-            file.write(f"{known.size + size}\n")
-            file.flush()
-            os.fsync(file.fileno())
+        write_durably(draft, b"%d\n" % (known.size + size))
         os.utime(draft, (known.since, known.since))
         draft.rename(note)  # durable with the refs, which come next
     except OSError as error:

@@ -5,7 +5,7 @@ from typing import Final, Literal
 
 from mirror.config import RepositorySettings
 from mirror.errors import NotYetMirrored, Overloaded, UnknownRepository
-from mirror.refresh.announcements import Announcement
+from mirror.refresh.announcements import PATIENCE_SECONDS, Announcement
 from mirror.refresh.refresher import Trigger
 from mirror.refresh.registry import Hosted, Registry
 from mirror.workers.frames import ChannelError
@@ -29,8 +29,8 @@ BUSY: Final = "busy"
 _REFUSALS: Final = {one.label: one for one in (UnknownRepository, NotYetMirrored, Overloaded)}
 """What a mirror that is wanted may be refused with, by label."""
 
-ANSWER_SECONDS_MAX: Final = 8.0
-"""The main process answers within what it gives a worker to acknowledge; forges give up at 10 s."""
+ANSWER_SECONDS_MAX: Final = PATIENCE_SECONDS
+"""Whatever is asked: the main process answers within what it gives a worker to acknowledge."""
 
 
 class RefreshProxy:
