@@ -133,6 +133,23 @@ def _tell_nobody(mirror: Mirror, before: RefSnapshot | None, updated: Updated) -
     """Be the `OnPublished` of a service where nobody asked to be told."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Success:
+    """A refresh that went well, and what is told of it once every process serves it.
+
+    Attributes:
+        published: What readers see anew; `None` where nothing changed.
+        began_at: When it began, on the refresher's clock.
+        came_at: When the announcements came whose changes can be fetched now.
+        delay_seconds: Until the next refresh; `None` for not of ourselves.
+    """
+
+    published: Updated | None
+    began_at: float
+    came_at: Sequence[float]
+    delay_seconds: float | None
+
+
 @dataclass(slots=True)
 class _Pending:
     """The refresh that has not begun yet: who asked for it, and where its outcome goes."""
@@ -293,12 +310,14 @@ class Refresher:
         began_at = self._clock()
         error: MirrorError | None = None
         delay: float | None = None
+        success: _Success | None = None
         try:
             async with asyncio.timeout(self._refresh_seconds_max):
                 async with self.mirror.changing:
                     updated = await self._update(pending.triggers)
             covers = await self._hold_back(updated, covers)
-            delay = self._succeeded(updated, trigger, began_at=began_at, covers=covers)
+            success = self._succeeded(updated, trigger, began_at=began_at, covers=covers)
+            delay = success.delay_seconds
         except TimeoutError:
             error = UpstreamUnavailable(
                 f"not done after {self._refresh_seconds_max:.0f} seconds (limits.refresh_timeout)",
@@ -317,6 +336,8 @@ class Refresher:
         try:
             if self.mirror.replicas is not None:
                 await self.mirror.replicas.refreshed(self.mirror)
+            if success is not None:
+                self._tell_served(success, trigger)
             await self._on_served(self.mirror)
         except asyncio.CancelledError:
             pending.outcome.cancel()
@@ -372,7 +393,7 @@ class Refresher:
 
     def _succeeded(
         self, updated: Updated, trigger: Trigger, *, began_at: float, covers: int
-    ) -> float | None:
+    ) -> _Success:
         mirror, before = self.mirror, self.mirror.snapshot
         mirror.repository = updated.repository
         mirror.snapshot = updated.snapshot  # published: the next reader sees it
@@ -394,29 +415,45 @@ class Refresher:
         now = self._clock()
         outcome = "changed" if is_changed else "unchanged"
         self._metrics.record_refresh(trigger, outcome, now - began_at)
-        if not given_up:
-            for at in came_at:
-                self._metrics.record_webhook_to_fetchable(now - at)
         if is_changed:
             mirror.last.changed_at = mirror.last.succeeded_at
-            self._log.info(
-                "published",
-                trigger=trigger.value,
-                snapshot=updated.snapshot.number,
-                refs=len(updated.snapshot.refs),
-                changed=updated.changed_refs,
-                received_bytes=updated.received_bytes,
-                milliseconds=round((now - began_at) * 1000, 1),
-            )
+        return _Success(
+            updated if is_changed else None,
+            began_at=began_at,
+            came_at=() if given_up else came_at,
+            delay_seconds=self._delay_after(lagging, began_at, now),
+        )
+
+    def _delay_after(
+        self, lagging: Sequence[_Expected], began_at: float, now: float
+    ) -> float | None:
+        """Return the seconds until the next refresh after one that went well."""
         looks = [self._look_again_at(one, began_at) for one in lagging]
         due = min((look for look in looks if look is not None), default=None)
         if due is not None:
             return max(0.0, due - now)
         delay = self._schedule.after_success(self._chance())
-        if mirror.vanishing is None:
+        if self.mirror.vanishing is None:
             return delay
-        look = mirror.settings.refs_vanish_after_seconds / LOOKS_MIN
+        look = self.mirror.settings.refs_vanish_after_seconds / LOOKS_MIN
         return look if delay is None else min(look, delay)
+
+    def _tell_served(self, success: _Success, trigger: Trigger) -> None:
+        """Tell operators of a refresh whose refs every process serves by now."""
+        now = self._clock()
+        for at in success.came_at:
+            self._metrics.record_webhook_to_fetchable(now - at)
+        if success.published is not None:
+            snapshot = success.published.snapshot
+            self._log.info(
+                "published",
+                trigger=trigger.value,
+                snapshot=snapshot.number,
+                refs=len(snapshot.refs),
+                changed=success.published.changed_refs,
+                received_bytes=success.published.received_bytes,
+                milliseconds=round((now - success.began_at) * 1000, 1),
+            )
 
     def _sort_out(
         self, unmet: Sequence[_Expected], began_at: float

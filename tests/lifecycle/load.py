@@ -155,8 +155,9 @@ class SlowClone:
             + body
         )
         async with asyncio.timeout(ANSWER_SECONDS_MAX):
-            head = await reader.readuntil(b"packfile\n")
-        assert head.startswith(b"HTTP/1.1 200 "), head
+            head = await reader.readuntil(b"\r\n\r\n")
+            assert head.startswith(b"HTTP/1.1 200 "), head
+            await reader.readuntil(b"packfile\n")
         return cls(reader, writer)
 
     async def finish(self) -> int:

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 
 import pytest
+from structlog.testing import capture_logs
 
 from mirror.refresh.freshness import Verdict
 from mirror.refresh.mirror import Mirror
@@ -12,6 +13,8 @@ from mirror.repository.snapshot import RefSnapshot
 from tests.git_client import Upstream
 from tests.refresh.bench import Running
 from tests.refresh.conftest import MakeBench
+
+FETCHABLE = "git_mirror_webhook_to_fetchable_seconds"
 
 
 class SlowReplicas:
@@ -22,7 +25,7 @@ class SlowReplicas:
         self.follow = asyncio.Event()
 
     async def announced(self, mirror: Mirror) -> None:
-        raise AssertionError(mirror.name)
+        """Readers are held by the announcement already."""
 
     async def refreshed(self, mirror: Mirror) -> None:
         assert mirror.snapshot is not None
@@ -47,6 +50,24 @@ async def test_a_refresh_ends_only_when_what_it_brought_is_served_by_all(running
     assert not outcome.done()
     replicas.follow.set()
     await outcome
+
+
+async def test_operators_are_told_of_what_all_serve_and_of_the_time_that_took(
+    running: Running,
+) -> None:
+    replicas = running.bench.mirror.replicas = SlowReplicas()
+    before = running.bench.upstream.oid()
+    with capture_logs() as logs:
+        running.announce(before, running.bench.upstream.commit())
+        await replicas.told.wait()
+        assert [log for log in logs if log["event"] == "published"] == []
+        assert running.sample(f"{FETCHABLE}_count") == 0
+        running.clock.advance(0.25)
+        replicas.follow.set()
+        await running.until(lambda: running.sample(f"{FETCHABLE}_count"))
+    (published,) = (log for log in logs if log["event"] == "published")
+    assert published["milliseconds"] >= 250
+    assert running.sample(f"{FETCHABLE}_sum") >= 0.25
 
 
 class AskingReplicas(SlowReplicas):
