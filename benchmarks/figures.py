@@ -159,3 +159,17 @@ class Skipped:
     row: int
     reason: str
     is_failure: bool = False
+
+
+def memory_on_top(
+    row: int, before_mb: float, peak_mb: float, *, target: Target | None = None
+) -> Measurement:
+    """Say how much memory the mirror took at its peak, beside what it had before."""
+    return Measurement(
+        row,
+        f"memory on top of {before_mb:.0f} MB meanwhile, at its peak",
+        Side(amount=max(0.0, peak_mb - before_mb)),
+        judged="amount",
+        unit="MB",
+        target=target,
+    )

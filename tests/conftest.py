@@ -15,6 +15,7 @@ from tests import mirror_service
 from tests.clients import table
 from tests.differential.cases import Cases
 from tests.git_client import GitClient, Upstream
+from tests.refresh.relay.receiving import Receiver, receiving
 
 hypothesis.settings.register_profile("dev", max_examples=50, deadline=None)
 hypothesis.settings.register_profile("ci", max_examples=50, deadline=None, derandomize=True)
@@ -127,6 +128,21 @@ def upstream(upstream_root: Path) -> Upstream:
         message="Begin",
     )
     return repository
+
+
+@pytest.fixture
+def other(upstream_root: Path, upstream: Upstream) -> Upstream:
+    """The repository acme/other on the same forge, with one commit."""
+    repository = Upstream(upstream_root, mirror_service.OTHER)
+    repository.commit(files={"README.md": "other\n"}, message="Begin")
+    return repository
+
+
+@pytest.fixture
+async def receiver() -> AsyncIterator[Receiver]:
+    """A receiver of events that takes all of them."""
+    async with receiving() as running:
+        yield running
 
 
 @pytest.fixture

@@ -27,6 +27,7 @@ from mirror.service import Service
 from tests.git_client import Upstream
 
 NAME: Final = "acme/gitops-repo"
+OTHER: Final = "acme/other"
 SECRET: Final = "the secret of the webhooks"
 ZERO_ID: Final = "0" * 40
 WAIT_SECONDS_MAX: Final = 30.0

@@ -3,14 +3,13 @@
 The reader has the kernel throw the bytes away: what is left is the cost of sending.
 """
 
-import threading
-import time
 from collections.abc import Iterator
 
 from benchmarks import checks
-from benchmarks.figures import Kind, Measurement, Side, Target
+from benchmarks.figures import Kind, Measurement, Side, Target, memory_on_top
 from benchmarks.http_client import Connection, WrongAnswer, ask_once
 from benchmarks.protocol import fetch
+from benchmarks.readers import read_together
 from benchmarks.repositories import Repository
 from benchmarks.run import Place, Run, take_turns
 from benchmarks.service import Service
@@ -70,14 +69,14 @@ def _crowded(run: Run, service: Service, repository: Repository) -> Iterator[Mea
     places = _places(run, service, repository, None)
     bytes_each = len(ask_once(places[1].port, places[1].request))
     # A first round that is not counted: buffers that are kept for good are no growth.
-    _read_together(places[0], bytes_each)
+    read_together(places[0], READERS, bytes_each, _check_size)
     before = service.memory_mb()
     service.forget_peak()
     sides: list[list[Side]] = [[], []]
     for _ in range(ROUNDS):
         for place, taken in zip(places, sides, strict=True):
-            taken.append(_read_together(place, bytes_each))
-    growth = service.memory_mb("VmHWM") - before
+            taken.append(read_together(place, READERS, bytes_each, _check_size))
+    peak = service.memory_mb("VmHWM")
     yield Measurement(
         NUMBER,
         f"full clone of 20 MB, asked before, {READERS} clients at once",
@@ -89,43 +88,7 @@ def _crowded(run: Run, service: Service, repository: Repository) -> Iterator[Mea
         target=Target(Kind.RATE_AT_LEAST, 1.0),
         checked=f"{bytes_each:,} bytes, pack taken by git, fsck",
     )
-    yield Measurement(
-        NUMBER,
-        f"memory on top of {before:.0f} MB meanwhile, at its peak",
-        Side(amount=max(0.0, growth)),
-        judged="amount",
-        unit="MB",
-        target=Target(Kind.AMOUNT_AT_MOST, 64),
-    )
-
-
-def _read_together(place: Place, bytes_each: int) -> Side:
-    times: list[float] = []
-    sizes: list[int] = []
-    start = threading.Barrier(READERS + 1)
-
-    def reader() -> None:
-        with Connection(place.port) as connection:
-            start.wait()
-            began_at = time.perf_counter()
-            size = connection.drain(place.request)
-            times.append((time.perf_counter() - began_at) * 1000)
-            sizes.append(size)
-
-    threads = [threading.Thread(target=reader) for _ in range(READERS)]
-    for thread in threads:
-        thread.start()
-    start.wait()
-    began_at = time.perf_counter()
-    for thread in threads:
-        thread.join()
-    seconds = time.perf_counter() - began_at
-    if len(sizes) != READERS:
-        raise WrongAnswer(f"{READERS - len(sizes)} of {READERS} readers had no whole answer")
-    for size in sizes:
-        _check_size(size, bytes_each)
-    timed = Side.of_times(times)
-    return Side(p50=timed.p50, p99=timed.p99, rate=READERS * bytes_each / seconds / 1e6)
+    yield memory_on_top(NUMBER, before, peak, target=Target(Kind.AMOUNT_AT_MOST, 64))
 
 
 def _check_size(size: int, expected: int) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from benchmarks import checks
-from benchmarks.figures import Kind, Measurement, Side, Target
+from benchmarks.figures import Kind, Measurement, Side, Target, memory_on_top
 from benchmarks.git import ENVIRONMENT, GIT_SECONDS_MAX, git
 from benchmarks.http_client import WrongAnswer, ask_once
 from benchmarks.peers import open_peer
@@ -89,7 +89,7 @@ def _compare(
         seconds = time.monotonic() - began_at
     finally:
         busy = load.finish(is_early=True)
-    growth = service.memory_mb("VmHWM") - before
+    peak = service.memory_mb("VmHWM")
     peace.append(_polls(run, service, polled, run.scale.wrk_seconds * 2))
     yield Measurement(
         NUMBER,
@@ -101,13 +101,7 @@ def _compare(
         target=Target(Kind.TIME_AT_MOST, 2.0),
         checked=checked,
     )
-    yield Measurement(
-        NUMBER,
-        f"memory on top of {before:.0f} MB meanwhile, at its peak",
-        Side(amount=max(0.0, growth)),
-        judged="amount",
-        unit="MB",
-    )
+    yield memory_on_top(NUMBER, before, peak)
 
 
 def _begin(run: Run, service: Service, polled: Repository, seconds: int) -> Wrk:

@@ -5,12 +5,11 @@ upstream would have done: what is measured is what readers get. They let the ker
 """
 
 import hashlib
-import threading
-import time
 from collections.abc import Iterator
 
-from benchmarks.figures import Measurement, Side
-from benchmarks.http_client import Connection, Request, WrongAnswer, ask_once
+from benchmarks.figures import Measurement, Side, memory_on_top
+from benchmarks.http_client import Request, WrongAnswer, ask_once
+from benchmarks.readers import read_together
 from benchmarks.run import Place, Run
 from benchmarks.service import Service
 from mirror.repository.lfs_store import LfsStore
@@ -39,8 +38,8 @@ def measure(run: Run) -> Iterator[Measurement]:
         sides: list[list[Side]] = [[], []]
         for _ in range(ROUNDS):
             for place, taken in zip(places, sides, strict=True):
-                taken.append(_read_together(place))
-        growth = service.memory_mb("VmHWM") - before
+                taken.append(read_together(place, READERS, OBJECT_BYTES, _check_size))
+        peak = service.memory_mb("VmHWM")
     yield Measurement(
         NUMBER,
         f"LFS object of 100 MB that is here, {READERS} clients at once",
@@ -51,13 +50,12 @@ def measure(run: Run) -> Iterator[Measurement]:
         unit="MB/s",
         checked=f"{OBJECT_BYTES:,} bytes, equal",
     )
-    yield Measurement(
-        NUMBER,
-        f"memory on top of {before:.0f} MB meanwhile, at its peak",
-        Side(amount=max(0.0, growth)),
-        judged="amount",
-        unit="MB",
-    )
+    yield memory_on_top(NUMBER, before, peak)
+
+
+def _check_size(size: int, expected: int) -> None:
+    if size != expected:
+        raise WrongAnswer(f"an answer has {size:,} bytes, the object {expected:,}")
 
 
 def _stored(service: Service, name: str, upstream: str, content: bytes) -> Request:
@@ -72,28 +70,3 @@ def _stored(service: Service, name: str, upstream: str, content: bytes) -> Reque
     finally:
         part.abandon()
     return Request(f"/{name}.git/info/lfs/objects/{pointer.oid}")
-
-
-def _read_together(place: Place) -> Side:
-    times: list[float] = []
-    start = threading.Barrier(READERS + 1)
-
-    def reader() -> None:
-        with Connection(place.port) as connection:
-            start.wait()
-            began_at = time.perf_counter()
-            if connection.drain(place.request) == OBJECT_BYTES:
-                times.append((time.perf_counter() - began_at) * 1000)
-
-    threads = [threading.Thread(target=reader) for _ in range(READERS)]
-    for thread in threads:
-        thread.start()
-    start.wait()
-    began_at = time.perf_counter()
-    for thread in threads:
-        thread.join()
-    seconds = time.perf_counter() - began_at
-    if len(times) != READERS:
-        raise WrongAnswer(f"{READERS - len(times)} of {READERS} readers had no whole object")
-    timed = Side.of_times(times)
-    return Side(p50=timed.p50, p99=timed.p99, rate=READERS * OBJECT_BYTES / seconds / 1e6)

@@ -186,12 +186,7 @@ class BareRepository:
             LocalError: It is not a repository.
         """
         leftovers = Leftovers()
-        try:
-            url = upstream_url_of(path)
-        except Damaged:
-            if upstream_url is None:
-                raise
-            url = upstream_url
+        url = _upstream_url(path, upstream_url)
         try:
             clear_leftovers(path, leftovers)
         except OSError as error:
@@ -222,12 +217,7 @@ class BareRepository:
         Raises:
             LocalError: It is not a repository that can be read.
         """
-        try:
-            url = upstream_url_of(path)
-        except Damaged:
-            if upstream_url is None:
-                raise
-            url = upstream_url
+        url = _upstream_url(path, upstream_url)
         return cls(path, ObjectSource(path / "objects", passes_over=True), url)
 
     def close(self) -> None:
@@ -528,6 +518,21 @@ class BareRepository:
             for name in files:
                 fsync_file(Path(directory, name))
             fsync_directory(Path(directory))
+
+
+def _upstream_url(path: Path, should_be: str | None) -> str:
+    """Return what the repository there mirrors; where its configuration is damaged, `should_be`.
+
+    Raises:
+        Damaged: It is, and nobody says what it should be.
+        LocalError: It is not a repository.
+    """
+    try:
+        return upstream_url_of(path)
+    except Damaged:
+        if should_be is None:
+            raise
+        return should_be
 
 
 def _kept_name(oid: ObjectId, until: int) -> RefName:

@@ -24,6 +24,18 @@ Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
+def _greeting(ended: asyncio.Event) -> Serve:
+    """Serve a greeting, wait for the client's end, and tell of it."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"hello")
+        await _to_the_end(reader)
+        writer.close()
+        ended.set()
+
+    return serve
+
+
 @asynccontextmanager
 async def _line(serve: Serve, rtt_seconds: float = 0.0) -> AsyncIterator[LatencyProxy]:
     """Give a proxy in front of a server that runs `serve` for each connection."""
@@ -152,14 +164,7 @@ async def test_a_server_that_breaks_off_ends_the_client_too() -> None:
 
 async def test_a_client_that_breaks_off_ends_the_server_too() -> None:
     ended = asyncio.Event()
-
-    async def wait_for_the_end(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writer.write(b"hello")
-        await _to_the_end(reader)
-        writer.close()
-        ended.set()
-
-    async with _line(wait_for_the_end) as proxy, _connection(proxy) as (reader, writer):
+    async with _line(_greeting(ended)) as proxy, _connection(proxy) as (reader, writer):
         assert await reader.readexactly(5) == b"hello"
         writer.transport.abort()
         await ended.wait()
@@ -178,14 +183,7 @@ async def test_a_target_that_is_not_there_ends_the_connection() -> None:
 
 async def test_close_drops_open_connections_and_what_is_under_way() -> None:
     ended = asyncio.Event()
-
-    async def wait_for_the_end(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writer.write(b"hello")
-        await _to_the_end(reader)
-        writer.close()
-        ended.set()
-
-    async with _line(wait_for_the_end) as proxy, _connection(proxy) as (reader, writer):
+    async with _line(_greeting(ended)) as proxy, _connection(proxy) as (reader, writer):
         assert await reader.readexactly(5) == b"hello"
         proxy.rtt_seconds = 3600
         writer.write(b"on its way for half an hour")

@@ -43,13 +43,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from mirror.wire.names import ObjectId, Ref, RefName
-from mirror.wire.pktline import Packet, Special
+from mirror.wire.pktline import Packet
 from mirror.wire.requests import AckMode
 from tests.differential.questions import Conversation, Past, Question
 from tests.differential.reader import Reader
 from tests.differential.servers import Git, Ours, Reply
 from tests.differential.worlds import World
 from tests.repository.packs import Kind
+from tests.wire.git_server import sections
 
 
 @dataclass(slots=True)
@@ -155,21 +156,6 @@ def assert_same_lines(conversation: Conversation, by_us: Reply, by_git: Reply) -
         assert ours == gits, f"we say {ours}, git {gits}"
     if not conversation.may_be_ready or conversation.request.done:
         assert (by_us.pack is None) == (by_git.pack is None), "one of them sends a pack"
-
-
-def sections(lines: Iterable[Packet]) -> dict[bytes, list[bytes]]:
-    """Return a v2 answer by its sections: their order is not git's where git is at fault."""
-    found: dict[bytes, list[bytes]] = {}
-    section: list[bytes] | None = None
-    for packet in lines:
-        if isinstance(packet, Special):
-            section = None
-        elif section is None:
-            section = found.setdefault(packet, [])
-        else:
-            section.append(packet)
-    free = (b"shallow-info", b"wanted-refs")
-    return {name: sorted(rows) if name in free else rows for name, rows in found.items()}
 
 
 def in_order(conversation: Conversation, lines: list[Packet]) -> list[Packet]:

@@ -16,25 +16,11 @@ from mirror.handover.messages import PROTOCOL, Channel, HandOverFailed
 from mirror.handover.predecessor import Predecessor
 from mirror.service import Service
 from tests.git_client import Upstream
-from tests.mirror_service import NAME, MirrorService, configuration, refs_of, serving
+from tests.mirror_service import NAME, OTHER, MirrorService, configuration, refs_of, serving
 from tests.pull_through import AT, read
-from tests.refresh.relay.receiving import Receiver, receiving, relays
+from tests.refresh.relay.receiving import Receiver, relays
 
-OTHER = "acme/other"
 PULLED = f"{AT}/{NAME}"
-
-
-@pytest.fixture
-def other(upstream_root: Path, upstream: Upstream) -> Upstream:
-    repository = Upstream(upstream_root, OTHER)
-    repository.commit(files={"README.md": "other\n"}, message="Begin")
-    return repository
-
-
-@pytest.fixture
-async def receiver() -> AsyncIterator[Receiver]:
-    async with receiving() as running:
-        yield running
 
 
 @asynccontextmanager

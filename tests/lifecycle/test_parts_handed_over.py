@@ -25,11 +25,10 @@ from tests.lfs_server import LFS_TYPE, LfsServer, lfs_server, noise, oid_of
 from tests.lifecycle.load import POLL_V0, Seen, SlowClone, answer, by_path, by_port, poll
 from tests.lifecycle.manager import fake_manager
 from tests.lifecycle.serving import free_port, managed, mirrored, run
-from tests.mirror_service import NAME, configuration, github_headers, github_push
+from tests.mirror_service import NAME, OTHER, configuration, github_headers, github_push
 from tests.pull_through import AT
 from tests.refresh.relay.receiving import Receiver, receiving, relays
 
-OTHER = "acme/other"
 PULLED = f"{AT}/{OTHER}"
 BIG = {f"big/{number}": os.urandom(1 << 20) for number in range(4)}
 OBJECT = noise(300_000)

@@ -26,6 +26,7 @@ from tests.lfs_server import LFS_TYPE
 from tests.lifecycle.serving import free_port
 from tests.mirror_service import (
     NAME,
+    OTHER,
     MirrorService,
     configuration,
     github_headers,
@@ -33,32 +34,18 @@ from tests.mirror_service import (
     mirroring,
 )
 from tests.pull_through import AT
-from tests.refresh.relay.receiving import Receiver, receiving, relays
+from tests.refresh.relay.receiving import Receiver, relays
 from tests.reload.test_reload import polled
 from tests.workers.connections import one_to_each
 
-OTHER = "acme/other"
 INFO_REFS = f"/{NAME}/info/refs?service=git-upload-pack"
 
 Change = Callable[..., None]
 
 
 @pytest.fixture
-def other(upstream_root: Path, upstream: Upstream) -> Upstream:
-    repository = Upstream(upstream_root, OTHER)
-    repository.commit(files={"README.md": "other\n"}, message="Begin")
-    return repository
-
-
-@pytest.fixture
 async def issuer() -> AsyncIterator[Issuer]:
     async with issuing() as running:
-        yield running
-
-
-@pytest.fixture
-async def receiver() -> AsyncIterator[Receiver]:
-    async with receiving() as running:
         yield running
 
 

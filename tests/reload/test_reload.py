@@ -12,16 +12,7 @@ import pytest
 from mirror.config import compare, parse, restart_keys, why_not
 from mirror.demo.forge import HttpBackend
 from tests.git_client import Upstream
-from tests.mirror_service import NAME, MirrorService, configuration, mirroring, serving
-
-OTHER = "acme/other"
-
-
-@pytest.fixture
-def other(upstream_root: Path, upstream: Upstream) -> Upstream:
-    repository = Upstream(upstream_root, OTHER)
-    repository.commit(files={"README.md": "other\n"}, message="Begin")
-    return repository
+from tests.mirror_service import NAME, OTHER, MirrorService, configuration, mirroring, serving
 
 
 @asynccontextmanager

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 from aiohttp import web
-from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mirror.demo.forge import HttpBackend
@@ -17,7 +16,16 @@ from tests.git_client import Upstream
 from tests.mirror_service import MirrorService, mirroring
 from tests.web.asking import command, raw_request
 from tests.web.fast_lane.conftest import received
-from tests.web.fast_lane.polls import INFO_REFS, LAST, POLLS, Received, alike, exchange, get
+from tests.web.fast_lane.polls import (
+    INFO_REFS,
+    LAST,
+    POLLS,
+    Received,
+    alike,
+    drawn,
+    exchange,
+    get,
+)
 from tests.web.fast_lane.test_framing import send_sliced
 
 __all__ = ["received"]
@@ -83,14 +91,7 @@ async def test_whatever_the_framing_the_lane_and_aiohttp_find_the_same_requests(
         mirroring(forge, tmp_path / "with", names=names) as fast,
         mirroring(forge, tmp_path / "without", names=names, fast_lane=False) as plain,
     ):
-        examples: list[list[bytes]] = []
-
-        @settings(suppress_health_check=list(HealthCheck))
-        @given(hostile_streams())
-        def draw(pieces: list[bytes]) -> None:
-            examples.append(pieces)
-
-        draw()
+        examples = drawn(hostile_streams())
         compared = 0
         for pieces in examples:
             without = await send_sliced(plain, received[web.RequestHandler], pieces)

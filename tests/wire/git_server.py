@@ -4,7 +4,7 @@ What git says is compared by meaning: the order of refs and of shallow lines is 
 """
 
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -46,18 +46,23 @@ class Answer:
         return cls(answer.lines, pack=plan.pack is not None)
 
     def sections(self) -> dict[bytes, list[bytes]]:
-        """Return the lines of a v2 answer by their section, sorted where git's order is free."""
-        found: dict[bytes, list[bytes]] = {}
-        section: list[bytes] | None = None
-        for packet in self.lines:
-            if isinstance(packet, Special):
-                section = None
-            elif section is None:
-                section = found.setdefault(packet, [])
-            else:
-                section.append(packet)
-        free = (b"shallow-info", b"wanted-refs")
-        return {name: sorted(lines) if name in free else lines for name, lines in found.items()}
+        """Return the lines of a v2 answer by their section."""
+        return sections(self.lines)
+
+
+def sections(lines: Iterable[Packet]) -> dict[bytes, list[bytes]]:
+    """Return a v2 answer by its sections, sorted where git's order is free."""
+    found: dict[bytes, list[bytes]] = {}
+    section: list[bytes] | None = None
+    for packet in lines:
+        if isinstance(packet, Special):
+            section = None
+        elif section is None:
+            section = found.setdefault(packet, [])
+        else:
+            section.append(packet)
+    free = (b"shallow-info", b"wanted-refs")
+    return {name: sorted(rows) if name in free else rows for name, rows in found.items()}
 
 
 class GitServer:

@@ -15,9 +15,9 @@ from typing import Final
 
 from mirror.errors import Unauthenticated
 from mirror.upstream.forges import payload
-from mirror.upstream.forges.events import UNKNOWN, Ignored, Push, RefChange, WebhookEvent
+from mirror.upstream.forges.events import UNKNOWN, Ignored, RefChange, WebhookEvent
 from mirror.upstream.forges.hook_plan import HookPlan
-from mirror.upstream.forges.payload import Headers, JsonObject
+from mirror.upstream.forges.payload import Headers
 from mirror.upstream.forges.signatures import verify_hex
 
 _FORM: Final = "application/x-www-form-urlencoded"
@@ -59,13 +59,15 @@ def parse(headers: Headers, body: bytes) -> WebhookEvent:
     match event:
         case "push":
             source = payload.load(body)
-            return _push(delivery, source, _without_tag_s_tip(payload.ref_change(source)))
+            return payload.push_of_one(
+                delivery, source, _without_tag_s_tip(payload.ref_change(source))
+            )
         case "create" | "delete":
             source = payload.load(body)
             change = payload.created_or_deleted(source, is_created=event == "create")
             if change is None:
                 return Ignored(delivery, event, "neither a branch nor a tag")
-            return _push(delivery, source, change)
+            return payload.push_of_one(delivery, source, change)
         case _:
             return Ignored(delivery, event, "only push, create and delete change refs")
 
@@ -96,14 +98,4 @@ def _without_tag_s_tip(change: RefChange) -> RefChange:
         change,
         before=None if change.before is None else UNKNOWN,
         after=None if change.after is None else UNKNOWN,
-    )
-
-
-def _push(delivery: str, source: JsonObject, change: RefChange) -> Push:
-    repository = payload.optional_object(source, "repository")
-    return Push(
-        delivery=delivery,
-        repository_urls=payload.repository_urls(repository),
-        changes=(change,),
-        default_branch=payload.default_branch(repository),
     )

@@ -11,7 +11,7 @@ from urllib.parse import parse_qs
 
 from mirror.errors import ProtocolError, Unauthenticated
 from mirror.upstream.forges import payload
-from mirror.upstream.forges.events import Ignored, Ping, Push, RefChange, WebhookEvent
+from mirror.upstream.forges.events import Ignored, Ping, WebhookEvent
 from mirror.upstream.forges.hook_plan import HookPlan
 from mirror.upstream.forges.payload import Headers, JsonObject
 from mirror.upstream.forges.signatures import hex_digest, verify_hex
@@ -55,13 +55,13 @@ def parse(headers: Headers, body: bytes) -> WebhookEvent:
     match event:
         case "push":
             source = _source(headers, body)
-            return _push(delivery, source, payload.ref_change(source))
+            return payload.push_of_one(delivery, source, payload.ref_change(source))
         case "create" | "delete":
             source = _source(headers, body)
             change = payload.created_or_deleted(source, is_created=event == "create")
             if change is None:
                 return Ignored(delivery, event, "neither a branch nor a tag")
-            return _push(delivery, source, change)
+            return payload.push_of_one(delivery, source, change)
         case "ping":
             repository = payload.optional_object(_source(headers, body), "repository")
             return Ping(delivery, payload.optional_repository_urls(repository))
@@ -79,16 +79,6 @@ def plan_hook(upstream: str, *, url: str) -> HookPlan:
             ("Which events", "Just the push event"),
         ),
         signing_label="Secret",
-    )
-
-
-def _push(delivery: str, source: JsonObject, change: RefChange) -> Push:
-    repository = payload.optional_object(source, "repository")
-    return Push(
-        delivery=delivery,
-        repository_urls=payload.repository_urls(repository),
-        changes=(change,),
-        default_branch=payload.default_branch(repository),
     )
 
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Final, NoReturn, TypeAlias
 
 from mirror.errors import ProtocolError
-from mirror.upstream.forges.events import UNKNOWN, RefChange
+from mirror.upstream.forges.events import UNKNOWN, Push, RefChange
 from mirror.wire.names import ZERO_ID, ObjectId, RefName, object_id, ref_name
 
 Headers: TypeAlias = Mapping[str, str]
@@ -125,6 +125,17 @@ def ref_change(source: JsonObject) -> RefChange:
         ref=ref_name(text(source, "ref").encode()),
         before=tip(source, "before"),
         after=tip(source, "after"),
+    )
+
+
+def push_of_one(delivery: str, source: JsonObject, change: RefChange) -> Push:
+    """Return the push of one change, to the repository that `source` describes."""
+    repository = optional_object(source, "repository")
+    return Push(
+        delivery=delivery,
+        repository_urls=repository_urls(repository),
+        changes=(change,),
+        default_branch=default_branch(repository),
     )
 
 

@@ -1,17 +1,8 @@
-"""A receiver for each test."""
-
-from collections.abc import AsyncIterator
+"""Failures that are over soon."""
 
 import pytest
 
 from mirror.refresh.relay import outbox
-from tests.refresh.relay.receiving import Receiver, receiving
-
-
-@pytest.fixture
-async def receiver() -> AsyncIterator[Receiver]:
-    async with receiving() as running:
-        yield running
 
 
 @pytest.fixture

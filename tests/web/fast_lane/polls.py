@@ -6,6 +6,9 @@ import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
 from tests.git_client import Upstream
 from tests.mirror_service import WAIT_SECONDS_MAX, MirrorService
 from tests.web.asking import command, connected, raw_request
@@ -31,6 +34,19 @@ POLLS = {
 }
 LAST = get("/healthz", "Connection: close")
 """Ends a connection, so that all answers can be read to the end."""
+
+
+def drawn(streams: st.SearchStrategy[list[bytes]]) -> list[list[bytes]]:
+    """Return as many streams, each in its pieces, as the profile asks for."""
+    examples: list[list[bytes]] = []
+
+    @settings(suppress_health_check=list(HealthCheck))
+    @given(streams)
+    def draw(pieces: list[bytes]) -> None:
+        examples.append(pieces)
+
+    draw()
+    return examples
 
 
 class Received:

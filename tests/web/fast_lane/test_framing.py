@@ -5,7 +5,6 @@ import contextlib
 from pathlib import Path
 
 from aiohttp import web
-from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mirror.demo.forge import HttpBackend
@@ -21,6 +20,7 @@ from tests.web.fast_lane.polls import (
     Received,
     alike,
     ask_twice,
+    drawn,
     exchange,
     get,
     read_answer,
@@ -97,15 +97,7 @@ async def test_in_whatever_pieces_requests_come_the_answers_are_those_without_a_
         mirroring(forge, tmp_path / "with", names=names) as fast,
         mirroring(forge, tmp_path / "without", names=names, fast_lane=False) as plain,
     ):
-        examples: list[list[bytes]] = []
-
-        @settings(suppress_health_check=list(HealthCheck))
-        @given(sliced_streams())
-        def draw(pieces: list[bytes]) -> None:
-            examples.append(pieces)
-
-        draw()
-        for pieces in examples:
+        for pieces in drawn(sliced_streams()):
             without = await send_sliced(plain, received[web.RequestHandler], pieces)
             for _ in range(2):  # the first time much is not known yet
                 given_by_lane = await send_sliced(fast, received[Connection], pieces)
