@@ -21,7 +21,8 @@ from mirror.refresh.healing import Healer
 from mirror.refresh.lfs import BATCHES_MAX, LargeFiles, LfsRepository
 from mirror.refresh.maintenance import Maintainer
 from mirror.refresh.mirror import Mirror
-from mirror.refresh.refresher import OnPublished, OnServed, Refresher, RefreshPlaces, Trigger
+from mirror.refresh.places import RefreshPlaces
+from mirror.refresh.refresher import OnPublished, OnServed, Refresher, Trigger
 from mirror.refresh.registry import Hosted, Registry
 from mirror.refresh.update import Updated, Updater
 from mirror.repository.bare import BareRepository

@@ -10,11 +10,9 @@ import asyncio
 import enum
 import random
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Protocol
-from urllib.parse import urlsplit
 
 import structlog
 
@@ -29,17 +27,16 @@ from mirror.errors import (
     UpstreamUnavailable,
 )
 from mirror.metrics import Metrics
+from mirror.refresh.expected import EXPECTATIONS_MAX, Expected, sort_out
 from mirror.refresh.healing import Healer
 from mirror.refresh.mirror import Mirror
+from mirror.refresh.places import RefreshPlaces
 from mirror.refresh.schedule import Schedule
 from mirror.refresh.update import Updated, Updater
 from mirror.refresh.vanishing import LOOKS_MIN
 from mirror.repository.snapshot import RefSnapshot
-from mirror.upstream.forges import UNKNOWN, RefChange
+from mirror.upstream.forges import RefChange
 from mirror.upstream.remote import Remote
-
-EXPECTATIONS_MAX: Final = 1000
-"""Announced tips remembered per repository; what is over that is left to the upstream's listing."""
 
 REFS_LOGGED_MAX: Final = 10
 
@@ -61,48 +58,6 @@ class Trigger(enum.StrEnum):
     ROOM = "room"  # on the disk, after there was none
     DAMAGE = "damage"
     RELOAD = "reload"
-
-
-@dataclass(slots=True)
-class RefreshPlaces:
-    """How many refreshes may run at once in the whole service.
-
-    First clones may take half of the places at most, so that webhooks are never queued behind them.
-    One upstream host may take three quarters of them: one that has fallen silent keeps the
-    repositories of the others from nothing.
-    """
-
-    all: asyncio.Semaphore
-    clones: asyncio.Semaphore
-    each_host_max: int
-    hosts: dict[str, asyncio.Semaphore] = field(default_factory=dict)
-
-    @classmethod
-    def of(cls, refreshes_max: int) -> "RefreshPlaces":
-        """Make `refreshes_max` places."""
-        return cls(
-            asyncio.Semaphore(refreshes_max),
-            asyncio.Semaphore(max(1, refreshes_max // 2)),
-            refreshes_max - refreshes_max // 4,
-        )
-
-    def resize(self, refreshes_max: int) -> None:
-        """Make it other places; refreshes under way keep theirs, beside the new ones."""
-        new = RefreshPlaces.of(refreshes_max)
-        self.all, self.clones, self.each_host_max = new.all, new.clones, new.each_host_max
-        self.hosts.clear()
-
-    @asynccontextmanager
-    async def taken(self, upstream: str, *, is_clone: bool) -> AsyncIterator[None]:
-        """Take a place for a refresh from the upstream with this URL; the scarcest comes first."""
-        host = urlsplit(upstream).netloc.rpartition("@")[2]
-        at_host = self.hosts.setdefault(host, asyncio.Semaphore(self.each_host_max))
-        async with AsyncExitStack() as places:
-            if is_clone:
-                await places.enter_async_context(self.clones)
-            await places.enter_async_context(at_host)
-            await places.enter_async_context(self.all)
-            yield
 
 
 class OnPublished(Protocol):
@@ -158,15 +113,6 @@ class _Pending:
     triggers: list[Trigger] = field(default_factory=list)
 
 
-@dataclass(frozen=True, slots=True)
-class _Expected:
-    """What a webhook announced, and when; `number` is the announcement's."""
-
-    change: RefChange
-    number: int
-    announced_at: float
-
-
 class Refresher:
     """Keeps one repository fresh."""
 
@@ -199,7 +145,7 @@ class Refresher:
         self._schedule = Schedule(mirror.settings.poll_interval_seconds)
         self._pending = _Pending(_future())
         self._wake = asyncio.Event()
-        self._expected: list[_Expected] = []
+        self._expected: list[Expected] = []
         self._is_refreshing = False
         self._log = logger.bind(repository=mirror.name)
 
@@ -252,7 +198,7 @@ class Refresher:
         self.mirror.last.announced_at = time.time()
         number = self.mirror.freshness.announce(now)
         room = EXPECTATIONS_MAX - len(self._expected)
-        self._expected += [_Expected(change, number, now) for change in ours][:room]
+        self._expected += [Expected(change, number, now) for change in ours][:room]
         self.request(Trigger.WEBHOOK)
         self.mirror.changed.give()
 
@@ -406,8 +352,9 @@ class Refresher:
                 self._on_published(mirror, before, updated)
             except Exception:  # noqa: BLE001 - who is told must not undo what was published
                 self._log.exception("on_published_broke")
-        unmet = [one for one in self._expected if not _is_met(one.change, updated)]
-        self._expected, given_up = self._sort_out(unmet, began_at)
+        unmet = [one for one in self._expected if not one.is_met(updated)]
+        self._expected, given_up = sort_out(unmet, self._schedule, began_at)
+        self._log_given_up(given_up)
         lagging = [one for one in self._expected if one.number <= covers]
         # What is lagging leaves its announcement, and those after it, uncovered.
         covers = min([covers, *(one.number - 1 for one in lagging)])
@@ -425,10 +372,10 @@ class Refresher:
         )
 
     def _delay_after(
-        self, lagging: Sequence[_Expected], began_at: float, now: float
+        self, lagging: Sequence[Expected], began_at: float, now: float
     ) -> float | None:
         """Return the seconds until the next refresh after one that went well."""
-        looks = [self._look_again_at(one, began_at) for one in lagging]
+        looks = [one.look_again_at(self._schedule, began_at) for one in lagging]
         due = min((look for look in looks if look is not None), default=None)
         if due is not None:
             return max(0.0, due - now)
@@ -455,26 +402,12 @@ class Refresher:
                 milliseconds=round((now - success.began_at) * 1000, 1),
             )
 
-    def _sort_out(
-        self, unmet: Sequence[_Expected], began_at: float
-    ) -> tuple[list[_Expected], list[_Expected]]:
-        """Tell what is worth another look from what the forge had its chance to show."""
-        waited_for: list[_Expected] = []
-        given_up: list[_Expected] = []
-        for one in unmet:
-            is_over = self._look_again_at(one, began_at) is None
-            (given_up if is_over else waited_for).append(one)
+    def _log_given_up(self, given_up: Sequence[Expected]) -> None:
         if given_up:
             names = [one.change.ref.decode("utf-8", "replace") for one in given_up]
             self._log.warning(
                 "announced_but_not_listed", refs=names[:REFS_LOGGED_MAX], count=len(names)
             )
-        return waited_for, given_up
-
-    def _look_again_at(self, expected: _Expected, began_at: float) -> float | None:
-        """Return when to look again for what the look that began then did not find."""
-        age = self._schedule.next_look(began_at - expected.announced_at)
-        return None if age is None else expected.announced_at + age
 
     def _failed(
         self, error: MirrorError, trigger: Trigger, *, began_at: float, covers: int
@@ -504,24 +437,6 @@ class Refresher:
             next_try_seconds=round(delay, 1),
         )
         return delay
-
-
-def _is_met(change: RefChange, updated: Updated) -> bool:
-    """Tell whether the upstream shows what it announced, or something later.
-
-    Deliveries are late, lost and out of order, and the forge's own copies lag behind one another.
-    What the ref is now tells them apart: what it was before the push means that the forge lags; any
-    other tip is later when we hold what was announced, or what was before that, and else earlier.
-    """
-    if change.after is UNKNOWN or (change.after is None and change.before is UNKNOWN):
-        return True
-    tip = updated.snapshot.find(change.ref)
-    if tip == change.after:
-        return True
-    if tip == change.before:
-        return False
-    known = (oid for oid in (change.after, change.before) if oid is not UNKNOWN)
-    return any(oid is None or updated.repository.source.contains(oid) for oid in known)
 
 
 def _future() -> "asyncio.Future[None]":

@@ -17,7 +17,8 @@ from mirror.demo.forge import ForgeRequest, HttpBackend
 from mirror.metrics import Metrics
 from mirror.refresh.gate import Admitted, Gate
 from mirror.refresh.mirror import Mirror
-from mirror.refresh.refresher import OnPublished, Refresher, RefreshPlaces, Trigger
+from mirror.refresh.places import RefreshPlaces
+from mirror.refresh.refresher import OnPublished, Refresher, Trigger
 from mirror.refresh.update import Updated, Updater
 from mirror.repository.packing.engine import PackEngine
 from mirror.upstream.forges import RefChange

@@ -10,7 +10,8 @@ from structlog.testing import capture_logs
 
 from mirror.demo.forge import Faults, ForgeRequest
 from mirror.errors import UpstreamUnavailable
-from mirror.refresh.refresher import EXPECTATIONS_MAX, Trigger
+from mirror.refresh.expected import EXPECTATIONS_MAX
+from mirror.refresh.refresher import Trigger
 from mirror.refresh.schedule import LAG_LOOKS_SECONDS
 from mirror.upstream.forges import UNKNOWN, RefChange
 from mirror.wire.names import ObjectId, RefName

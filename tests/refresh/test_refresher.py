@@ -12,7 +12,8 @@ from mirror.demo.forge import Faults, ForgeRequest, HttpBackend
 from mirror.errors import LocalError, NotUpstream, UpstreamUnavailable
 from mirror.refresh.freshness import Freshness
 from mirror.refresh.mirror import Mirror
-from mirror.refresh.refresher import RefreshPlaces, Trigger
+from mirror.refresh.places import RefreshPlaces
+from mirror.refresh.refresher import Trigger
 from mirror.refresh.update import Updated
 from mirror.repository.snapshot import RefSnapshot
 from tests.git_client import Upstream
