@@ -28,9 +28,10 @@ from mirror.errors import Damaged, LocalError
 from mirror.metrics import Metrics
 from mirror.refresh.mirror import Mirror
 from mirror.refresh.update import KEPT_SECONDS, Updated, Updater
-from mirror.repository.bare import BareRepository, StoredRefs
+from mirror.repository.bare import BareRepository
 from mirror.repository.integrity import CHECKED_SECONDS, Damage, Kind, checksum
 from mirror.repository.packing.engine import PackEngine, PackRequest
+from mirror.repository.refs import StoredRefs
 from mirror.repository.snapshot import RefSnapshot
 from mirror.repository.swap import exchange
 from mirror.repository.threads import run_to_end

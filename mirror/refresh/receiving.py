@@ -17,9 +17,10 @@ import structlog
 from mirror.errors import LocalError, MirrorError, Trouble, UpstreamUnavailable
 from mirror.refresh.bounds import Bounds, Share
 from mirror.refresh.mirror import Mirror, Progress
-from mirror.repository.bare import BareRepository, Quarantine
+from mirror.repository.bare import BareRepository
 from mirror.repository.graph import CommitGraph
 from mirror.repository.packing.engine import IndexProgress, PackEngine
+from mirror.repository.quarantine import Quarantine
 from mirror.upstream.remote import Remote
 from mirror.wire.names import ObjectId
 

@@ -27,9 +27,10 @@ from mirror.refresh.news import News, choose_haves, compare
 from mirror.refresh.patterns import patterns_of
 from mirror.refresh.receiving import Known, Receiver, Speculation, speculating
 from mirror.refresh.vanishing import Vanishing
-from mirror.repository.bare import BareRepository, StoredRefs
+from mirror.repository.bare import BareRepository
 from mirror.repository.leftovers import Leftovers
 from mirror.repository.packing.engine import PackEngine, PackRequest
+from mirror.repository.refs import StoredRefs
 from mirror.repository.snapshot import RefSnapshot
 from mirror.repository.threads import run_to_end
 from mirror.space import disk_trouble

@@ -1,26 +1,18 @@
 """One bare mirror on disk: an ordinary Git repository, opened with dulwich.
 
-Refs live in `packed-refs` alone, which is replaced as a whole, so that a reader of the directory
-(git itself included) sees either all of a push or none of it. Objects live in packs alone; new ones
-are received in a quarantine below `objects/`, as git does it, and join the others only when all
-that they reach is there. Each step is durable before the next: objects, then refs, then HEAD.
+Refs live in one file (`refs`), objects in packs alone; new ones are received in a `quarantine`
+below `objects/` and join the others only when all that they reach is there. Each step is durable
+before the next: objects, then refs, then HEAD.
 
-Tips that a force-push or a deletion took away are kept under `refs/git-mirror/kept/<until>/<id>`
-(seconds since the epoch), in the same file and thus the same atomic step.
-
-`git-mirror-refs` is a second copy of the refs, written in the same step and before `packed-refs`,
-so that it never is older than what was published: it is read where `packed-refs` is damaged.
-
-What is read is checked: refs by `refs_file`, objects by `objects`, the configuration by
-`config_file`. What can be made anew from the rest (HEAD, the configuration, one of the two files of
-refs) is, at the next start or by `mend`; the rest is for the refresher, which fetches it again.
+What is read is checked: refs by `refs`, objects by `objects`, the configuration by `config_file`.
+What can be made anew from the rest (HEAD, the configuration, one of the two files of refs) is, at
+the next start or by `mend`; the rest is for the refresher, which fetches it again.
 """
 
 import os
 import secrets
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Self
 
@@ -28,7 +20,7 @@ from dulwich.config import StackedConfig
 from dulwich.repo import Repo
 
 from mirror.durable import fsync_directory, fsync_file, write_durably
-from mirror.errors import Damaged, LocalError, ProtocolError
+from mirror.errors import Damaged, LocalError
 from mirror.repository.clearing import (
     QUARANTINE_PREFIX,
     clear_leftovers,
@@ -39,93 +31,12 @@ from mirror.repository.config_file import config_content, upstream_url_of
 from mirror.repository.graph import CommitGraph
 from mirror.repository.integrity import CHECKED_SECONDS, Damage, Kind, OnRead, Soundness, pass_over
 from mirror.repository.leftovers import Leftovers
-from mirror.repository.objects import Identity, ObjectSource, identity
-from mirror.repository.refs_file import (
-    encode_refs,
-    head_content,
-    parse_head,
-    parse_refs,
-    upstream_mark,
-)
-from mirror.wire.names import ObjectId, Ref, RefName
-from mirror.wire.ref_table import Chunk, RefTable, packed_lines, parse_packed_lines
+from mirror.repository.objects import ObjectSource
+from mirror.repository.quarantine import Quarantine
+from mirror.repository.refs import RefFiles, StoredRefs
 
-KEPT_PREFIX: Final = b"refs/git-mirror/kept/"
-"""Ours alone: never taken from an upstream, never advertised."""
-
-_REFS: Final = "packed-refs"
-_COPY: Final = "git-mirror-refs"
 _CONFIRMED: Final = "git-mirror-confirmed"  # an empty file: its time is what counts
 _SCRUBBED: Final = "git-mirror-scrubbed"  # as well
-
-
-@dataclass(frozen=True, slots=True)
-class StoredRefs:
-    """What the refs on disk say.
-
-    Attributes:
-        refs: The mirrored refs, by name; what is read from disk is a `RefTable`.
-        head_target: The branch that HEAD names; `None` when HEAD is detached.
-        head: The id of a detached HEAD; `None` otherwise.
-        kept: Old tips and until when (seconds since the epoch) they are kept.
-    """
-
-    refs: Mapping[RefName, Ref]
-    head_target: RefName | None
-    head: ObjectId | None = None
-    kept: Mapping[ObjectId, int] = field(default_factory=dict)
-
-
-class Quarantine:
-    """A place where a pack is received and checked before its objects count as the repository's."""
-
-    def __init__(self, repository: "BareRepository", objects: Path) -> None:
-        self.repository = repository
-        self.objects = objects
-        self.received = objects / "received.pack"
-        """Where to write the pack as it comes from the upstream."""
-
-    def source(self) -> ObjectSource:
-        """Return what was received and indexed, with the repository's objects behind it.
-
-        Raises:
-            LocalError: A pack can't be read.
-        """
-        return ObjectSource(self.objects, behind=self.repository.source)
-
-    def bytes_on_disk(self) -> int:
-        """Return the size of the packs that were indexed, with their indexes."""
-        return sum(file.stat().st_size for file in (self.objects / "pack").iterdir())
-
-    def migrate(self) -> None:
-        """Move the indexed packs into the repository, durably: all of them or none.
-
-        An index goes last: it makes its pack visible. A pack that is there already stays as it is,
-        for it may be read at this moment; dulwich names packs by the objects in them, not by their
-        bytes.
-
-        Raises:
-            LocalError: They could not be moved.
-        """
-        target = self.repository.objects / "pack"
-        moved: list[Path] = []
-        try:
-            for index in sorted((self.objects / "pack").glob("pack-*.idx")):
-                if all(
-                    (target / index.name).with_suffix(end).exists() for end in (".pack", ".idx")
-                ):
-                    continue
-                for end in (".pack", ".rev", ".idx"):
-                    file = index.with_suffix(end)
-                    if file.exists():
-                        file.rename(target / file.name)
-                        moved.append(target / file.name)
-            fsync_directory(target)
-        except OSError as error:
-            for file in reversed(moved):
-                file.unlink(missing_ok=True)
-            raise LocalError(f"can't add a pack to {target}: {error.strerror}") from error
-        self.repository.source.rescan()
 
 
 class BareRepository:
@@ -139,8 +50,7 @@ class BareRepository:
         self.graph = CommitGraph(source, index=self.objects / "info" / "commit-graph")
         self._leftovers = Leftovers()
         self.soundness = Soundness(self.objects)
-        self._packed_refs: tuple[Identity | None, StoredRefs] | None = None
-        self._kept_table: tuple[Mapping[ObjectId, int], RefTable] = ({}, RefTable())
+        self._refs = RefFiles(path, upstream_url)
         self.confirmed_before = _modified_at(path / _CONFIRMED)
         """When the upstream had confirmed the refs, as far as was known when this was opened."""
         self.scrubbed_before = _modified_at(path / _SCRUBBED) or _modified_at(path / "config")
@@ -162,10 +72,7 @@ class BareRepository:
             path.mkdir(parents=True, mode=0o750)
             Repo.init_bare(path, default_branch=b"main", config=StackedConfig([])).close()
             (path / "config").write_bytes(config_content(upstream_url))
-            head = (path / "HEAD").read_bytes()
-            refs = encode_refs(b"", upstream=upstream_url, head=head)
-            for name in (_COPY, _REFS):
-                (path / name).write_bytes(refs)
+            RefFiles(path, upstream_url).begin()
         except OSError as error:
             raise LocalError(f"can't create the repository {path}: {error.strerror}") from error
         return cls.open(path)
@@ -233,32 +140,7 @@ class BareRepository:
             Damaged: Both are not what was written.
             LocalError: They can't be read.
         """
-        now = _identity(self.path / _REFS)
-        if self._packed_refs is None or self._packed_refs[0] != now:
-            try:
-                self._packed_refs = (now, self._read_file(_REFS))
-            except LocalError:
-                try:
-                    self._packed_refs = (now, self._read_file(_COPY))
-                except LocalError:
-                    self._packed_refs = None
-                if self._packed_refs is None:
-                    raise
-        return self._packed_refs[1]
-
-    def _read_file(self, name: str) -> StoredRefs:
-        """Read one of the files of refs.
-
-        Raises:
-            Damaged: It is not what was written.
-            LocalError: It can't be read.
-        """
-        try:
-            return self._parse_refs((self.path / name).read_bytes())
-        except OSError as error:
-            raise LocalError(f"the refs of {self.path} can't be read: {error}") from error
-        except (ValueError, ProtocolError) as error:
-            raise Damaged(f"the refs of {self.path} are damaged: {error}") from error
+        return self._refs.read()
 
     def write_refs(self, stored: StoredRefs) -> None:
         """Replace all refs, durably and in one step; HEAD, which names one of them, follows.
@@ -266,46 +148,16 @@ class BareRepository:
         Raises:
             LocalError: They could not be written; those on disk are as before.
         """
-        refs = RefTable.of(stored.refs.values())
-        lines = (packed_lines(chunk.lines) for chunk in self._with_kept(refs, stored.kept))
-        head = head_content(stored.head_target, stored.head)
-        content = encode_refs(b"".join(lines), upstream=self.upstream_url, head=head)
-        # The copy first: whatever a crash leaves of this, it is not older than what is served. Both
-        # names are durable before anything is published.
-        contents = {_COPY: content, _REFS: content}
-        try:
-            if not (self.path / "HEAD").exists() or (self.path / "HEAD").read_bytes() != head:
-                contents["HEAD"] = head
-            # All that a full disk can spoil comes before the first of them is replaced.
-            for name, content in contents.items():
-                write_durably(self.path / f"{name}.tmp", content)
-            for name in contents:
-                (self.path / f"{name}.tmp").rename(self.path / name)
-                if name != _COPY:
-                    fsync_directory(self.path)
-            written = StoredRefs(refs, *parse_head(head), dict(stored.kept))
-            self._packed_refs = (identity(self.path / _REFS), written)
-        except OSError as error:
-            for name in contents:  # a full disk needs the room
-                with suppress(OSError):
-                    (self.path / f"{name}.tmp").unlink(missing_ok=True)
-            raise LocalError(f"can't write the refs of {self.path}: {error.strerror}") from error
+        self._refs.write(stored)
 
-    def _with_kept(self, refs: RefTable, kept: Mapping[ObjectId, int]) -> tuple[Chunk, ...]:
-        """Return all lines in order; of thousands of kept tips only those that changed are new."""
-        known, table = self._kept_table
-        changes: dict[RefName, Ref | None] = {
-            _kept_name(oid, until): None for oid, until in known.items() if kept.get(oid) != until
-        }
-        for oid, until in kept.items():
-            if known.get(oid) != until:
-                name = _kept_name(oid, until)
-                changes[name] = Ref(name, oid)
-        table = table.replace(changes)
-        self._kept_table = (dict(kept), table)
-        if not refs.chunks or refs.chunks[0].first > KEPT_PREFIX:
-            return (*table.chunks, *refs.chunks)
-        return refs.replace({ref.name: ref for ref in table.values()}).chunks
+    def write_known_refs(self) -> None:
+        """Write the refs that were read or written last, in the place of damaged ones.
+
+        Raises:
+            Damaged: None were.
+            LocalError: They could not be written.
+        """
+        self._refs.write_known()
 
     def note_confirmed(self, at: float) -> None:
         """Keep for the next start when the upstream confirmed the refs (seconds since the epoch).
@@ -321,24 +173,6 @@ class BareRepository:
     def was_replaced(self) -> bool:
         """Tell whether another repository is in its place now; what was opened is still read."""
         return _inode(self.path) != self._place
-
-    def _parse_refs(self, content: bytes) -> StoredRefs:
-        """Return what a file of refs says.
-
-        Raises:
-            ValueError: It is damaged, or of another upstream.
-            ProtocolError: It names what can't be a ref.
-            OSError: It has no checksum, and the file HEAD can't be read.
-        """
-        file = parse_refs(content)
-        if file.upstream not in (None, upstream_mark(self.upstream_url)):
-            raise ValueError("they are of another upstream")
-        head = file.head if file.head is not None else (self.path / "HEAD").read_bytes()
-        table = RefTable(parse_packed_lines(file.lines))
-        ours = [ref for lines in table.lines_with(KEPT_PREFIX) for ref in Chunk(lines).refs()]
-        kept = {ref.oid: int(ref.name.removeprefix(KEPT_PREFIX).partition(b"/")[0]) for ref in ours}
-        refs = table.replace(dict.fromkeys(ref.name for ref in ours))
-        return StoredRefs(refs, *parse_head(head), kept)
 
     # --- damage --------------------------------------------------------------------------------
 
@@ -356,21 +190,7 @@ class BareRepository:
             since: Packs that were found right in the last so many seconds are not read again.
             soundness: Findings of one's own; by default the repository's.
         """
-        found: list[Damage] = []
-        try:
-            # Not what is in memory, and not by way of it: that may be right.
-            parsed = self._parse_refs((self.path / _REFS).read_bytes())
-            head = head_content(parsed.head_target, parsed.head)
-            if (self.path / "HEAD").read_bytes() != head:
-                found.append(Damage(Kind.HEAD, self.path / "HEAD", "it is not what was written"))
-        except (OSError, ValueError, ProtocolError) as error:
-            found.append(Damage(Kind.REFS, self.path / _REFS, str(error)))
-        try:
-            parse_refs((self.path / _COPY).read_bytes())
-        except FileNotFoundError:
-            pass  # made at the next start, or the next change
-        except (OSError, ValueError) as error:
-            found.append(Damage(Kind.REFS, self.path / _COPY, str(error)))
+        found = self._refs.check()
         try:
             upstream_url_of(self.path)
         except LocalError as error:
@@ -395,27 +215,15 @@ class BareRepository:
             Damaged: The refs are, and their copy.
             LocalError: They can't be read, or nothing can be written.
         """
-        stored = self.read_refs()
-        head = head_content(stored.head_target, stored.head)
-        found: list[Damage] = []
         anew: dict[str, bytes] = {}
         try:
+            refs, found = self._refs.to_mend()
             try:
                 upstream_url_of(self.path)
             except Damaged as error:
                 anew["config"] = config_content(self.upstream_url)
-                found.append(Damage(Kind.CONFIG, self.path / "config", str(error)))
-            try:
-                self._read_file(_REFS)
-            except LocalError as error:
-                anew[_REFS] = (self.path / _COPY).read_bytes()
-                found.append(Damage(Kind.REFS, self.path / _REFS, str(error)))
-            else:
-                if (refs := (self.path / _REFS).read_bytes()) != _content(self.path / _COPY):
-                    anew[_COPY] = refs
-            if _content(self.path / "HEAD") != head:
-                anew["HEAD"] = head
-                found.append(Damage(Kind.HEAD, self.path / "HEAD", "it is not what the refs say"))
+                found.insert(0, Damage(Kind.CONFIG, self.path / "config", str(error)))
+            anew |= refs
             for name, content in anew.items():
                 write_durably(self.path / f"{name}.tmp", content)
                 (self.path / f"{name}.tmp").rename(self.path / name)
@@ -426,17 +234,6 @@ class BareRepository:
                     (self.path / f"{name}.tmp").unlink(missing_ok=True)
             raise LocalError(f"can't mend {self.path}: {error.strerror}") from error
         return tuple(found)
-
-    def write_known_refs(self) -> None:
-        """Write the refs that were read or written last, in the place of damaged ones.
-
-        Raises:
-            Damaged: None were.
-            LocalError: They could not be written.
-        """
-        if self._packed_refs is None:
-            raise Damaged(f"the refs of {self.path} are damaged")
-        self.write_refs(self._packed_refs[1])
 
     def drop(self, auxiliary: Path) -> None:
         """Remove a damaged file that only makes things quicker; git does without, or makes it anew.
@@ -533,25 +330,6 @@ def _upstream_url(path: Path, should_be: str | None) -> str:
         if should_be is None:
             raise
         return should_be
-
-
-def _kept_name(oid: ObjectId, until: int) -> RefName:
-    return RefName(b"%b%d/%b" % (KEPT_PREFIX, until, oid))
-
-
-def _identity(path: Path) -> Identity | None:
-    try:
-        return identity(path)
-    except OSError:
-        return None
-
-
-def _content(path: Path) -> bytes | None:
-    """Return what is in a file; `None` where it can't be read."""
-    try:
-        return path.read_bytes()
-    except OSError:
-        return None
 
 
 def _modified_at(path: Path) -> float | None:

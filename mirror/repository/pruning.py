@@ -24,9 +24,10 @@ from typing import Final
 
 from mirror.durable import write_durably
 from mirror.errors import LocalError
-from mirror.repository.bare import BareRepository, StoredRefs
+from mirror.repository.bare import BareRepository
 from mirror.repository.maintenance import Unreachable
 from mirror.repository.packing.engine import PackEngine
+from mirror.repository.refs import StoredRefs
 from mirror.repository.threads import run_to_end
 from mirror.wire.names import ObjectId
 

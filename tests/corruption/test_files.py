@@ -12,12 +12,13 @@ import pytest
 from mirror.access.tokens import Tokens, create_token
 from mirror.errors import LocalError
 from mirror.repository import bare, integrity
-from mirror.repository.bare import BareRepository, StoredRefs
+from mirror.repository.bare import BareRepository
 from mirror.repository.config_file import upstream_url_of
 from mirror.repository.integrity import Kind, check_file, pass_over
 from mirror.repository.lfs_store import LfsStore
 from mirror.repository.packing import pack_store
 from mirror.repository.packing.pack_store import PackKey, PackStore
+from mirror.repository.refs import StoredRefs
 from mirror.wire.lfs import Pointer
 from mirror.wire.names import ObjectId, Ref, RefName
 from mirror.wire.ref_table import RefTable

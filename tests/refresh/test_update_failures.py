@@ -13,8 +13,9 @@ import pytest
 from mirror.demo.forge import Faults, ForgeRequest, HttpBackend
 from mirror.errors import LocalError, MirrorError, PackError, UpstreamUnavailable
 from mirror.refresh import update
-from mirror.repository.bare import BareRepository, Quarantine
+from mirror.repository.bare import BareRepository
 from mirror.repository.packing.engine import PackEngine
+from mirror.repository.quarantine import Quarantine
 from tests.git_client import Upstream
 from tests.refresh.bench import Bench
 from tests.refresh.conftest import MakeBench

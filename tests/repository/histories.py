@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from mirror.repository.bare import BareRepository, StoredRefs
+from mirror.repository.bare import BareRepository
 from mirror.repository.objects import EMPTY_TREE
+from mirror.repository.refs import StoredRefs
 from mirror.wire.names import ObjectId, Ref, RefName
 from tests.git_client import FIRST_COMMIT_AT, GIT_SECONDS_MAX, environment
 

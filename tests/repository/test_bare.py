@@ -1,6 +1,7 @@
 """The repository on disk: an ordinary one, to git as to us."""
 
-from mirror.repository.bare import KEPT_PREFIX, BareRepository, StoredRefs
+from mirror.repository.bare import BareRepository
+from mirror.repository.refs import KEPT_PREFIX, StoredRefs
 from mirror.wire.names import Ref, RefName
 from tests.repository.histories import MAIN, UPSTREAM_URL, Atlas, Scratch, stored
 

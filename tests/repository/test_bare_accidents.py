@@ -10,7 +10,7 @@ import pytest
 
 from mirror import durable
 from mirror.errors import LocalError
-from mirror.repository import bare
+from mirror.repository import refs
 from mirror.repository.bare import BareRepository
 from mirror.wire.names import ObjectId, Ref, RefName
 from tests.repository.histories import MAIN, UPSTREAM_URL, Atlas, Scratch, stored
@@ -97,7 +97,7 @@ def test_a_full_disk_leaves_the_refs_as_they_were(
         if path.name == name:
             raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(bare, "write_durably", fail)
+    monkeypatch.setattr(refs, "write_durably", fail)
     with pytest.raises(LocalError, match="No space left on device"):
         filled.write_refs(stored(Ref(MAIN, atlas["main"]), head=RefName(b"refs/heads/x")))
     assert filled.read_refs() == old

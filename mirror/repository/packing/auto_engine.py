@@ -13,10 +13,11 @@ from pathlib import Path
 import structlog
 
 from mirror.errors import Damaged, PackError
-from mirror.repository.bare import BareRepository, Quarantine
+from mirror.repository.bare import BareRepository
 from mirror.repository.packing.dulwich_engine import DulwichEngine
 from mirror.repository.packing.engine import IndexProgress, PackRequest
 from mirror.repository.packing.git_engine import GitEngine
+from mirror.repository.quarantine import Quarantine
 from mirror.wire.names import ObjectId
 
 logger = structlog.stdlib.get_logger()

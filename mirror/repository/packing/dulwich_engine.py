@@ -22,7 +22,7 @@ from dulwich.object_store import DiskObjectStore
 
 from mirror.durable import fsync_directory
 from mirror.errors import LocalError, PackError
-from mirror.repository.bare import BareRepository, Quarantine
+from mirror.repository.bare import BareRepository
 from mirror.repository.graph import CommitGraph
 from mirror.repository.maintenance import count_to_merge
 from mirror.repository.objects import PACK_DAMAGE, ObjectSource
@@ -32,6 +32,7 @@ from mirror.repository.packing.pack_writer import Form, write_pack
 from mirror.repository.packing.selection import Abandoned, Selection, select_objects
 from mirror.repository.packing.small_check import is_increment
 from mirror.repository.packing.small_pack import NotSmall, SmallPack, Stored, index_small_pack
+from mirror.repository.quarantine import Quarantine
 from mirror.repository.threads import to_its_end
 from mirror.wire.names import ObjectId
 

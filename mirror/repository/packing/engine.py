@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Protocol
 
-from mirror.repository.bare import BareRepository, Quarantine
+from mirror.repository.bare import BareRepository
+from mirror.repository.quarantine import Quarantine
 from mirror.wire.filters import ObjectFilter
 from mirror.wire.names import ObjectId, Ref
 

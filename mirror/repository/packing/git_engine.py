@@ -20,12 +20,13 @@ from typing import Final
 
 from mirror.durable import fsync_directory
 from mirror.errors import Damaged, LocalError, PackError
-from mirror.repository.bare import BareRepository, Quarantine
+from mirror.repository.bare import BareRepository
 from mirror.repository.clearing import indexed_packs
 from mirror.repository.maintenance import count_to_merge
 from mirror.repository.packing.engine import OBJECT_BYTES_MAX, IndexProgress, PackRequest
 from mirror.repository.packing.pack_sizes import HEADER_BYTES, object_count
 from mirror.repository.packing.spawner import OnStderr, Spawner
+from mirror.repository.quarantine import Quarantine
 from mirror.repository.threads import run_to_end
 from mirror.wire.names import ObjectId
 

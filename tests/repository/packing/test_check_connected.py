@@ -5,9 +5,10 @@ from collections.abc import Callable, Iterable
 import pytest
 
 from mirror.errors import PackError
-from mirror.repository.bare import BareRepository, StoredRefs
+from mirror.repository.bare import BareRepository
 from mirror.repository.objects import EMPTY_TREE
 from mirror.repository.packing.engine import PackEngine, PackRequest
+from mirror.repository.refs import StoredRefs
 from mirror.wire.names import ObjectId, Ref, RefName
 from tests.repository.histories import Atlas, Scratch, lines
 from tests.repository.judge import Judge

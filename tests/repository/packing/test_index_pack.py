@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from mirror.errors import PackError
-from mirror.repository.bare import BareRepository, Quarantine
+from mirror.repository.bare import BareRepository
 from mirror.repository.packing.engine import PackEngine
+from mirror.repository.quarantine import Quarantine
 from mirror.wire.names import ObjectId
 from tests.repository.histories import Atlas, Change, Scratch, lines
 from tests.repository.judge import Judge

@@ -13,13 +13,14 @@ import pytest
 
 from mirror.errors import LocalError, MirrorError, Overloaded, PackError
 from mirror.metrics import Metrics
-from mirror.repository.bare import BareRepository, Quarantine
+from mirror.repository.bare import BareRepository
 from mirror.repository.packing import window
 from mirror.repository.packing.engine import IndexProgress, PackEngine, PackRequest
 from mirror.repository.packing.framing import Reframer, frame
 from mirror.repository.packing.pack_cache import PackCache, slices
 from mirror.repository.packing.pack_store import PackStore, StoredPack
 from mirror.repository.packing.spool import MEMORY_BYTES_MAX, PackSpool
+from mirror.repository.quarantine import Quarantine
 from mirror.space import Reserve, Room, Space
 from mirror.wire.names import ObjectId
 from mirror.wire.pktline import decode_all

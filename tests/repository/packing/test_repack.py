@@ -10,10 +10,11 @@ import pytest
 
 from mirror.config import EngineChoice
 from mirror.errors import PackError
-from mirror.repository.bare import BareRepository, Quarantine
+from mirror.repository.bare import BareRepository
 from mirror.repository.packing import dulwich_engine
 from mirror.repository.packing.dulwich_engine import DulwichEngine
 from mirror.repository.packing.engine import PackEngine, PackRequest
+from mirror.repository.quarantine import Quarantine
 from mirror.serving import open_engine
 from mirror.wire.names import ObjectId
 from tests.repository.histories import Atlas, Scratch

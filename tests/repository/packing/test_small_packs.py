@@ -11,13 +11,14 @@ from pathlib import Path
 import pytest
 
 from mirror.errors import PackError
-from mirror.repository.bare import BareRepository, Quarantine
+from mirror.repository.bare import BareRepository
 from mirror.repository.packing import small_check, small_pack
 from mirror.repository.packing.auto_engine import AutoEngine
 from mirror.repository.packing.dulwich_engine import DulwichEngine
 from mirror.repository.packing.engine import IndexProgress, PackRequest
 from mirror.repository.packing.git_engine import GitEngine
 from mirror.repository.packing.spawner import Spawner
+from mirror.repository.quarantine import Quarantine
 from mirror.wire.names import ObjectId
 from tests.repository.histories import Atlas, Change, Scratch, lines
 from tests.repository.judge import Judge
