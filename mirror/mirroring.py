@@ -28,7 +28,7 @@ from mirror.refresh.update import Updated, Updater
 from mirror.repository.bare import BareRepository
 from mirror.repository.packing.engine import PackEngine
 from mirror.repository.snapshot import RefSnapshot
-from mirror.serving import lfs_store, room_of
+from mirror.stores import lfs_store, room_of
 from mirror.upstream.addresses import GuardedResolver
 from mirror.upstream.connect import (
     Sessions,

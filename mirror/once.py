@@ -15,7 +15,8 @@ from mirror.refresh.mirror import Mirror
 from mirror.refresh.registry import unknown
 from mirror.refresh.relay.relays import probe_receivers
 from mirror.refresh.update import Updater
-from mirror.serving import AGENT, open_engine, room_of
+from mirror.serving import AGENT
+from mirror.stores import open_engine, room_of
 from mirror.upstream.connect import open_keyring, open_session, open_sessions, remote_for
 
 

@@ -38,17 +38,9 @@ from mirror.reload.changeover import Changeover, ConfigureLogs, Parts
 from mirror.reload.figures import ReloadFigures
 from mirror.reload.reloader import Reloader
 from mirror.repository.snapshot import RefSnapshot
-from mirror.serving import (
-    AGENT,
-    Share,
-    build_metrics,
-    open_engine,
-    open_packs,
-    open_runner,
-    open_tls,
-    room_of,
-)
+from mirror.serving import AGENT, build_metrics, open_runner, open_tls
 from mirror.space import disk_trouble
+from mirror.stores import Share, open_engine, open_packs, room_of
 from mirror.upgrading import Handed, TakingOver, Upgrading
 from mirror.upstream.connect import open_keyring, open_sessions
 from mirror.web.control import build_control_app

@@ -31,7 +31,8 @@ from mirror.doctor.service import (
 from mirror.errors import UpstreamError
 from mirror.places import DataDirectory
 from mirror.refresh.relay.relays import probe_receivers
-from mirror.serving import AGENT, reserve_of
+from mirror.serving import AGENT
+from mirror.stores import reserve_of
 from mirror.upstream.connect import open_keyring, open_session, remote_for
 from mirror.upstream.credentials import BasicCredentials
 from mirror.upstream.keyring import Keyring

@@ -29,7 +29,8 @@ from mirror.refresh.lfs import LargeFiles
 from mirror.refresh.mirror import Mirror
 from mirror.refresh.relay.relays import Relays
 from mirror.repository.packing.pack_cache import PackCache
-from mirror.serving import Serving, Share
+from mirror.serving import Serving
+from mirror.stores import Share
 from mirror.web.tls import Tls, load
 
 DRAIN_SECONDS_MAX: Final = 60.0

@@ -28,16 +28,8 @@ from mirror.refresh.foresight import Foresight
 from mirror.refresh.mirror import Mirror
 from mirror.refresh.registry import Hosted, Registry
 from mirror.repository.packing.pack_cache import PackCache
-from mirror.serving import (
-    AGENT,
-    Serving,
-    Share,
-    build_metrics,
-    open_app,
-    open_engine,
-    open_packs,
-    open_tls,
-)
+from mirror.serving import AGENT, Serving, build_metrics, open_app, open_tls
+from mirror.stores import Share, open_engine, open_packs
 from mirror.web.canary import ask_own_canary
 from mirror.web.fetch import Fetches
 from mirror.web.front import LET_GO_SECONDS, Front

@@ -8,7 +8,7 @@ from typing import Final
 
 from mirror.config import EngineChoice
 from mirror.repository.bare import BareRepository
-from mirror.serving import open_engine
+from mirror.stores import open_engine
 from tests.git_client import GitClient, GitFailed, Upstream
 from tests.mirror_service import NAME, MirrorService
 

@@ -25,14 +25,8 @@ from mirror.refresh.refresher import Trigger
 from mirror.refresh.registry import Hosted, Registry
 from mirror.repository.bare import BareRepository
 from mirror.repository.snapshot import RefSnapshot
-from mirror.serving import (
-    AGENT,
-    Share,
-    build_metrics,
-    open_app,
-    open_engine,
-    open_packs,
-)
+from mirror.serving import AGENT, build_metrics, open_app
+from mirror.stores import Share, open_engine, open_packs
 from mirror.web.fetch import Fetches
 from mirror.web.listening import listen
 from mirror.wire.advertise import SERVICE_LINE

@@ -8,8 +8,8 @@ import pytest
 
 from mirror.config import Settings, parse
 from mirror.errors import DiskFull, DiskReadOnly, LocalError, PackError
-from mirror.serving import room_of
 from mirror.space import Reserve, Room, Space, disk_trouble, look_at
+from mirror.stores import room_of
 
 GIB = 1 << 30
 

@@ -24,8 +24,8 @@ from mirror.repository.bundles import BundleShelf
 from mirror.repository.lfs_store import LfsStore
 from mirror.repository.packing.engine import PackEngine
 from mirror.repository.packing.pack_store import PackKey, PackStore
-from mirror.serving import open_engine
 from mirror.space import disk_trouble
+from mirror.stores import open_engine
 from mirror.wire.bundles import BundleList
 from mirror.wire.lfs import Pointer
 from mirror.wire.names import ObjectId, Ref, RefName

@@ -10,7 +10,7 @@ import pytest
 from mirror.config import EngineChoice
 from mirror.demo.forge import HttpBackend
 from mirror.repository.packing.engine import PackEngine
-from mirror.serving import open_engine
+from mirror.stores import open_engine
 from mirror.upstream.connect import open_session
 from tests.engines import AUTO
 from tests.git_client import Upstream

@@ -14,7 +14,7 @@ from mirror.errors import Damaged, UpstreamError
 from mirror.mirroring import look_for_damage
 from mirror.repository.bare import BareRepository
 from mirror.repository.packing.engine import PackEngine, PackRequest
-from mirror.serving import open_engine
+from mirror.stores import open_engine
 from mirror.wire.names import ObjectId, Ref, RefName
 from mirror.wire.ref_table import RefTable
 from tests.git_client import Upstream

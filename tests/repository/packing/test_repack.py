@@ -15,7 +15,7 @@ from mirror.repository.packing import dulwich_engine
 from mirror.repository.packing.dulwich_engine import DulwichEngine
 from mirror.repository.packing.engine import PackEngine, PackRequest
 from mirror.repository.quarantine import Quarantine
-from mirror.serving import open_engine
+from mirror.stores import open_engine
 from mirror.wire.names import ObjectId
 from tests.repository.histories import Atlas, Scratch
 from tests.repository.judge import Judge
