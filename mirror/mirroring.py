@@ -4,51 +4,34 @@ Knows nothing of who serves them. There is one of these per data directory.
 """
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from typing import Final
 
-import structlog
-
 from mirror.config import Difference, LimitSettings, RepositorySettings, Settings
-from mirror.errors import Damaged, LocalError
+from mirror.errors import LocalError
 from mirror.metrics import Metrics
 from mirror.places import DataDirectory
 from mirror.refresh.bounds import Bounds
 from mirror.refresh.healing import Healer
-from mirror.refresh.lfs import BATCHES_MAX, LargeFiles, LfsRepository
 from mirror.refresh.maintenance import Maintainer
 from mirror.refresh.mirror import Mirror
+from mirror.refresh.opening import close_mirror, open_mirror
 from mirror.refresh.places import RefreshPlaces
 from mirror.refresh.refresher import OnPublished, OnServed, Refresher, Trigger
 from mirror.refresh.registry import Hosted, Registry
 from mirror.refresh.update import Updated, Updater
-from mirror.repository.bare import BareRepository
 from mirror.repository.packing.engine import PackEngine
 from mirror.repository.snapshot import RefSnapshot
-from mirror.stores import lfs_store, room_of
-from mirror.upstream.addresses import GuardedResolver
-from mirror.upstream.connect import (
-    Sessions,
-    admit_places,
-    lfs_remote_for,
-    open_sessions,
-    remote_for,
-)
+from mirror.stores import room_of
+from mirror.upstream.connect import Sessions, admit_places, remote_for
 from mirror.upstream.keyring import Keyring
 from mirror.upstream.remote import Remote
-from mirror.upstream.storage import Storage
-
-LFS_CONNECTIONS_MAX = 256 + BATCHES_MAX
-"""To one host: as many as `limits.lfs_downloads_max` can be; that is what bounds them."""
 
 Watch = Callable[[Mirror], None]
 
 SETTLING_LOOK_SECONDS: Final = 0.02
-
-logger = structlog.stdlib.get_logger()
 
 
 class Mirroring:
@@ -379,156 +362,3 @@ class Retired:
         """Wait for the end of its refreshes."""
         if self.task is not None:
             await asyncio.wait((self.task,))
-
-
-def open_mirror(
-    settings: RepositorySettings,
-    places: DataDirectory,
-    updater: Updater,
-    *,
-    sets_aside: bool = True,
-) -> Mirror:
-    """Open a repository's mirror if there is one on disk; blocking.
-
-    One that can't be read, or that is of another upstream, is set aside and cloned anew, or left
-    where it is, without `sets_aside`. One that is damaged in parts is served, as far as it is
-    sound, until it is mended.
-    """
-    mirror = Mirror(settings, places.repository(settings.name))
-    if not mirror.path.exists():
-        return mirror
-    repository = None
-    try:
-        repository = BareRepository.open(mirror.path, upstream_url=settings.upstream)
-        _check_upstream(repository, settings)
-        snapshot = updater.open(repository)
-        for one in repository.found:
-            logger.error(
-                "damage_found",
-                repository=settings.name,
-                kind=one.kind.value,
-                path=str(one.path),
-                reason=one.reason,
-                mended=True,
-            )
-        mirror.damage = look_for_damage(repository, snapshot)
-        mirror.repository, mirror.snapshot = repository, snapshot
-        mirror.scrubbed_at = repository.scrubbed_before
-        mirror.vanishing = updater.recall_vanished(repository)
-    except LocalError as error:
-        if repository is not None:
-            repository.close()
-        if not sets_aside:
-            logger.warning("mirror_left", repository=settings.name, reason=str(error))
-            return mirror
-        aside = places.set_aside / f"{settings.name.replace('/', '%2F')}.{time.time_ns()}.git"
-        mirror.path.rename(aside)
-        logger.warning(
-            "mirror_set_aside", repository=settings.name, reason=str(error), path=str(aside)
-        )
-    return mirror
-
-
-def look_for_damage(repository: BareRepository, snapshot: RefSnapshot) -> str | None:
-    """Return what is wrong, as far as one look tells; what is right in full takes the scrub.
-
-    Raises:
-        Damaged: There is nothing left to serve.
-    """
-    contains = repository.source.contains
-    missing = [ref for ref in snapshot.refs if not contains(ref.oid)]
-    if missing:
-        one = missing[0]
-        reason = f"{one.name.decode('utf-8', 'replace')} names an object that is missing"
-        if len(missing) == len(snapshot.refs):
-            raise Damaged(f"{repository.path}: {reason}, and so does every other ref")
-    elif repository.source.damaged:
-        name, what = next(iter(repository.source.damaged.items()))
-        reason = f"{name}: {what}"
-    elif repository.not_mended is not None:  # tried again with the next refresh
-        reason = repository.not_mended
-    else:
-        return None
-    logger.error("mirror_damaged", path=str(repository.path), reason=reason)
-    return reason
-
-
-def _check_upstream(repository: BareRepository, settings: RepositorySettings) -> None:
-    if repository.upstream_url != settings.upstream:
-        raise LocalError(
-            f"it mirrors {repository.upstream_url}; the configuration says {settings.upstream}"
-        )
-
-
-def close_mirror(mirror: Mirror) -> None:
-    """Let go of a mirror's packs."""
-    if mirror.repository is not None:
-        mirror.repository.close()
-
-
-async def open_large_files(
-    stack: AsyncExitStack,
-    settings: Settings,
-    keyring: Keyring,
-    metrics: Metrics,
-    *,
-    agent: bytes,
-    is_first: bool = True,
-) -> LargeFiles:
-    """Provide what brings LFS objects from the upstreams; `stack` gets its end.
-
-    With `is_first` nobody else uses the store yet, and what was half done is cleared.
-
-    Raises:
-        LocalError: The store can't be used.
-    """
-    store = lfs_store(settings)
-    await asyncio.to_thread(store.prepare, clear=is_first)
-    metrics.set_lfs_stored_bytes(store.stored_bytes)
-    sessions = await stack.enter_async_context(
-        open_sessions(settings, connections_per_host_max=LFS_CONNECTIONS_MAX)
-    )
-    configured = Storage(stack)
-    below_places = Storage(stack, resolver=sessions.guard)
-
-    def repository_of(one: RepositorySettings, limits: LimitSettings) -> LfsRepository:
-        storage = configured if one.place is None else below_places
-        return LfsRepository(
-            lfs_remote_for(sessions.of(one), keyring, storage, one, limits, agent=agent),
-            store.scope(one.name, one.upstream),
-        )
-
-    repositories = _LfsRepositories(settings, repository_of, sessions.guard)
-    files = LargeFiles(store, repositories, settings.limits, metrics)
-    stack.push_async_callback(files.close)
-    return files
-
-
-class _LfsRepositories(dict[str, LfsRepository]):
-    """LFS repositories by name, each made when it is first asked for."""
-
-    def __init__(
-        self,
-        settings: Settings,
-        repository_of: Callable[[RepositorySettings, LimitSettings], LfsRepository],
-        guard: GuardedResolver,
-    ) -> None:
-        super().__init__()
-        self._settings = settings
-        self._repository_of = repository_of
-        self._guard = guard
-
-    def change(self, settings: Settings) -> None:
-        """Make them by other settings from now on."""
-        was, self._settings = self._settings, settings
-        admit_places(self._guard, settings)
-        for name in tuple(self):
-            if settings.limits != was.limits or settings.find(name) != was.find(name):
-                del self[name]
-
-    def __missing__(self, name: str) -> LfsRepository:
-        settings = self._settings.find(name)
-        if settings is None:
-            raise KeyError(name)
-        found = self[name] = self._repository_of(settings, self._settings.limits)
-        return found

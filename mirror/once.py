@@ -7,11 +7,12 @@ from mirror import __version__
 from mirror.config import RepositorySettings, Settings
 from mirror.errors import MirrorError
 from mirror.metrics import Metrics
-from mirror.mirroring import Watch, close_mirror, open_mirror
+from mirror.mirroring import Watch
 from mirror.places import DataDirectory
 from mirror.refresh.bounds import Bounds
 from mirror.refresh.maintenance import Maintainer
 from mirror.refresh.mirror import Mirror
+from mirror.refresh.opening import close_mirror, open_mirror
 from mirror.refresh.registry import unknown
 from mirror.refresh.relay.relays import probe_receivers
 from mirror.refresh.update import Updater

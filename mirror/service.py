@@ -17,10 +17,11 @@ from mirror.doors import Doors
 from mirror.errors import LocalError
 from mirror.handover.held import HeldAnnouncer
 from mirror.handover.predecessor import KnownFreshness, Predecessor, apply
+from mirror.large_files import open_large_files
 from mirror.layout import check_same_version
 from mirror.making_room import disk_watch
 from mirror.metrics import Metrics
-from mirror.mirroring import Mirroring, Watch, open_large_files
+from mirror.mirroring import Mirroring, Watch
 from mirror.notify import NOBODY, Manager
 from mirror.places import DataDirectory
 from mirror.pulling import PullThrough

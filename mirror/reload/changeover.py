@@ -20,13 +20,14 @@ import structlog
 
 from mirror.config import Difference, LogSettings, RepositorySettings, Settings, compare
 from mirror.errors import LocalError
-from mirror.mirroring import Mirroring, Retired, close_mirror
+from mirror.mirroring import Mirroring, Retired
 from mirror.places import DataDirectory
 from mirror.pulling import PullThrough
 from mirror.refresh.bundling import Bundler
 from mirror.refresh.foresight import Foresight
 from mirror.refresh.lfs import LargeFiles
 from mirror.refresh.mirror import Mirror
+from mirror.refresh.opening import close_mirror
 from mirror.refresh.relay.relays import Relays
 from mirror.repository.packing.pack_cache import PackCache
 from mirror.serving import Serving

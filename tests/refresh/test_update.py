@@ -11,7 +11,7 @@ import pytest
 from mirror.config import EngineChoice
 from mirror.demo.forge import Faults, ForgeRequest, HttpBackend
 from mirror.errors import Damaged, UpstreamError
-from mirror.mirroring import look_for_damage
+from mirror.refresh.opening import look_for_damage
 from mirror.repository.bare import BareRepository
 from mirror.repository.packing.engine import PackEngine, PackRequest
 from mirror.stores import open_engine
