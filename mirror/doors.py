@@ -99,7 +99,7 @@ class Doors:
                 listeners=self._listeners,
                 count=self._workers,
             )
-            pulling.processes = self.supervisor  # before one can ask for a first clone
+            pulling.served_by(self.supervisor)  # before one can ask for a first clone
             stack.push_async_callback(self.supervisor.close)
             own(*await self.supervisor.start())
             return

@@ -35,7 +35,7 @@ def disk_watch(
         Yielding("bundles", bundler.give),
     ]
     if pulling is not None:
-        yielding.append(Yielding("pull_through", pulling.give))
+        yielding.append(Yielding("pull_through", pulling.tidier.give))
 
     async def used() -> Mapping[str, int]:
         return {

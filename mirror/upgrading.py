@@ -176,7 +176,7 @@ class TakingOver:
     async def tidy(self) -> None:
         """Remove what this process does not want, once the old one's last answer has ended."""
         await self._predecessor.is_gone.wait()
-        await self._handed.pulling.sweep()
+        await self._handed.pulling.tidier.sweep()
 
     async def _announced_before(self, repositories: Sequence[str]) -> None:
         """Take a webhook that the old process was sent; once more is once too often, not lost."""

@@ -56,7 +56,7 @@ class Work:
         """Begin all of it."""
         self._own(self._bundler.start())
         self._own(*self._relays.start())
-        self._pulling.start()
+        self._pulling.tidier.start()
         self._begin(self._maintainer.run(), "maintenance")
         self._begin(self._disk.run(), "disk")
         scrubber = self._scrubber_of()
@@ -74,7 +74,7 @@ class Work:
         """End what `start` began; it can be started again."""
         self.is_going_on = False
         await self._reloader.close()
-        await self._pulling.stop()
+        await self._pulling.tidier.stop()
         tasks, self._tasks = self._tasks, []
         for task in tasks:
             task.cancel()

@@ -66,7 +66,8 @@ def puller(mirror: MirrorService) -> PullThrough:
 
 def later(mirror: MirrorService, seconds: float) -> None:
     """Let it be so many seconds later for what decides which mirrors go and come."""
-    puller(mirror)._clock = lambda: time.monotonic() + seconds
+    for one in (puller(mirror), puller(mirror).tidier):
+        one._clock = lambda: time.monotonic() + seconds
 
 
 def mirrored_names(mirror: MirrorService) -> list[str]:

@@ -142,7 +142,7 @@ async def test_a_configured_repository_is_not_pulled_through(
         assert (await read(mirror, NAME)) == upstream.refs()
         assert mirror.mirror().settings.place is None
         later(mirror, 1e9)
-        await puller(mirror).tidy()
+        await puller(mirror).tidier.tidy()
         assert mirrored_names(mirror) == [NAME]
 
 

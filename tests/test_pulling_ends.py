@@ -71,15 +71,15 @@ async def test_what_nobody_reads_is_removed_and_comes_again(
                 answer = await connection.get(INFO_REFS, git_protocol(version))
                 assert answer.status == 200
         later(mirror, 3500)
-        await puller(mirror).tidy()
+        await puller(mirror).tidier.tidy()
         assert len(mirrored_names(mirror)) == 2
         mirror.mirror(PULLED).read_at += 3000
         later(mirror, 3700)
-        await puller(mirror).tidy()
+        await puller(mirror).tidier.tidy()
         assert mirrored_names(mirror) == [PULLED]
         assert mirrors_on_disk(tmp_path / "mirror") == [f"repositories/{PULLED}.git"]
         later(mirror, 9999)
-        await puller(mirror).tidy()
+        await puller(mirror).tidier.tidy()
         assert mirrors_on_disk(tmp_path / "mirror") == []
         assert await mirror.metric(REMOVED, reason="unused") == 2
         tip = upstream.commit()
@@ -139,7 +139,7 @@ async def test_what_is_being_read_stays(
         )
         await connection.reader.readuntil(b"PACK")
         later(mirror, 1e7)
-        await puller(mirror).tidy()
+        await puller(mirror).tidier.tidy()
         assert mirrored_names(mirror) == [PULLED]
         assert mirror.mirror(PULLED).path.exists()
         while not (await connection.reader.read(1 << 20)).endswith(b"0\r\n\r\n"):
@@ -155,7 +155,7 @@ async def until_removed(mirror: MirrorService) -> None:
     """Tidy until nothing is left: an answer ends a moment after its last byte."""
     async with asyncio.timeout(WAIT_SECONDS_MAX):
         while mirrored_names(mirror):
-            await puller(mirror).tidy()
+            await puller(mirror).tidier.tidy()
 
 
 async def test_the_quota_takes_what_was_read_least_recently(
@@ -171,7 +171,7 @@ async def test_the_quota_takes_what_was_read_least_recently(
         assert len(mirrored_names(mirror)) == 3  # each was read just now
         mirror.mirror(f"{AT}/{names[0]}").read_at += 10
         later(mirror, 65)
-        await puller(mirror).tidy()
+        await puller(mirror).tidier.tidy()
         assert mirrored_names(mirror) == [f"{AT}/{names[0]}", f"{AT}/{names[2]}"]
         large = Upstream(upstream_root, "acme/too-large")
         large.commit(files={"noise": os.urandom(1 << 20)})
@@ -202,12 +202,12 @@ async def test_what_is_deleted_upstream_is_removed_once_that_is_certain(
         answer = await mirror.info_refs(PULLED)
         assert answer.status == 200
         assert "Git-Mirror-Stale" in answer.headers
-        await puller(mirror).tidy()
+        await puller(mirror).tidier.tidy()
         assert mirrored_names(mirror) == [PULLED]
         gone = mirror.mirror(PULLED)
         assert gone.denied is not None
         gone.denied = (gone.denied[0] - 601, gone.denied[1])
-        await puller(mirror).tidy()
+        await puller(mirror).tidier.tidy()
         assert mirrored_names(mirror) == []
         assert (await mirror.info_refs(PULLED)).status == 404
         assert mirrors_on_disk(tmp_path / "mirror") == []
@@ -221,11 +221,11 @@ async def test_an_outage_is_no_deletion(
         for status in (500, 403, 429):
             forge.faults = Faults(status=status)
             await asyncio.wait((mirror.hosted(PULLED).refresher.request(Trigger.MANUAL),))
-            await puller(mirror).tidy()
+            await puller(mirror).tidier.tidy()
         assert await read(mirror) == upstream.refs()
         forge.faults = Faults(status=404)
         await asyncio.wait((mirror.hosted(PULLED).refresher.request(Trigger.MANUAL),))
-        await puller(mirror).tidy()
+        await puller(mirror).tidier.tidy()
         assert mirrored_names(mirror) == []
 
 
@@ -255,7 +255,7 @@ async def test_after_a_restart_what_was_there_is_served_at_once_and_asked_for_wh
         await read(mirror)
         await read(mirror, OTHER)
         later(mirror, 0)
-        await puller(mirror).tidy()
+        await puller(mirror).tidier.tidy()
     os.utime(tmp_path / f"mirror/data/repositories/{OTHER}.git/git-mirror-read", (1, 1))
     forge.requests.clear()
     tip = upstream.commit()
@@ -264,7 +264,7 @@ async def test_after_a_restart_what_was_there_is_served_at_once_and_asked_for_wh
         assert forge.requests == []
         assert (await read(mirror))["refs/heads/main"] == tip
         assert all(one.path.startswith(f"/{NAME}.git") for one in forge.requests)
-        await puller(mirror).tidy()
+        await puller(mirror).tidier.tidy()
         assert mirrored_names(mirror) == [PULLED]  # the other was not read since 1970
 
 

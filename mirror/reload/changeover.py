@@ -117,7 +117,7 @@ class Changeover:
         if not difference.is_any:
             return difference
         certificates = await self._prepare(difference.settings)
-        async with parts.pulling.still():
+        async with parts.pulling.tidier.still():
             # Below `upstreams`, readers may have brought some meanwhile.
             opened: dict[str, Mirror] = {}
             while lacking := [one for one in difference.added if one.name not in opened]:
@@ -233,7 +233,7 @@ class Changeover:
     ) -> None:
         """Have what does not face readers follow."""
         parts = self._parts
-        await parts.pulling.keep(difference.changed)
+        await parts.pulling.tidier.keep(difference.changed)
         for mirror in gone:
             parts.foresight.forget(mirror.name)
             await parts.lfs.forget(mirror.name)
@@ -295,7 +295,7 @@ class Changeover:
         for mirror in gone:
             mirror.forsake()
             if mirror.settings.place is not None:
-                await self._parts.pulling.discard(mirror)
+                await self._parts.pulling.tidier.discard(mirror)
 
     async def _replace(self, mirror: Mirror) -> None:
         """Begin with a repository whose place another one had, once nobody reads that one."""

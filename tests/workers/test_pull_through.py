@@ -50,7 +50,7 @@ async def test_all_workers_have_it_and_keep_it_while_one_reads_it_and_lose_it_to
         reading.send("POST", f"/{PULLED}/git-upload-pack", body=body, headers=UPLOAD_PACK_HEADERS)
         await reading.reader.readuntil(b"PACK")
         later(mirror, 1e7)
-        await puller(mirror).tidy()
+        await puller(mirror).tidier.tidy()
         assert mirrored_names(mirror) == [PULLED]
         tip = upstream.commit()
         await mirror.hosted(PULLED).refresher.request(Trigger.MANUAL)
@@ -60,7 +60,7 @@ async def test_all_workers_have_it_and_keep_it_while_one_reads_it_and_lose_it_to
         assert tip.encode() in (await reading.get(INFO_REFS)).body
         async with asyncio.timeout(WAIT_SECONDS_MAX):
             while mirrored_names(mirror):
-                await puller(mirror).tidy()
+                await puller(mirror).tidier.tidy()
         asked = len(forge.requests)
         tip = upstream.commit()
         answers = await asyncio.gather(*(one.get(INFO_REFS) for one in workers.values()))

@@ -6,5 +6,5 @@
     disk       which there are on disk, and when they were read
     figures    what Prometheus is told of them
 
-Who opens, keeps and removes them is `mirror.pulling`.
+Who opens and keeps them is `mirror.pulling`, who removes them `mirror.tidying`.
 """
