@@ -5,6 +5,7 @@
     attempts   failed attempts by address: pure
     tokens     tokens of our own, in a file, as hashes
     oidc       tokens of OpenID Connect issuers
+    id_tokens  how these are verified, by their issuer's keys
     forge      the forge's word on a client's own credentials
     doorkeeper all of it: may this client read that repository?
 

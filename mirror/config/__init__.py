@@ -1,25 +1,26 @@
 """The whole configuration: one YAML file, typed, with every mistake reported at once.
 
-    document     YAML to plain values that remember their lines
-    notation     how single values are written: durations, sizes, counts, choices
-    names        what may be named: repositories, relays, refs, files, users
-    addresses    where it may lead: upstreams, receivers, networks, the address to listen on
-    limits       the bounds on work and sizes
-    section      what every section has in common
-    readers      who may read, and TLS
-    relays       the receivers of events
-    upstreams    places that a whole path stands for, and which names are below them
-    models       every section and key as users write it
-    credentials  how to sign in to an upstream
-    netrc        a netrc file, as curl and git read it
-    settings     what the program gets
-    loading      a file to `Settings`, or one `ConfigError`; the rules between keys
-    explaining   what pydantic found, in our words
-    resolving    what is written to what applies
-    difference   what a new configuration changes for a running service
-    files        whether the files it names can be used
-    reference    the JSON Schema and docs/configuration.md, from the models
-    environment  the process environment; read nowhere else
+    document          YAML to plain values that remember their lines
+    notation          how single values are written: durations, sizes, counts, choices
+    names             what may be named: repositories, relays, refs, files, users
+    addresses         where it may lead: upstreams, receivers, networks, the address to listen on
+    limits            the bounds on work and sizes
+    section           what every section has in common
+    readers           who may read, and TLS
+    relays            the receivers of events
+    upstreams         places that a whole path stands for, and which names are below them
+    models            every section and key as users write it
+    credentials       how to sign in to an upstream
+    netrc             a netrc file, as curl and git read it
+    settings          what the program gets
+    loading           a file to `Settings`, or one `ConfigError`; the rules between keys
+    explaining        what pydantic found, in our words
+    resolving         what is written to what applies
+    difference        what a new configuration changes for a running service
+    files             whether the files it names can be used
+    credential_files  those that reaching an upstream needs
+    reference         the JSON Schema and docs/configuration.md, from the models
+    environment       the process environment; read nowhere else
 
 Must never import anything of ours but `mirror.errors`.
 """

@@ -2,6 +2,7 @@
 
 counted    what happens: one method per event
 looked_up  how repositories and receivers are: looked at when somebody asks
+disk       the room on the disk, told by the one process that watches it
 """
 
 from mirror.metrics.counted import (

@@ -12,6 +12,15 @@ more in `RECEIVERS`, and its payloads in the contract suite (tests/upstream/test
 
 `position` tells which of the secrets it was: where repositories have secrets of their own, the
 owner of one must not speak for another. `body` is the raw body as it came.
+
+    github, gitlab, gitea, bitbucket: one forge each (gitea is Forgejo's, too)
+
+    events          what a webhook tells us, whichever forge sent it
+    payload         reading what all of them send alike
+    signatures      what their checks share
+    repository_key  under which key a repository is found, however a URL names it
+    hook_plan       which webhook a repository needs, in the forge's words
+    hook_api        what the forges' interfaces are told about it
 """
 
 from collections.abc import Mapping, Sequence
