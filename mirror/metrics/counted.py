@@ -43,7 +43,7 @@ IN_PROCESS: Final = "dulwich"
 
 FORESEEN_OUTCOMES: Final = ("built", "ready", "failed")
 BUNDLE_OUTCOMES: Final = ("ok", "abandoned", "local_error", "pack_error")
-MAINTENANCE_WORK: Final = ("index", "merge", "prune")
+MAINTENANCE_WORK: Final = ("index", "merge", "rewrite", "prune")
 MAINTENANCE_OUTCOMES: Final = ("ok", "abandoned", "local_error", "pack_error")
 RELAY_FAILURES: Final = ("unavailable", "refused")
 HEALED: Final = ("locally", "fetched")
@@ -439,7 +439,7 @@ class Metrics:
         self._bundle_bytes.inc(size)
 
     def record_maintenance(self, work: str, outcome: str, seconds: float) -> None:
-        """A repository was maintained, or was not: `index`, `merge` or `prune`."""
+        """A repository was maintained, or was not: `index`, `merge`, `rewrite` or `prune`."""
         self._maintenance.labels(work, outcome).observe(seconds)
 
     def record_relayed(self, relay: str, seconds: float) -> None:
