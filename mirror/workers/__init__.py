@@ -21,6 +21,7 @@ What keeps the freshness contract across processes:
     proxies     what a worker asks the main process for
     lfs         LFS objects, asked for there and read from the disk here
     worker      a worker's process
+    served      its copies, and what serves them
     process     starting and ending it, from the main process
     managed     one of them, as the main process sees it
     supervisor  all of them
