@@ -25,6 +25,7 @@ One refresh:
     doubt          deletions, left out until they are believed
     vanishing      whether they are: pure
     receiving      packs on their way into a quarantine
+    staging        where a clone is made before it takes its place
     bounds         what refreshes may take of the disk
 
 What is made and kept besides:

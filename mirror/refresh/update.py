@@ -7,18 +7,14 @@ the repository's one refresher is the only writer.
 """
 
 import asyncio
-import secrets
-import shutil
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
-from contextlib import ExitStack, asynccontextmanager, closing
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Final
-from urllib.parse import quote
 
-from mirror.durable import fsync_directory, make_directories
 from mirror.errors import LocalError
 from mirror.refresh.bounds import Bounds
 from mirror.refresh.doubt import Doubt
@@ -26,9 +22,9 @@ from mirror.refresh.mirror import Mirror, Progress
 from mirror.refresh.news import News, choose_haves, compare
 from mirror.refresh.patterns import patterns_of
 from mirror.refresh.receiving import Known, Receiver, Speculation, speculating
+from mirror.refresh.staging import Staging
 from mirror.refresh.vanishing import Vanishing
 from mirror.repository.bare import BareRepository
-from mirror.repository.leftovers import Leftovers
 from mirror.repository.packing.engine import PackEngine, PackRequest
 from mirror.repository.refs import StoredRefs
 from mirror.repository.snapshot import RefSnapshot
@@ -116,9 +112,8 @@ class Updater:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.bounds = bounds or Bounds()
-        self._leftovers = Leftovers()
         self._engine = engine
-        self._staging = staging
+        self._staging = Staging(staging)
         self._agent = agent
         self._now = now
         self._doubt = Doubt(now=now, clock=clock)
@@ -262,7 +257,7 @@ class Updater:
     async def _clone(self, mirror: Mirror, receiver: Receiver, listing: Listing) -> Updated:
         """Clone into the staging directory and rename: a half-finished clone is never served."""
         async with self._staged(mirror, receiver, listing) as (staged, updated):
-            await run_to_end(_put_in_place, staged, mirror.path)
+            await self._staging.put_in_place(staged, mirror.path)
         repository = await asyncio.to_thread(BareRepository.open, mirror.path)
         return replace(updated, repository=repository)
 
@@ -301,14 +296,8 @@ class Updater:
     async def _staged(
         self, mirror: Mirror, receiver: Receiver, listing: Listing
     ) -> AsyncIterator[tuple[BareRepository, Updated]]:
-        place = self._staging / f"{quote(mirror.name, safe='')}.{secrets.token_hex(4)}.git"
-        url = mirror.settings.upstream
-        try:
-            await run_to_end(self._leftovers.try_again)
-            with closing(await run_to_end(_create, place, url)) as staged:
-                yield staged, await self._refresh(mirror, staged, receiver, listing, None)
-        finally:
-            await run_to_end(self._leftovers.remove, place)
+        async with self._staging.made(mirror.name, mirror.settings.upstream) as staged:
+            yield staged, await self._refresh(mirror, staged, receiver, listing, None)
 
     async def _refresh(
         self,
@@ -461,15 +450,3 @@ def _is_fast_forward(repository: BareRepository, old: ObjectId, new: ObjectId) -
     return repository.graph.is_ancestor(
         old, repository.graph.peel(new), commits_max=ANCESTORS_LOOKED_AT_MAX
     )
-
-
-def _create(place: Path, url: str) -> BareRepository:
-    return BareRepository.create(place, upstream_url=url)
-
-
-def _put_in_place(staged: BareRepository, path: Path) -> None:
-    staged.make_durable()
-    make_directories(path.parent)
-    shutil.rmtree(path, ignore_errors=True)  # of a clone that was given up at this very moment
-    staged.path.rename(path)
-    fsync_directory(path.parent)

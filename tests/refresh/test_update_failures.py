@@ -12,7 +12,7 @@ import pytest
 
 from mirror.demo.forge import Faults, ForgeRequest, HttpBackend
 from mirror.errors import LocalError, MirrorError, PackError, UpstreamUnavailable
-from mirror.refresh import update
+from mirror.refresh import staging
 from mirror.repository.bare import BareRepository
 from mirror.repository.packing.engine import PackEngine
 from mirror.repository.quarantine import Quarantine
@@ -280,7 +280,7 @@ async def test_a_clone_that_can_not_be_put_in_place_leaves_nothing(
 ) -> None:
     bench = make_bench(upstream, engine=engine)
     with monkeypatch.context() as patch:
-        patch.setattr(update, step, raising(NO_SPACE))
+        patch.setattr(staging, step, raising(NO_SPACE))
         with pytest.raises(LocalError, match="No space left on device"):
             await bench.update()
     assert not bench.path.exists()
@@ -353,8 +353,8 @@ async def test_a_clone_cut_short_is_not_cleaned_up_under_the_feet_of_its_thread(
 ) -> None:
     bench = make_bench(upstream)
     with monkeypatch.context() as patch:
-        pause = Pause(getattr(update, step))
-        patch.setattr(update, step, pause)
+        pause = Pause(getattr(staging, step))
+        patch.setattr(staging, step, pause)
         await cancelled_at(bench, pause)
     assert not list(bench.staging.iterdir())
     if bench.path.exists():
