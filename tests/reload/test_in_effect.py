@@ -23,7 +23,6 @@ from tests.certificates import Authority
 from tests.e2e.day.process import MirrorProcess
 from tests.git_client import GitClient, Upstream
 from tests.lfs_server import LFS_TYPE
-from tests.lifecycle.serving import free_port
 from tests.mirror_service import (
     NAME,
     MirrorService,
@@ -32,6 +31,7 @@ from tests.mirror_service import (
     github_push,
     mirroring,
 )
+from tests.ports import free_port
 from tests.pull_through import AT
 from tests.refresh.relay.receiving import Receiver, receiving, relays
 from tests.reload.test_reload import polled
