@@ -28,6 +28,9 @@ ANSWER_SECONDS_MAX: Final = 60.0
 BIG: Final = {f"big/{number}": os.urandom(1 << 20) for number in range(8)}
 """Files that make a clone longer than what is on its way unread."""
 
+UNHURRIED: Final = "drain_timeout: 90s"
+"""For `server`: on a busy machine as well, what is under way is finished in that time."""
+
 Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 Connect = Callable[[], Awaitable[Streams]]
 """Opens a connection to the service."""

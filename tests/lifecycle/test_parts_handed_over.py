@@ -22,7 +22,17 @@ from tests.certificates import Authority
 from tests.e2e.day.process import MirrorProcess
 from tests.git_client import GitClient, Upstream
 from tests.lfs_server import LFS_TYPE, LfsServer, lfs_server, noise, oid_of
-from tests.lifecycle.load import POLL_V0, Seen, SlowClone, answer, asking, by_path, by_port, poll
+from tests.lifecycle.load import (
+    POLL_V0,
+    UNHURRIED,
+    Seen,
+    SlowClone,
+    answer,
+    asking,
+    by_path,
+    by_port,
+    poll,
+)
 from tests.lifecycle.manager import WAIT_SECONDS_MAX, fake_manager
 from tests.lifecycle.serving import beside, managed, mirrored, run
 from tests.mirror_service import NAME, configuration, github_headers, github_push
@@ -111,7 +121,7 @@ async def place(forge: HttpBackend, directory: Path, *, workers: int) -> AsyncIt
             directory / "m",
             workers=workers,
             listen=f"127.0.0.1:{port}",
-            server=f"unix_socket: {directory / 'http.sock'}, tls: {{{keys}}}",
+            server=f"unix_socket: {directory / 'http.sock'}, tls: {{{keys}}}, {UNHURRIED}",
             repository="access: [readers]\npush: proxy",
             sections=f"upstreams:\n  - {{at: /{AT}, from: '{forge.url}', repositories: ['**'],"
             " forge: github, access: [anonymous]}\n"
@@ -240,7 +250,8 @@ async def test_what_is_under_way_of_every_kind_survives(
                         )
                         readers.create_task(work)
                     await at.push(upstream, seen)
-                    await unheard.began.wait()
+                    async with asyncio.timeout(WAIT_SECONDS_MAX):
+                        await unheard.began.wait()
                     await upgraded(process, at.file)
                     downloads.append(beside(stack, at.download()))
                     await at.lfs.wait_for_downloads(2)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from mirror.demo.forge import HttpBackend
 from tests.git_client import Upstream
-from tests.lifecycle.load import BIG, SlowClone, slowly
+from tests.lifecycle.load import BIG, UNHURRIED, SlowClone, slowly
 from tests.lifecycle.manager import fake_manager
 from tests.lifecycle.serving import beside, managed, mirrored, run
 from tests.mirror_service import NAME, configuration
@@ -41,9 +41,8 @@ async def test_no_reload_comes_between_two_processes_and_the_next_one_finds_what
     upstream.commit(files=BIG)
     port = free_port()
     # A clone that lasts keeps the old process there, however long it takes to send it the signal.
-    file = configuration(
-        forge, tmp_path / "mirror", listen=f"127.0.0.1:{port}", server="drain_timeout: 90s"
-    )
+    listen = f"127.0.0.1:{port}"
+    file = configuration(forge, tmp_path / "mirror", listen=listen, server=UNHURRIED)
     with fake_manager() as manager:
         async with managed(file, manager) as process, AsyncExitStack() as stack:
             await mirrored(process)

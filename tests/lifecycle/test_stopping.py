@@ -11,7 +11,7 @@ import pytest
 from mirror.demo.forge import HttpBackend
 from tests.e2e.day.process import MirrorProcess
 from tests.git_client import Upstream
-from tests.lifecycle.load import BIG, POLL_V0, SlowClone, answer, asking, by_port, slowly
+from tests.lifecycle.load import BIG, POLL_V0, UNHURRIED, SlowClone, answer, asking, by_port, slowly
 from tests.lifecycle.manager import fake_manager
 from tests.lifecycle.serving import managed, mirrored
 from tests.mirror_service import NAME, configuration
@@ -33,7 +33,10 @@ async def test_a_clone_under_way_is_finished_and_idle_connections_end(
 ) -> None:
     upstream.commit(files=BIG)
     port = free_port()
-    file = configuration(forge, tmp_path / "mirror", workers=workers, listen=f"127.0.0.1:{port}")
+    listen = f"127.0.0.1:{port}"
+    file = configuration(
+        forge, tmp_path / "mirror", workers=workers, listen=listen, server=UNHURRIED
+    )
     with fake_manager() as manager:
         async with managed(file, manager) as process:
             await mirrored(process)

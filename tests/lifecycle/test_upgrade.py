@@ -12,7 +12,7 @@ import pytest
 
 from mirror.demo.forge import HttpBackend
 from tests.git_client import Upstream
-from tests.lifecycle.load import BIG, Seen, SlowClone, by_port, poll, slowly
+from tests.lifecycle.load import BIG, UNHURRIED, Seen, SlowClone, by_port, poll, slowly
 from tests.lifecycle.manager import fake_manager
 from tests.lifecycle.serving import managed, mirrored, run
 from tests.mirror_service import NAME, configuration, github_headers, github_push
@@ -54,7 +54,10 @@ async def test_an_upgrade_under_load_drops_nothing_and_takes_nothing_back(
         pytest.skip("in `make lifecycle`: test_parts_handed_over.py has one process")
     upstream.commit(files=BIG)
     port = free_port()
-    file = configuration(forge, tmp_path / "mirror", workers=workers, listen=f"127.0.0.1:{port}")
+    listen = f"127.0.0.1:{port}"
+    file = configuration(
+        forge, tmp_path / "mirror", workers=workers, listen=listen, server=UNHURRIED
+    )
     seen = Seen(tips=[upstream.oid()])
     with fake_manager() as manager:
         async with managed(file, manager) as process, AsyncExitStack() as stack:
