@@ -14,7 +14,13 @@ import structlog
 from mirror.demo.forge import HttpBackend
 from mirror.web import push
 from tests.git_client import GitClient, Upstream
-from tests.mirror_service import NAME, MirrorService, git_protocol, mirroring
+from tests.mirror_service import (
+    NAME,
+    WAIT_SECONDS_MAX,
+    MirrorService,
+    git_protocol,
+    mirroring,
+)
 
 USER, PASSWORD = "deployer", "the password of who pushes"
 
@@ -263,7 +269,7 @@ async def test_a_client_that_leaves_in_the_middle_changes_nothing(
 
 
 async def _until_metric(mirror: MirrorService, outcome: str) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(WAIT_SECONDS_MAX):
         while await mirror.metric("git_mirror_pushes_total", outcome=outcome) != 1:
             pass
 
