@@ -55,10 +55,12 @@ def is_whole(mirror: MirrorService) -> None:
 
 async def nothing_is_left(disk: SmallDisk, mirror: MirrorService) -> None:
     """Assert that all is gone that was begun and not finished; no refresh may be under way."""
-    # The packs that are made ahead of their readers are under way, not left.
-    foreseen = [one for one in asyncio.all_tasks() if one.get_name().startswith("foresight ")]
+    # The packs that are made ahead of their readers are under way, not left; and whoever reads a
+    # pack has it before its file is in its place.
     async with asyncio.timeout(WAIT_SECONDS_MAX):
-        await asyncio.gather(*foreseen, return_exceptions=True)
+        for kind in ("foresight ", "pack "):
+            making = [one for one in asyncio.all_tasks() if one.get_name().startswith(kind)]
+            await asyncio.gather(*making, return_exceptions=True)
     path = mirror.mirror().path
     assert not list(path.glob("objects/tmp_*"))
     assert not list(path.glob("objects/pack/tmp_*"))
