@@ -15,7 +15,7 @@ from tests.git_client import Upstream
 from tests.mirror_service import NAME, WAIT_SECONDS_MAX, MirrorService
 from tests.pull_through import AT, later, mirrored_names, puller, pulling
 from tests.workers.connections import one_to_each
-from tests.workers.test_accidents import begin_fetch, end_fetch, restarted
+from tests.workers.test_accidents import BIG, begin_fetch, end_fetch, restarted
 
 PULLED = f"{AT}/{NAME}"
 INFO_REFS = f"/{PULLED}/info/refs?service=git-upload-pack"
@@ -26,7 +26,7 @@ async def mirror(
     forge: HttpBackend, upstream: Upstream, tmp_path: Path
 ) -> AsyncIterator[MirrorService]:
     """A service with two workers."""
-    upstream.commit(files={"noise": os.urandom(4 << 20)})
+    upstream.commit(files={"noise": BIG})
     async with pulling(forge, tmp_path / "mirror", workers=2, place="max_age: never") as running:
         yield running
 
