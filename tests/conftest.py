@@ -2,7 +2,7 @@
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from pathlib import Path
 
 import hypothesis
@@ -11,6 +11,8 @@ import uvloop
 from _pytest.terminal import TerminalReporter
 
 from mirror.demo.forge import HttpBackend
+from mirror.web import fetch, finding
+from mirror.workers import managed, supervisor
 from tests import mirror_service
 from tests.clients import table
 from tests.differential.cases import Cases
@@ -96,6 +98,25 @@ def pytest_asyncio_loop_factories(
     """Run every async test on the loop that production uses."""
     del config, item
     return {"uvloop": uvloop.new_event_loop}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def patience() -> Iterator[None]:
+    """Give workers and first clones the time that they need on a machine full of tests.
+
+    Production ends a worker that is silent for 2 s, counts without it after 1 s, and has readers
+    come again after 8 or 10 s. Tests of these limits set them themselves.
+    """
+    with pytest.MonkeyPatch.context() as patched:
+        for module, limit in (
+            (supervisor, "ANNOUNCE_SECONDS_MAX"),
+            (supervisor, "COUNTS_SECONDS_MAX"),
+            (managed, "COUNTS_SECONDS_MAX"),
+            (finding, "FIRST_WAIT_SECONDS_MAX"),
+            (fetch, "WANT_REFRESH_SECONDS_MAX"),
+        ):
+            patched.setattr(module, limit, mirror_service.WAIT_SECONDS_MAX)
+        yield
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-GIT_SECONDS_MAX: Final = 60.0
+GIT_SECONDS_MAX: Final = 90.0
 
 FIRST_COMMIT_AT: Final = 1_750_000_000
 """Dates are counted from here, so that object ids are the same on every run."""

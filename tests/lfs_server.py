@@ -16,6 +16,7 @@ from typing import Any
 from aiohttp import web
 
 from mirror.demo.forge import HttpBackend
+from tests.mirror_service import WAIT_SECONDS_MAX
 
 LFS_TYPE = "application/vnd.git-lfs+json"
 TOKEN = "the-token-of-the-storage"
@@ -111,7 +112,7 @@ class LfsServer:
 
     async def wait_for_downloads(self, count: int) -> None:
         """Return once so many requests have come to the storage."""
-        async with self._arrival:
+        async with asyncio.timeout(WAIT_SECONDS_MAX), self._arrival:
             await self._arrival.wait_for(lambda: len(self.downloads) >= count)
 
     async def beside(self, request: web.Request) -> web.StreamResponse | None:

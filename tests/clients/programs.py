@@ -10,7 +10,7 @@ from typing import Final
 from tests.clients.operations import ClientFailed
 from tests.git_client import environment
 
-PROGRAM_SECONDS_MAX: Final = 60.0
+PROGRAM_SECONDS_MAX: Final = 90.0
 
 
 class Program:

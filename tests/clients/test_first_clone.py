@@ -11,6 +11,7 @@ from mirror.wire.advertise import encode_waiting_line
 from tests.clients.matrix import ROWS, Row
 from tests.clients.operations import Unavailable
 from tests.git_client import Upstream
+from tests.mirror_service import WAIT_SECONDS_MAX
 from tests.pull_through import AT, pulling
 
 # The first to ask for a program builds it.
@@ -46,7 +47,8 @@ async def test_the_client_takes_what_is_sent_meanwhile_for_no_answer(
     async with pulling(forge, tmp_path / "mirror") as mirror, asyncio.TaskGroup() as tasks:
         url, clone = mirror.url(f"{AT}/{upstream.name}"), tmp_path / "clone"
         cloning = tasks.create_task(client.clone_shallow(url, clone))
-        await drawn_out.wait()
+        async with asyncio.timeout(WAIT_SECONDS_MAX):
+            await drawn_out.wait()
         stall.set()
         revision = await cloning
         assert upstream.git(f"--git-dir={_git_dir(clone)}", "rev-parse", revision) == upstream.oid()

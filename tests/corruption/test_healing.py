@@ -17,7 +17,7 @@ from mirror.repository.bare import BareRepository
 from mirror.wire.names import ObjectId
 from tests.corruption.world import NO_CACHE, Judge, files_of, flip, furnish, grow
 from tests.git_client import GitClient, Upstream
-from tests.mirror_service import NAME, MirrorService, configuration, mirroring
+from tests.mirror_service import NAME, WAIT_SECONDS_MAX, MirrorService, configuration, mirroring
 
 
 @pytest.fixture
@@ -173,7 +173,8 @@ async def test_maintenance_leaves_alone_what_is_mended(
         maintainer._records.clear()
         before = running.mirror().repository
         maintainer.published(running.mirror())
-        await begun.wait()
+        async with asyncio.timeout(WAIT_SECONDS_MAX):
+            await begun.wait()
         rot(running.mirror().path)
         await mended(running)
         assert ended == [before]

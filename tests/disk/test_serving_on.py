@@ -1,5 +1,6 @@
 """A disk that takes nothing: readers notice nothing, refreshes say so, and go on by themselves."""
 
+import asyncio
 import os
 import subprocess
 from pathlib import Path
@@ -13,6 +14,7 @@ from mirror.refresh.refresher import Trigger
 from tests.disk.conftest import MIB, SmallDisk
 from tests.git_client import GitClient, Upstream, environment
 from tests.mirror_service import (
+    WAIT_SECONDS_MAX,
     MirrorService,
     configuration,
     mirroring,
@@ -51,8 +53,14 @@ def is_whole(mirror: MirrorService) -> None:
     assert checked.returncode == 0, checked.stderr
 
 
-def nothing_is_left(disk: SmallDisk, mirror: MirrorService) -> None:
+async def nothing_is_left(disk: SmallDisk, mirror: MirrorService) -> None:
     """Assert that all is gone that was begun and not finished; no refresh may be under way."""
+    # The packs that are made ahead of their readers are under way, not left; and whoever reads a
+    # pack has it before its file is in its place.
+    async with asyncio.timeout(WAIT_SECONDS_MAX):
+        for kind in ("foresight ", "pack "):
+            making = [one for one in asyncio.all_tasks() if one.get_name().startswith(kind)]
+            await asyncio.gather(*making, return_exceptions=True)
     path = mirror.mirror().path
     assert not list(path.glob("objects/tmp_*"))
     assert not list(path.glob("objects/pack/tmp_*"))
@@ -106,7 +114,7 @@ async def test_readers_are_served_on_and_refreshes_recover_by_themselves(
         mend_it(disk)
         await mirror.caught_up(upstream)
         is_whole(mirror)
-        nothing_is_left(disk, mirror)
+        await nothing_is_left(disk, mirror)
         await git_client.fetch(whole)
         assert await git_client.rev_parse(whole, "origin/main") == tip
         await git_client.fsck(whole)
@@ -138,7 +146,7 @@ async def test_a_service_starts_on_such_a_disk_and_serves_what_is_there(
             mend_it(disk)
             await mirror.caught_up(upstream)
             is_whole(mirror)
-            nothing_is_left(disk, mirror)
+            await nothing_is_left(disk, mirror)
             await receiver.came(1)
         assert tip in str(receiver.events)
 

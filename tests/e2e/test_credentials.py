@@ -97,10 +97,11 @@ class Running:
         """Keep what anybody on the machine could see of the processes."""
         pids = [self.process.pid]
         for pid in pids:
-            for children in Path(f"/proc/{pid}/task").glob("*/children"):  # of each thread
-                pids += map(int, children.read_text().split())
-            for name in ("cmdline", "environ"):
-                self.processes.append(Path(f"/proc/{pid}/{name}").read_text(errors="replace"))
+            with contextlib.suppress(OSError):  # a git that ends while it is looked at
+                for children in Path(f"/proc/{pid}/task").glob("*/children"):  # of each thread
+                    pids += map(int, children.read_text().split())
+                for name in ("cmdline", "environ"):
+                    self.processes.append(Path(f"/proc/{pid}/{name}").read_text(errors="replace"))
         assert len(pids) >= 3, "the main process and its workers"
 
 

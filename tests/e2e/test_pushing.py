@@ -13,8 +13,14 @@ import structlog
 
 from mirror.demo.forge import HttpBackend
 from mirror.web import push
-from tests.git_client import GitClient, Upstream
-from tests.mirror_service import NAME, MirrorService, git_protocol, mirroring
+from tests.git_client import GIT_SECONDS_MAX, GitClient, Upstream
+from tests.mirror_service import (
+    NAME,
+    WAIT_SECONDS_MAX,
+    MirrorService,
+    git_protocol,
+    mirroring,
+)
 
 USER, PASSWORD = "deployer", "the password of who pushes"
 
@@ -221,7 +227,7 @@ async def test_a_push_of_64_megabytes_streams_through(
     upstream.config("core.bigFileThreshold", "1m")
     before = _resident_bytes()
     peak = asyncio.create_task(_peak_resident_bytes())
-    await pusher.run(*fast, "push", "-q", "origin", "main", cwd=clone)
+    await pusher.run(*fast, "push", "-q", "origin", "main", cwd=clone, timeout=3 * GIT_SECONDS_MAX)
     peak.cancel()
     commit = await pusher.rev_parse(clone, "HEAD")
     assert upstream.oid("main") == commit
@@ -263,7 +269,7 @@ async def test_a_client_that_leaves_in_the_middle_changes_nothing(
 
 
 async def _until_metric(mirror: MirrorService, outcome: str) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(WAIT_SECONDS_MAX):
         while await mirror.metric("git_mirror_pushes_total", outcome=outcome) != 1:
             pass
 

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from tests.e2e.day.place import free_port
 from tests.e2e.day.process import MirrorProcess
 from tests.httpfuzz.answers import WrongAnswer
 from tests.httpfuzz.estate import FORGES, Estate, Known, set_up
 from tests.httpfuzz.sending import Poll, bundles_of, good_polls, one_answer
+from tests.ports import free_port
 from tests.soak.resources import Sample, sample_of, tree_of
 
 CALM_SECONDS_MAX: Final = 60.0

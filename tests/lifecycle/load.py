@@ -1,12 +1,14 @@
 """Readers that count what goes wrong: on raw connections, so that nothing is tried again unseen."""
 
 import asyncio
+import os
 import re
 import socket
 import ssl
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -20,7 +22,14 @@ POLL_V2: Final = (
     "Content-Type: application/x-git-upload-pack-request\r\n"
     f"Content-Length: {len(_LS_REFS)}\r\n\r\n{_LS_REFS.decode()}"
 )
-ANSWER_SECONDS_MAX: Final = 30.0
+ANSWER_SECONDS_MAX: Final = 60.0
+"""A test fails after that instead of hanging; nothing is to take so long."""
+
+BIG: Final = {f"big/{number}": os.urandom(1 << 20) for number in range(8)}
+"""Files that make a clone longer than what is on its way unread."""
+
+UNHURRIED: Final = "drain_timeout: 90s"
+"""For `server`: on a busy machine as well, what is under way is finished in that time."""
 
 Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 Connect = Callable[[], Awaitable[Streams]]
@@ -40,10 +49,14 @@ def slowly(port: int) -> Connect:
 
     async def connect() -> Streams:
         small = socket.socket()
-        small.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 * 1024)
-        small.setblocking(False)
-        await asyncio.get_running_loop().sock_connect(small, ("127.0.0.1", port))
-        return await asyncio.open_connection(sock=small, limit=64 * 1024)
+        try:
+            small.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 * 1024)
+            small.setblocking(False)
+            await asyncio.get_running_loop().sock_connect(small, ("127.0.0.1", port))
+            return await asyncio.open_connection(sock=small, limit=64 * 1024)
+        except BaseException:
+            small.close()
+            raise
 
     return connect
 
@@ -67,6 +80,11 @@ class Seen:
     answered: asyncio.Event = field(default_factory=asyncio.Event)
     latest: int = 0
 
+    def fail(self, what: str) -> None:
+        """Take note of what went wrong instead of an answer."""
+        self.failures.append(what)
+        self.answered.set()  # who waits for an answer is to judge this one
+
     def take(self, kind: str, body: bytes, asked_at_latest: int) -> None:
         """Take note of an answer to a poll that was sent when `asked_at_latest` had been seen."""
         self.answers[kind] += 1
@@ -88,26 +106,39 @@ async def poll(
     request = (POLL_V2 if version == 2 else POLL_V0).format(name=name).encode()
     kind = f"v{version} {'kept' if kept else 'new'}"
     streams: Streams | None = None
-    while not seen.is_over.is_set():
-        began_at, latest = time.monotonic(), seen.latest
-        try:
-            async with asyncio.timeout(ANSWER_SECONDS_MAX):
-                reader, writer = streams or await connect()
-                writer.write(request)
-                body, stays = await answer(reader)
-        except (OSError, EOFError, ValueError) as error:
+    try:
+        while not seen.is_over.is_set():
+            began_at, latest = time.monotonic(), seen.latest
             where = "kept" if streams else "new"
-            seen.failures.append(f"{kind} on a {where} connection: {type(error).__name__} {error}")
-            streams = None
-            continue
-        seen.take(kind, body, latest)
-        seen.seconds.append(time.monotonic() - began_at)
-        streams = (reader, writer) if kept and stays else None
-        if streams is None:
-            writer.close()
-        await asyncio.sleep(pause_seconds)  # the pace of the load, not a wait for anything
-    if streams is not None:
-        streams[1].close()
+            stays = False
+            try:
+                async with asyncio.timeout(ANSWER_SECONDS_MAX):
+                    streams = streams or await connect()
+                    streams[1].write(request)
+                    body, stays = await answer(streams[0])
+            except (OSError, EOFError, ValueError) as error:
+                seen.fail(f"{kind} on a {where} connection: {type(error).__name__} {error}")
+            else:
+                seen.take(kind, body, latest)
+                seen.seconds.append(time.monotonic() - began_at)
+            if streams is not None and not (kept and stays):
+                streams[1].close()
+                streams = None
+            await asyncio.sleep(pause_seconds)  # the pace of the load, not a wait for anything
+    finally:
+        if streams is not None:
+            streams[1].transport.abort()
+
+
+@asynccontextmanager
+async def asking(connect: Connect, request: str) -> AsyncIterator[asyncio.StreamReader]:
+    """Send a request on a connection of its own; provides what the answer is read from."""
+    reader, writer = await connect()
+    try:
+        writer.write(request.encode())
+        yield reader
+    finally:
+        writer.transport.abort()
 
 
 async def answer(reader: asyncio.StreamReader) -> tuple[bytes, bool]:
@@ -141,24 +172,31 @@ class SlowClone:
     @classmethod
     async def begin(cls, connect: Connect, name: str, tip: str) -> "SlowClone":
         """Ask for everything behind `tip`, and take the beginning of the answer."""
-        reader, writer = await connect()
+        clone = cls(*await connect())
+        try:
+            await clone._begin(name, tip)
+        except BaseException:
+            clone.close()
+            raise
+        return clone
+
+    async def _begin(self, name: str, tip: str) -> None:
         body = b"".join(
             [
                 *(encode(b"command=fetch\n"), DELIM_PKT, encode(b"no-progress\n")),
                 *(encode(b"want %b\n" % tip.encode()), encode(b"done\n"), FLUSH_PKT),
             ]
         )
-        writer.write(
+        self._writer.write(
             f"POST /{name}/git-upload-pack HTTP/1.1\r\nHost: x\r\nGit-Protocol: version=2\r\n"
             "Content-Type: application/x-git-upload-pack-request\r\n"
             f"Content-Length: {len(body)}\r\n\r\n".encode()
             + body
         )
         async with asyncio.timeout(ANSWER_SECONDS_MAX):
-            head = await reader.readuntil(b"\r\n\r\n")
+            head = await self._reader.readuntil(b"\r\n\r\n")
             assert head.startswith(b"HTTP/1.1 200 "), head
-            await reader.readuntil(b"packfile\n")
-        return cls(reader, writer)
+            await self._reader.readuntil(b"packfile\n")
 
     async def finish(self) -> int:
         """Take the rest; returns its bytes, once it has ended as a whole answer does."""
@@ -167,10 +205,9 @@ class SlowClone:
             while data := await self._reader.read(1 << 20):
                 taken += len(data)
                 end = (end + data)[-64:]
-        self._writer.close()
         assert FLUSH_PKT in end, (taken, end)
         return taken
 
     def close(self) -> None:
-        """Give it up."""
+        """Give up what has not come yet."""
         self._writer.transport.abort()

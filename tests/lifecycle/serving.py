@@ -1,28 +1,43 @@
 """`git-mirror serve` as a service manager runs it, and what it says there."""
 
 import asyncio
-import socket
 import subprocess
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
+from typing import Any, Final, TypeVar
 
 from tests.e2e.day.process import MirrorProcess
 from tests.lifecycle.manager import FakeManager
 
+T = TypeVar("T")
 
-def free_port() -> int:
-    """Return a port of this machine that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+RUN_SECONDS_MAX: Final = 150.0
+"""More than an upgrade may take: then its own message says why it did not come to an end."""
 
 
 async def run(*command: str) -> "subprocess.CompletedProcess[str]":
     """Run a command to its end."""
     return await asyncio.to_thread(
-        subprocess.run, command, capture_output=True, text=True, check=False, timeout=60
+        subprocess.run,
+        command,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=RUN_SECONDS_MAX,
     )
+
+
+def beside(stack: AsyncExitStack, work: Coroutine[Any, Any, T]) -> "asyncio.Task[T]":
+    """Begin what goes on beside; where the test fails, it is given up with the rest of `stack`."""
+    task = asyncio.create_task(work)
+
+    async def give_up() -> None:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    stack.push_async_callback(give_up)
+    return task
 
 
 @asynccontextmanager

@@ -8,7 +8,7 @@ import os
 import ssl
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,10 +22,21 @@ from tests.certificates import Authority
 from tests.e2e.day.process import MirrorProcess
 from tests.git_client import GitClient, Upstream
 from tests.lfs_server import LFS_TYPE, LfsServer, lfs_server, noise, oid_of
-from tests.lifecycle.load import POLL_V0, Seen, SlowClone, answer, by_path, by_port, poll
-from tests.lifecycle.manager import fake_manager
-from tests.lifecycle.serving import free_port, managed, mirrored, run
+from tests.lifecycle.load import (
+    POLL_V0,
+    UNHURRIED,
+    Seen,
+    SlowClone,
+    answer,
+    asking,
+    by_path,
+    by_port,
+    poll,
+)
+from tests.lifecycle.manager import WAIT_SECONDS_MAX, fake_manager
+from tests.lifecycle.serving import beside, managed, mirrored, run
 from tests.mirror_service import NAME, OTHER, configuration, github_headers, github_push
+from tests.ports import free_port
 from tests.pull_through import AT
 from tests.refresh.relay.receiving import Receiver, receiving, relays
 
@@ -109,7 +120,7 @@ async def place(forge: HttpBackend, directory: Path, *, workers: int) -> AsyncIt
             directory / "m",
             workers=workers,
             listen=f"127.0.0.1:{port}",
-            server=f"unix_socket: {directory / 'http.sock'}, tls: {{{keys}}}",
+            server=f"unix_socket: {directory / 'http.sock'}, tls: {{{keys}}}, {UNHURRIED}",
             repository="access: [readers]\npush: proxy",
             sections=f"upstreams:\n  - {{at: /{AT}, from: '{forge.url}', repositories: ['**'],"
             " forge: github, access: [anonymous]}\n"
@@ -122,24 +133,40 @@ async def place(forge: HttpBackend, directory: Path, *, workers: int) -> AsyncIt
 
 
 class Hook:
-    """A hook of the upstream that holds a push until it is let go on."""
+    """A hook of the upstream that holds a push until it is let go on.
+
+    It opens two pipes, of which this process has both ends, so that it waits for nobody here.
+    """
 
     def __init__(self, upstream: Upstream, directory: Path) -> None:
-        self._began, self._go_on = directory / "began", directory / "go-on"
-        os.mkfifo(self._began)
-        os.mkfifo(self._go_on)
+        names = directory / "began", directory / "go-on"
+        for name in names:
+            os.mkfifo(name)
+        self._began, self._go_on = (os.open(name, os.O_RDWR | os.O_NONBLOCK) for name in names)
         hook = upstream.path / "hooks" / "pre-receive"
         hook.parent.mkdir(exist_ok=True)
-        hook.write_text(f"#!/bin/sh\necho > {self._began}\nread _ < {self._go_on}\n")
+        hook.write_text(f"#!/bin/sh\necho > {names[0]}\nread _ < {names[1]}\n")
         hook.chmod(0o755)
 
     async def began(self) -> None:
         """Wait until a push is held."""
-        await asyncio.to_thread(self._began.read_text)
+        loop, is_held = asyncio.get_running_loop(), asyncio.Event()
+        loop.add_reader(self._began, is_held.set)
+        try:
+            async with asyncio.timeout(WAIT_SECONDS_MAX):
+                await is_held.wait()
+        finally:
+            loop.remove_reader(self._began)
 
-    async def go_on(self) -> None:
+    def go_on(self) -> None:
         """Let it go on."""
-        await asyncio.to_thread(self._go_on.write_text, "\n")
+        os.write(self._go_on, b"\n")
+
+    def close(self) -> None:
+        """Hold nobody any more."""
+        self.go_on()
+        os.close(self._began)
+        os.close(self._go_on)
 
 
 class Unheard:
@@ -191,7 +218,7 @@ async def test_what_is_under_way_of_every_kind_survives(
         pytest.skip("in `make lifecycle`: test_upgrade.py has two workers")
     other = Upstream(upstream_root, OTHER)
     other.commit(files=BIG)
-    first, hook = upstream.oid(), Hook(upstream, tmp_path)
+    first = upstream.oid()
     async with place(forge, tmp_path, workers=workers) as at:
         at.lfs.add(NAME, OBJECT)
         stalled = at.lfs.faults.stall = asyncio.Event()
@@ -199,18 +226,21 @@ async def test_what_is_under_way_of_every_kind_survives(
         unheard = Unheard(at.receiver)
         seen = Seen(tips=[first])
         with fake_manager() as manager:
-            async with managed(at.file, manager) as process:
+            async with managed(at.file, manager) as process, AsyncExitStack() as stack:
+                hook = stack.enter_context(closing(Hook(upstream, tmp_path)))
                 await mirrored(process)
+                await at.git.ls_remote(f"{at.url}/{PULLED}")  # which waits for its first clone
                 # Under way: a push, two downloads, a clone of a pulled mirror, an event, polls.
                 clone = await at.git.clone(f"{at.url}/{NAME}")
                 pushed = await at.git.commit_file(clone, "a.txt", "pushed\n", "Push")
                 command = at.git.run("push", "--quiet", "origin", "HEAD:topic", cwd=clone)
-                pushing = asyncio.create_task(command)
+                pushing = beside(stack, command)
                 await hook.began()
                 await at.batch()
-                downloads = [asyncio.create_task(at.download())]
+                downloads = [beside(stack, at.download())]
                 await at.lfs.wait_for_downloads(1)
-                slow = await SlowClone.begin(by_path(at.unix), PULLED, other.oid())
+                begun = await SlowClone.begin(by_path(at.unix), PULLED, other.oid())
+                slow = stack.enter_context(closing(begun))
                 async with asyncio.TaskGroup() as readers:
                     for version, kept in ((0, True), (2, True), (2, False)):
                         connect = by_port(at.port, at.tls)
@@ -219,13 +249,14 @@ async def test_what_is_under_way_of_every_kind_survives(
                         )
                         readers.create_task(work)
                     await at.push(upstream, seen)
-                    await unheard.began.wait()
+                    async with asyncio.timeout(WAIT_SECONDS_MAX):
+                        await unheard.began.wait()
                     await upgraded(process, at.file)
-                    downloads.append(asyncio.create_task(at.download()))
+                    downloads.append(beside(stack, at.download()))
                     await at.lfs.wait_for_downloads(2)
                     await at.receiver.until(lambda it: len(it.requests) >= 2)
                     await at.push(upstream, seen)
-                    await hook.go_on()
+                    hook.go_on()
                     assert (await pushing).returncode == 0
                     listed = await at.git.ls_remote(f"{at.url}/{NAME}")
                     assert listed["refs/heads/topic"] == pushed
@@ -235,10 +266,8 @@ async def test_what_is_under_way_of_every_kind_survives(
                 assert await slow.finish() > sum(map(len, BIG.values()))
                 assert await process.ended() == 0  # the old one
                 # The new one: below the place, by the Unix socket, and what receivers were told.
-                reader, writer = await by_path(at.unix)()
-                writer.write(POLL_V0.format(name=PULLED).encode())
-                assert other.oid().encode() in (await answer(reader))[0]
-                writer.close()
+                async with asking(by_path(at.unix), POLL_V0.format(name=PULLED)) as reader:
+                    assert other.oid().encode() in (await answer(reader))[0]
                 tip = seen.tips[-1]
                 await at.receiver.until(lambda it: any(event.step[2] == tip for event in it.events))
                 unheard.over.set()

@@ -1,15 +1,17 @@
 """A reload as the service manager sees it, and one that comes while a process takes over."""
 
-import asyncio
 import signal
 import sys
+from contextlib import AsyncExitStack, closing
 from pathlib import Path
 
 from mirror.demo.forge import HttpBackend
 from tests.git_client import Upstream
+from tests.lifecycle.load import BIG, UNHURRIED, SlowClone, slowly
 from tests.lifecycle.manager import fake_manager
-from tests.lifecycle.serving import free_port, managed, mirrored, run
-from tests.mirror_service import configuration
+from tests.lifecycle.serving import beside, managed, mirrored, run
+from tests.mirror_service import NAME, configuration
+from tests.ports import free_port
 
 
 async def test_the_manager_is_told_of_a_reload_whatever_comes_of_it(
@@ -36,14 +38,19 @@ async def test_the_manager_is_told_of_a_reload_whatever_comes_of_it(
 async def test_no_reload_comes_between_two_processes_and_the_next_one_finds_what_changed(
     forge: HttpBackend, upstream: Upstream, tmp_path: Path
 ) -> None:
+    upstream.commit(files=BIG)
     port = free_port()
-    file = configuration(forge, tmp_path / "mirror", listen=f"127.0.0.1:{port}")
+    # A clone that lasts keeps the old process there, however long it takes to send it the signal.
+    listen = f"127.0.0.1:{port}"
+    file = configuration(forge, tmp_path / "mirror", listen=listen, server=UNHURRIED)
     with fake_manager() as manager:
-        async with managed(file, manager) as process:
+        async with managed(file, manager) as process, AsyncExitStack() as stack:
             await mirrored(process)
+            slow = await SlowClone.begin(slowly(port), NAME, upstream.oid())
+            clone = stack.enter_context(closing(slow))
             since = len(process.log)
-            upgrading = asyncio.create_task(
-                run(sys.executable, "-m", "mirror", "upgrade", "--config", str(file))
+            upgrading = beside(
+                stack, run(sys.executable, "-m", "mirror", "upgrade", "--config", str(file))
             )
             await process.logged(since, lambda event: event["event"] == "upgrading")
             process.send(signal.SIGHUP)
@@ -52,6 +59,7 @@ async def test_no_reload_comes_between_two_processes_and_the_next_one_finds_what
             assert upgraded.returncode == 0, upgraded.stderr
             said = await manager.until(lambda said: "MAINPID" in said)
             process.successor = int(said["MAINPID"])
+            assert await clone.finish() > sum(map(len, BIG.values()))
             file.write_text(file.read_text() + "# changed meanwhile\n")
             await manager.until(lambda said: "RELOADING" in said)
             await manager.until(lambda said: said.get("READY") == "1")

@@ -1,10 +1,9 @@
 """SIGTERM: what is under way is let finish, idle connections end, a second one ends all."""
 
-import asyncio
-import os
 import signal
 import socket
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -12,10 +11,11 @@ import pytest
 from mirror.demo.forge import HttpBackend
 from tests.e2e.day.process import MirrorProcess
 from tests.git_client import Upstream
-from tests.lifecycle.load import POLL_V0, SlowClone, answer, slowly
+from tests.lifecycle.load import BIG, POLL_V0, UNHURRIED, SlowClone, answer, asking, by_port, slowly
 from tests.lifecycle.manager import fake_manager
-from tests.lifecycle.serving import free_port, managed, mirrored
+from tests.lifecycle.serving import managed, mirrored
 from tests.mirror_service import NAME, configuration
+from tests.ports import free_port
 
 AS_SYSTEMD = """
 import os, sys
@@ -24,7 +24,7 @@ os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS="1")
 os.execv(sys.argv[2], sys.argv[2:])
 """
 
-BIG = {f"big/{number}": os.urandom(1 << 20) for number in range(8)}
+HEALTH = "GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -33,20 +33,21 @@ async def test_a_clone_under_way_is_finished_and_idle_connections_end(
 ) -> None:
     upstream.commit(files=BIG)
     port = free_port()
-    file = configuration(forge, tmp_path / "mirror", workers=workers, listen=f"127.0.0.1:{port}")
+    listen = f"127.0.0.1:{port}"
+    file = configuration(
+        forge, tmp_path / "mirror", workers=workers, listen=listen, server=UNHURRIED
+    )
     with fake_manager() as manager:
         async with managed(file, manager) as process:
             await mirrored(process)
-            clone = await SlowClone.begin(slowly(port), NAME, upstream.oid())
-            reader, writer = await asyncio.open_connection("127.0.0.1", port)
-            writer.write(POLL_V0.format(name=NAME).encode())
-            _, stays = await answer(reader)
-            assert stays
-            process.send(signal.SIGTERM)
-            await manager.until(lambda said: said.get("STOPPING") == "1")
-            assert await reader.read() == b""  # idle: closed without a reset
-            writer.close()
-            assert await clone.finish() > sum(map(len, BIG.values()))
+            with closing(await SlowClone.begin(slowly(port), NAME, upstream.oid())) as clone:
+                async with asking(by_port(port), POLL_V0.format(name=NAME)) as reader:
+                    _, stays = await answer(reader)
+                    assert stays
+                    process.send(signal.SIGTERM)
+                    await manager.until(lambda said: said.get("STOPPING") == "1")
+                    assert await reader.read() == b""  # idle: closed without a reset
+                assert await clone.finish() > sum(map(len, BIG.values()))
             assert await process.ended() == 0
     assert not [event for event in process.events if event["event"] == "cut_off"]
 
@@ -62,10 +63,9 @@ async def test_what_lasts_longer_than_the_drain_is_cut_and_counted(
     with fake_manager() as manager:
         async with managed(file, manager) as process:
             await mirrored(process)
-            clone = await SlowClone.begin(slowly(port), NAME, upstream.oid())
-            process.send(signal.SIGTERM)
-            assert await process.ended() == 0
-            clone.close()
+            with closing(await SlowClone.begin(slowly(port), NAME, upstream.oid())):
+                process.send(signal.SIGTERM)
+                assert await process.ended() == 0
     (cut,) = [event for event in process.events if event["event"] == "cut_off"]
     assert (cut["requests"], cut["operations"]) == (1, {"fetch": 1})
 
@@ -79,12 +79,11 @@ async def test_a_second_signal_ends_it_at_once(
     with fake_manager() as manager:
         async with managed(file, manager) as process:
             await mirrored(process)
-            clone = await SlowClone.begin(slowly(port), NAME, upstream.oid())
-            process.send(signal.SIGTERM)
-            await manager.until(lambda said: said.get("STOPPING") == "1")
-            process.send(signal.SIGTERM)
-            assert await process.ended() == 130
-            clone.close()
+            with closing(await SlowClone.begin(slowly(port), NAME, upstream.oid())):
+                process.send(signal.SIGTERM)
+                await manager.until(lambda said: said.get("STOPPING") == "1")
+                process.send(signal.SIGTERM)
+                assert await process.ended() == 130
             await process.start()  # what it left is no hindrance
             await mirrored(process)
 
@@ -104,12 +103,12 @@ async def test_connections_wait_in_a_socket_of_systemds_while_nobody_serves(
         )
         try:
             for _ in range(2):  # a start, and a restart
-                reader, writer = await asyncio.open_connection("127.0.0.1", port)
-                writer.write(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
-                await process.start()
-                body, _ = await answer(reader)
-                assert b"ok" in body
-                writer.close()
+                async with asking(
+                    by_port(port), "GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
+                ) as reader:
+                    await process.start()
+                    body, _ = await answer(reader)
+                    assert b"ok" in body
                 assert await process.stop() == 0
         finally:
             await process.close()

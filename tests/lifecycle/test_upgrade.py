@@ -4,6 +4,7 @@ import asyncio
 import os
 import signal
 import sys
+from contextlib import AsyncExitStack, closing
 from pathlib import Path
 
 import aiohttp
@@ -11,12 +12,11 @@ import pytest
 
 from mirror.demo.forge import HttpBackend
 from tests.git_client import Upstream
-from tests.lifecycle.load import Seen, SlowClone, by_port, poll, slowly
+from tests.lifecycle.load import BIG, UNHURRIED, Seen, SlowClone, by_port, poll, slowly
 from tests.lifecycle.manager import fake_manager
-from tests.lifecycle.serving import free_port, managed, mirrored, run
+from tests.lifecycle.serving import managed, mirrored, run
 from tests.mirror_service import NAME, configuration, github_headers, github_push
-
-BIG = {f"big/{number}": os.urandom(1 << 20) for number in range(8)}
+from tests.ports import free_port
 
 READERS = 3
 """Of each kind; each asks ten times a second."""
@@ -54,12 +54,16 @@ async def test_an_upgrade_under_load_drops_nothing_and_takes_nothing_back(
         pytest.skip("in `make lifecycle`: test_parts_handed_over.py has one process")
     upstream.commit(files=BIG)
     port = free_port()
-    file = configuration(forge, tmp_path / "mirror", workers=workers, listen=f"127.0.0.1:{port}")
+    listen = f"127.0.0.1:{port}"
+    file = configuration(
+        forge, tmp_path / "mirror", workers=workers, listen=listen, server=UNHURRIED
+    )
     seen = Seen(tips=[upstream.oid()])
     with fake_manager() as manager:
-        async with managed(file, manager) as process:
+        async with managed(file, manager) as process, AsyncExitStack() as stack:
             await mirrored(process)
-            clone = await SlowClone.begin(slowly(port), NAME, upstream.oid())
+            slow = await SlowClone.begin(slowly(port), NAME, upstream.oid())
+            clone = stack.enter_context(closing(slow))
             async with asyncio.TaskGroup() as readers:
                 for number in range(4 * READERS):
                     version, kept = (0, 2)[number % 2], number % 4 < 2
@@ -71,7 +75,7 @@ async def test_an_upgrade_under_load_drops_nothing_and_takes_nothing_back(
                 await push(forge, upstream, port, seen)
                 for _ in range(request.config.getoption("--upgrades")):
                     since = len(process.log)
-                    upgrading = asyncio.create_task(
+                    upgrading = readers.create_task(
                         run(sys.executable, "-m", "mirror", "upgrade", "--config", str(file))
                     )
                     await process.logged(since, lambda event: event["event"] == "upgrading")
@@ -119,12 +123,12 @@ async def test_where_the_new_one_does_not_come_up_the_old_one_goes_on(
                 file.write_text(good)
                 # It refreshes, and serves what it refreshed.
                 await push(forge, upstream, port, seen)
-                reader = asyncio.create_task(
-                    poll(seen, by_port(port), NAME, version=2, kept=False, pause_seconds=0.0)
-                )
-                await seen.answered.wait()
-                seen.is_over.set()
-                await reader
+                async with asyncio.TaskGroup() as readers:
+                    readers.create_task(
+                        poll(seen, by_port(port), NAME, version=2, kept=False, pause_seconds=0.0)
+                    )
+                    await seen.answered.wait()
+                    seen.is_over.set()
                 seen.is_over.clear()
                 seen.answered.clear()
             assert seen.failures == []

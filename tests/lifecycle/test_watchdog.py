@@ -1,5 +1,6 @@
 """The watchdog is told only while requests are answered, by every process."""
 
+import asyncio
 import os
 import signal
 from pathlib import Path
@@ -61,6 +62,9 @@ async def test_a_process_that_hangs_is_not_called_alive(
                 )
             since = len(process.log)
             os.kill(hung, signal.SIGSTOP)
+            if workers == 1:
+                # It may be in the middle of saying so.
+                await asyncio.to_thread(os.waitid, os.P_PID, hung, os.WSTOPPED | os.WNOWAIT)
             manager.forget()
             if workers == 1:
                 # Whatever was said before it stood still is heard by now: the rest is silence.

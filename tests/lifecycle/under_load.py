@@ -27,8 +27,9 @@ from mirror.demo.forge import HttpBackend
 from tests.git_client import GitClient, GitFailed, Upstream
 from tests.lifecycle.load import POLL_V0, POLL_V2, Connect, Streams, by_port
 from tests.lifecycle.manager import fake_manager
-from tests.lifecycle.serving import free_port, managed, mirrored, run
+from tests.lifecycle.serving import managed, mirrored, run
 from tests.mirror_service import NAME, configuration
+from tests.ports import free_port
 
 CONNECTIONS = 16
 CLONERS = 2

@@ -17,26 +17,27 @@ import pytest
 
 from mirror.demo.forge import BasicAuth, HttpBackend
 from mirror.refresh.refresher import Trigger
-from mirror.workers import supervisor as supervising
 from tests.access.issuer import Issuer, issuing
 from tests.certificates import Authority
 from tests.e2e.day.process import MirrorProcess
 from tests.git_client import GitClient, Upstream
 from tests.lfs_server import LFS_TYPE
-from tests.lifecycle.serving import free_port
 from tests.mirror_service import (
     NAME,
     OTHER,
+    WAIT_SECONDS_MAX,
     MirrorService,
     configuration,
     github_headers,
     github_push,
     mirroring,
 )
+from tests.ports import free_port
 from tests.pull_through import AT
 from tests.refresh.relay.receiving import Receiver, relays
 from tests.reload.test_reload import polled
 from tests.workers.connections import one_to_each
+from tests.workers.impatience import impatient_with
 
 INFO_REFS = f"/{NAME}/info/refs?service=git-upload-pack"
 
@@ -101,6 +102,9 @@ async def test_each_section_counts_from_the_reload_on(
             )
             await apply(sections=place)
             pulled = f"/{AT}/{OTHER}/info/refs?service=git-upload-pack"
+            # In v2, which waits for a first clone for as long as it takes.
+            first_read = await mirror.info_refs(f"{AT}/{OTHER}", version=2)
+            assert (first_read.status, b"ERR" in first_read.body) == (200, False)
             assert await statuses(mirror, pulled) == {200}
             await apply()
             assert await statuses(mirror, pulled) == {404}
@@ -171,7 +175,7 @@ async def test_other_certificates_are_shown_from_the_next_connection_on(
             port = int(mirror.service.url.rpartition(":")[2])
             _, writer = await asyncio.open_connection("127.0.0.1", port, ssl=context)
             shown = writer.get_extra_info("ssl_object").getpeercert()["serialNumber"]
-            writer.close()
+            writer.transport.abort()
             return str(shown)
 
         before = await serial()
@@ -190,12 +194,12 @@ async def test_a_worker_that_hangs_is_replaced_and_the_others_go_on(
     forge: HttpBackend, upstream: Upstream, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     del upstream
-    monkeypatch.setattr(supervising, "RECONFIGURE_SECONDS_MAX", 0.3)
     async with mirroring(forge, tmp_path / "m", workers=2) as mirror:
         supervisor = mirror.service.supervisor
         assert supervisor is not None
         async with one_to_each(mirror.service.url, supervisor.pids) as workers:
             (hung, _), (_, going_on) = workers.items()
+            impatient_with(hung, monkeypatch)
             assert (await going_on.get(INFO_REFS)).status == 200
             os.kill(hung, signal.SIGSTOP)
             configuration(forge, tmp_path / "m", workers=2, defaults="access: [readers]")
@@ -204,7 +208,7 @@ async def test_a_worker_that_hangs_is_replaced_and_the_others_go_on(
                 assert (await going_on.get(INFO_REFS)).status in {200, 401}
             assert (await reloading)["outcome"] == "applied"
             assert (await going_on.get(INFO_REFS)).status == 401
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(WAIT_SECONDS_MAX):
             while hung in supervisor.pids or len(supervisor.pids) < 2:
                 await supervisor.exposition()  # asks those that are there
         async with one_to_each(mirror.service.url, supervisor.pids) as workers:

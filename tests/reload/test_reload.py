@@ -12,7 +12,15 @@ import pytest
 from mirror.config import compare, parse, restart_keys, why_not
 from mirror.demo.forge import HttpBackend
 from tests.git_client import Upstream
-from tests.mirror_service import NAME, OTHER, MirrorService, configuration, mirroring, serving
+from tests.mirror_service import (
+    HOLD_SECONDS,
+    NAME,
+    OTHER,
+    MirrorService,
+    configuration,
+    mirroring,
+    serving,
+)
 
 
 @asynccontextmanager
@@ -130,7 +138,7 @@ async def test_a_file_that_is_replaced_is_read_again_by_itself(
         (directory / "data-link").symlink_to("one")
         file.unlink()
         file.symlink_to("data-link/mirror.yaml")
-    new = text.replace("poll_interval: never", "poll_interval: never\n  hold: 17s")
+    new = text.replace(f"hold: {HOLD_SECONDS}s", "hold: 17s")
     async with serving(file, forge) as mirror:
         await mirror.mirrored()
         if as_volume:

@@ -18,12 +18,13 @@ from mirror.demo.forge import HttpBackend
 from mirror.demo.latency import CHUNK_BYTES, LatencyProxy, Line
 from mirror.places import DataDirectory
 from tests.disk.small import NotMounted, SmallDisk
-from tests.e2e.day.place import free_port, write_secret
+from tests.e2e.day.place import write_secret
 from tests.e2e.day.process import MirrorProcess
 from tests.git_client import GitClient, Upstream
 from tests.lfs_server import LfsServer, lfs_server, noise
 from tests.lifecycle.manager import FakeManager, fake_manager
 from tests.mirror_service import SECRET
+from tests.ports import free_port
 from tests.refresh.relay import receiving as relay
 from tests.soak.judges import MAIN, Hearing, Watch
 from tests.soak.ledger import Conditions, Ledger

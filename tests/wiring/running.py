@@ -14,7 +14,7 @@ from tests.git_client import Completed, environment
 
 MIRROR: Final = "https://git-mirror.example.com"
 
-RUN_SECONDS_MAX: Final = 60.0
+RUN_SECONDS_MAX: Final = 90.0
 
 
 def real_kustomize() -> Path:

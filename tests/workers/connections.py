@@ -122,13 +122,14 @@ async def one_to_each(url: str, pids: Iterable[int]) -> AsyncIterator[dict[int, 
     """Give a connection to each of the processes `pids`."""
     wanted = set(pids)
     found: dict[int, Connection] = {}
-    async with AsyncExitStack() as stack, asyncio.timeout(WAIT_SECONDS_MAX):
-        while wanted - found.keys():
-            connection = await connect(url)
-            stack.push_async_callback(connection.close)
-            pid = connection.accepted_by(wanted)
-            if pid is not None:
-                found[pid] = connection
+    async with AsyncExitStack() as stack:
+        async with asyncio.timeout(WAIT_SECONDS_MAX):
+            while wanted - found.keys():
+                connection = await connect(url)
+                stack.push_async_callback(connection.close)
+                pid = connection.accepted_by(wanted)
+                if pid is not None:
+                    found[pid] = connection
         yield found
 
 

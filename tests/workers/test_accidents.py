@@ -22,7 +22,7 @@ from mirror.errors import LocalError
 from mirror.refresh.refresher import Trigger
 from mirror.service import Service
 from mirror.web.app import RETRY_AFTER_SECONDS, _answer
-from mirror.workers import supervisor as supervising
+from mirror.workers import managed
 from mirror.workers.frames import ChannelError, encode
 from mirror.workers.messages import Announced, Envelope
 from mirror.workers.supervisor import Supervisor
@@ -38,6 +38,7 @@ from tests.mirror_service import (
 )
 from tests.web.asking import fetch_v0
 from tests.workers.connections import Connection, connect, deliver, delivery, one_to_each
+from tests.workers.impatience import impatient_with
 
 INFO_REFS = f"/{NAME}/info/refs?service=git-upload-pack"
 STALE = "Git-Mirror-Stale"
@@ -136,8 +137,8 @@ async def test_a_worker_that_hangs_is_dead_before_a_webhook_is_accepted(
     upstream: Upstream,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(supervising, "ANNOUNCE_SECONDS_MAX", 0.2)
     (hung, _), (_, accepting) = workers.items()
+    impatient_with(hung, monkeypatch)
     os.kill(hung, signal.SIGSTOP)
     upstream.commit()
     assert await deliver(accepting, *delivery(mirror, upstream)) == "accepted"
@@ -148,8 +149,8 @@ async def test_a_worker_that_hangs_is_dead_before_a_webhook_is_accepted(
 async def test_a_refresh_that_brings_nothing_finds_a_worker_that_hangs(
     mirror: MirrorService, supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(supervising, "ANNOUNCE_SECONDS_MAX", 0.2)
     hung = supervisor.pids[0]
+    impatient_with(hung, monkeypatch)
     os.kill(hung, signal.SIGSTOP)
     await mirror.hosted().refresher.request(Trigger.MANUAL)
     assert not Path(f"/proc/{hung}").exists()
@@ -161,7 +162,7 @@ async def test_metrics_do_not_wait_for_a_worker_that_hangs(
 ) -> None:
     (hung, _), (_, asked) = workers.items()
     before = (await asked.get("/metrics")).text
-    monkeypatch.setattr(supervising, "COUNTS_SECONDS_MAX", 0.05)
+    monkeypatch.setattr(managed, "COUNTS_SECONDS_MAX", 0.05)
     os.kill(hung, signal.SIGSTOP)
     try:
         after = (await asked.get("/metrics")).text
@@ -230,29 +231,29 @@ async def test_a_worker_that_is_asked_to_end_finishes_its_answers_and_is_replace
     await mirror.announce(upstream)
     await mirror.caught_up(upstream)
     pid, one = next(iter(workers.items()))
-    await begin_fetch(one, upstream)
+    end = await begin_fetch(one, upstream)
     os.kill(pid, signal.SIGTERM)
-    await end_fetch(one)
+    await end_fetch(one, end)
     await restarted(supervisor, pid)
 
 
-async def begin_fetch(connection: Connection, upstream: Upstream) -> None:
-    """Ask for everything, and take only the beginning of the answer."""
+async def begin_fetch(connection: Connection, upstream: Upstream, name: str = NAME) -> bytes:
+    """Ask for everything, and take only the beginning of the answer; returns how it is to end."""
     body = fetch_v0(upstream.oid())
-    connection.send("POST", f"/{NAME}/git-upload-pack", body=body, headers=UPLOAD_PACK_HEADERS)
+    connection.send("POST", f"/{name}/git-upload-pack", body=body, headers=UPLOAD_PACK_HEADERS)
     async with asyncio.timeout(WAIT_SECONDS_MAX):
-        await connection.reader.readuntil(b"PACK")
+        head = await connection.reader.readuntil(b"PACK")
+    return b"0000\r\n0\r\n\r\n" if b"chunked" in head else b"0000"
 
 
-async def end_fetch(connection: Connection) -> None:
-    """Take the rest of it: there must be an end, whether its length was told before or not."""
+async def end_fetch(connection: Connection, end: bytes) -> None:
+    """Take the rest of it."""
     last = b""
     async with asyncio.timeout(WAIT_SECONDS_MAX):
-        while piece := await connection.reader.read(1 << 20):
+        while not last.endswith(end):
+            piece = await connection.reader.read(1 << 20)
+            assert piece, f"the answer broke off after {last!r}"
             last = (last + piece)[-100:]
-            if last.endswith(b"\r\n0\r\n\r\n"):
-                break
-    assert last.endswith((b"0000\r\n0\r\n\r\n", b"0000"))
 
 
 async def test_a_service_whose_workers_do_not_start_does_not_start(
@@ -404,10 +405,9 @@ async def test_sigterm_ends_all_processes_when_their_answers_are_given(
         assert await git_client.rev_parse(clone, "origin/main") == upstream.oid()
         pids = service.pids()
         async with one_to_each(service.url, pids) as workers:
-            for one in workers.values():
-                await begin_fetch(one, upstream)
+            ends = [await begin_fetch(one, upstream) for one in workers.values()]
             service.process.send_signal(signal.SIGTERM)
-            await asyncio.gather(*map(end_fetch, workers.values()))
+            await asyncio.gather(*map(end_fetch, workers.values(), ends))
             assert await asyncio.to_thread(service.process.wait, WAIT_SECONDS_MAX) == 0
         for pid in pids:
             await gone(pid)

@@ -12,11 +12,10 @@ from mirror.demo.forge import HttpBackend
 from mirror.refresh.refresher import Trigger
 from mirror.workers.supervisor import Supervisor
 from tests.git_client import Upstream
-from tests.mirror_service import NAME, UPLOAD_PACK_HEADERS, WAIT_SECONDS_MAX, MirrorService
+from tests.mirror_service import NAME, WAIT_SECONDS_MAX, MirrorService
 from tests.pull_through import AT, later, mirrored_names, puller, pulling
-from tests.web.asking import fetch_v0
 from tests.workers.connections import one_to_each
-from tests.workers.test_accidents import restarted
+from tests.workers.test_accidents import BIG, begin_fetch, end_fetch, restarted
 
 PULLED = f"{AT}/{NAME}"
 INFO_REFS = f"/{PULLED}/info/refs?service=git-upload-pack"
@@ -27,7 +26,7 @@ async def mirror(
     forge: HttpBackend, upstream: Upstream, tmp_path: Path
 ) -> AsyncIterator[MirrorService]:
     """A service with two workers."""
-    upstream.commit(files={"noise": os.urandom(4 << 20)})
+    upstream.commit(files={"noise": BIG})
     async with pulling(forge, tmp_path / "mirror", workers=2, place="max_age: never") as running:
         yield running
 
@@ -46,17 +45,14 @@ async def test_all_workers_have_it_and_keep_it_while_one_reads_it_and_lose_it_to
         reading, idle = workers.values()
         for one in workers.values():
             assert upstream.oid().encode() in (await one.get(INFO_REFS)).body
-        body = fetch_v0(upstream.oid())
-        reading.send("POST", f"/{PULLED}/git-upload-pack", body=body, headers=UPLOAD_PACK_HEADERS)
-        await reading.reader.readuntil(b"PACK")
+        end = await begin_fetch(reading, upstream, PULLED)
         later(mirror, 1e7)
         await puller(mirror).tidier.tidy()
         assert mirrored_names(mirror) == [PULLED]
         tip = upstream.commit()
         await mirror.hosted(PULLED).refresher.request(Trigger.MANUAL)
         assert tip.encode() in (await idle.get(INFO_REFS)).body
-        while not (await reading.reader.read(1 << 20)).endswith(b"0\r\n\r\n"):
-            pass
+        await end_fetch(reading, end)
         assert tip.encode() in (await reading.get(INFO_REFS)).body
         async with asyncio.timeout(WAIT_SECONDS_MAX):
             while mirrored_names(mirror):

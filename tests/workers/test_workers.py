@@ -17,6 +17,7 @@ from tests.git_client import GitClient, Upstream
 from tests.mirror_service import (
     NAME,
     UPLOAD_PACK_HEADERS,
+    WAIT_SECONDS_MAX,
     MirrorService,
     configuration,
     mirroring,
@@ -108,7 +109,8 @@ async def test_a_reader_held_by_one_worker_gets_what_another_announced(
     forge.faults = Faults(stall=stall, only=note)
     assert await deliver(accepting, *delivery(mirror, upstream)) == "accepted"
     holding.send("GET", INFO_REFS)
-    await asked.wait()
+    async with asyncio.timeout(WAIT_SECONDS_MAX):
+        await asked.wait()
     stall.set()
     answer = await holding.answer()
     assert tip.encode() in answer.body

@@ -276,7 +276,8 @@ class PackCache:
         if len(self._tasks) >= self._running_max:
             raise Overloaded("too many packs are being built; try again in a moment")
         build = self._running[key] = PackBuild(*self._store.new_spool())
-        build.task = asyncio.create_task(self._run(repository, request, key, build))
+        work = self._run(repository, request, key, build)
+        build.task = asyncio.create_task(work, name=f"pack {key}")
         self._tasks.add(build.task)
         build.task.add_done_callback(partial(self._finished, key, build))
         return build

@@ -5,7 +5,6 @@ course of the day, and the controllers at the mirror, each with a token of its o
 """
 
 import random
-import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -23,6 +22,7 @@ from tests.e2e.day.process import STEP_SECONDS_MAX, MirrorProcess, running
 from tests.e2e.day.rules import Record
 from tests.git_client import GitClient, Upstream
 from tests.mirror_service import NAME, SECRET, configuration
+from tests.ports import free_port
 
 RTT_SECONDS: Final = 0.1
 USER: Final = "deployer"
@@ -139,12 +139,6 @@ async def set_up(directory: Path, *, seed: int, workers: int, relays: str) -> As
             }
             await mirror.logged(0, lambda event: event["event"] == "published")
             yield place
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as found:
-        port: int = found.getsockname()[1]
-        return port
 
 
 def _configure(

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -196,15 +196,27 @@ class MirrorProcess:
         self.on_line(line)
 
     async def close(self) -> None:
-        """End it, whatever state it is in."""
+        """End it, whatever state it is in, with who took over from it."""
         self.up.clear()
-        if self.successor is not None:
-            os.kill(self.successor, signal.SIGKILL)
-            self.successor = None
+        # Who took over has the same stderr: without its end there is none to read.
+        self.on_line = lambda _: self._end_successors()
+        self._end_successors()
         if self._process is not None and self._process.poll() is None:
             await self._end(signal.SIGKILL)
         if self._reading is not None:
             await self._reading
+
+    def _end_successors(self) -> None:
+        """Kill the one that a test knows of, and those that it failed too early to know of."""
+        lines = [line for line in self.log if '"handed_over"' in line]
+        pids = [int(json.loads(line)["to"]) for line in lines]
+        if self.successor is not None:
+            pids.append(self.successor)
+        self.successor = None
+        for pid in pids:
+            with suppress(OSError):  # it has ended
+                if os.fsencode(self._file) in Path(f"/proc/{pid}/cmdline").read_bytes():
+                    os.kill(pid, signal.SIGKILL)
 
 
 @asynccontextmanager
