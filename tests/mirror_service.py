@@ -29,8 +29,12 @@ from tests.git_client import Upstream
 NAME: Final = "acme/gitops-repo"
 SECRET: Final = "the secret of the webhooks"
 ZERO_ID: Final = "0" * 40
-WAIT_SECONDS_MAX: Final = 30.0
+WAIT_SECONDS_MAX: Final = 60.0
 """A test fails after that instead of hanging; nothing is to take so long."""
+
+HOLD_SECONDS: Final = 20
+"""Readers are held for so long unless a test says otherwise. A refresh takes a tenth of a second,
+but where many tests share a core the usual hold of 5 seconds may end before it does."""
 
 _DELIVERIES: Final = itertools.count(1)
 
@@ -78,7 +82,8 @@ def configuration(
 ) -> Path:
     """Write a configuration file into `directory` and return it.
 
-    Nothing is polled, so that a test alone decides when the upstream is asked.
+    Nothing is polled, so that a test alone decides when the upstream is asked; and readers are
+    held for longer than is usual (`HOLD_SECONDS`).
 
     Args:
         forge: Where the repositories are.
@@ -99,6 +104,7 @@ def configuration(
     secret.chmod(0o600)
     lane = "true" if fast_lane and with_fast_lane else "false"
     more = f", {server}" if server else ""
+    hold = "" if "hold:" in defaults else f"  hold: {HOLD_SECONDS}s"
     lines = [
         f'server: {{listen: "{listen}", fast_lane: {lane}, workers: {workers}{more}}}',
         "data_dir: data",
@@ -107,6 +113,7 @@ def configuration(
         "defaults:",
         "  poll_interval: never",
         "  webhook_secret_file: webhook-secret",
+        hold,
         textwrap.indent(textwrap.dedent(defaults).strip(), "  "),
     ]
     names = list(names)

@@ -39,7 +39,7 @@ async def run(*args: str, env: dict[str, str] | None = None) -> "subprocess.Comp
         [sys.executable, "-m", "mirror", *args],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=100,
         check=False,
         env={**os.environ, **(env or {})},
     )
@@ -53,11 +53,12 @@ def start_service(config_file: Path) -> tuple["subprocess.Popen[str]", str]:
         text=True,
     )
     assert process.stderr is not None
-    url = ""
-    for line in process.stderr:
+    url, has_published = "", False
+    for line in process.stderr:  # either may come first
         event = json.loads(line)
         url = event.get("url", url)
-        if event["event"] == "published":
+        has_published |= event["event"] == "published"
+        if url and has_published:
             break
     return process, url
 
