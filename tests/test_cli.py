@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -54,13 +55,17 @@ def start_service(config_file: Path) -> tuple["subprocess.Popen[str]", str]:
     )
     assert process.stderr is not None
     url, has_published = "", False
-    for line in process.stderr:  # either may come first
-        event = json.loads(line)
-        url = event.get("url", url)
-        has_published |= event["event"] == "published"
-        if url and has_published:
-            break
-    return process, url
+    with ExitStack() as undone:
+        undone.callback(process.communicate)
+        undone.callback(process.kill)
+        for line in process.stderr:  # either may come first
+            event = json.loads(line)
+            url = event.get("url", url)
+            has_published |= event["event"] == "published"
+            if url and has_published:
+                undone.pop_all()
+                return process, url
+    raise AssertionError("it ended before it had published")
 
 
 def test_help_names_every_command() -> None:
