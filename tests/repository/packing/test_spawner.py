@@ -38,9 +38,10 @@ async def nothing_is_left() -> AsyncIterator[None]:
     files, processes, tasks = len(open_files()), children(), len(asyncio.all_tasks())
     yield
     await settle()
-    assert children() == processes
-    assert len(open_files()) == files
-    assert len(asyncio.all_tasks()) == tasks
+    # Less there may be: the collector came by what an earlier test had left.
+    assert children() <= processes
+    assert len(open_files()) <= files
+    assert len(asyncio.all_tasks()) <= tasks
 
 
 async def sh(spawner: Spawner, script: str, **options: Any) -> bytes:
@@ -343,7 +344,7 @@ async def test_many_children_leave_nothing_open(spawner: Spawner) -> None:
     for _ in range(3):
         await asyncio.gather(*(sh(spawner, "echo x; echo y >&2") for _ in range(20)))
     await settle()
-    assert len(open_files()) == count
+    assert len(open_files()) <= count
 
 
 @pytest.mark.parametrize("is_background", [True, False])
