@@ -18,6 +18,7 @@ from mirror.upstream.credentials import BasicCredentials
 from mirror.upstream.remote import Remote
 from tests.git_client import Upstream
 from tests.mirror_service import WAIT_SECONDS_MAX
+from tests.ports import free_port
 from tests.upstream.conftest import ALL, MakeRemote, failure
 from tests.upstream.scripted import (
     MAIN,
@@ -157,10 +158,11 @@ async def test_a_kept_alive_connection_that_died_costs_no_look(make_remote: Make
 async def test_an_upstream_that_restarts_between_two_looks_is_no_trouble(
     upstream: Upstream, upstream_root: Path, make_remote: MakeRemote
 ) -> None:
-    async with HttpBackend(upstream_root) as before:
+    port = free_port()
+    async with HttpBackend(upstream_root, port=port) as before:
         remote = make_remote(before.repository_url(upstream.name))
         first = await remote.list_refs(ALL)
-    async with HttpBackend(upstream_root, port=before.port):
+    async with HttpBackend(upstream_root, port=port):
         assert await remote.list_refs(ALL) == first
 
 
