@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -39,7 +40,7 @@ async def run(*args: str, env: dict[str, str] | None = None) -> "subprocess.Comp
         [sys.executable, "-m", "mirror", *args],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=100,
         check=False,
         env={**os.environ, **(env or {})},
     )
@@ -53,13 +54,18 @@ def start_service(config_file: Path) -> tuple["subprocess.Popen[str]", str]:
         text=True,
     )
     assert process.stderr is not None
-    url = ""
-    for line in process.stderr:
-        event = json.loads(line)
-        url = event.get("url", url)
-        if event["event"] == "published":
-            break
-    return process, url
+    url, has_published = "", False
+    with ExitStack() as undone:
+        undone.callback(process.communicate)
+        undone.callback(process.kill)
+        for line in process.stderr:  # either may come first
+            event = json.loads(line)
+            url = event.get("url", url)
+            has_published |= event["event"] == "published"
+            if url and has_published:
+                undone.pop_all()
+                return process, url
+    raise AssertionError("it ended before it had published")
 
 
 def test_help_names_every_command() -> None:

@@ -1,5 +1,6 @@
 """Receivers of events on the command line."""
 
+import socket
 from pathlib import Path
 
 from mirror.demo.forge import HttpBackend
@@ -36,15 +37,16 @@ async def test_check_online_says_which_receiver_can_not_be_reached(
     forge: HttpBackend, upstream: Upstream, tmp_path: Path
 ) -> None:
     assert upstream.name == NAME
-    async with receiving() as gone:
-        pass
-    async with receiving() as there:
-        sections = relays(
-            tmp_path, there=f"argocd {there.url}/x", gone=f"argocd {gone.url}/api/webhook"
-        )
-        file = configuration(forge, tmp_path, sections=sections)
-        done = await run("check", "--config", str(file), "--online")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # and not listening
+        gone = f"http://127.0.0.1:{taken.getsockname()[1]}"
+        async with receiving() as there:
+            sections = relays(
+                tmp_path, there=f"argocd {there.url}/x", gone=f"argocd {gone}/api/webhook"
+            )
+            file = configuration(forge, tmp_path, sections=sections)
+            done = await run("check", "--config", str(file), "--online")
     assert done.returncode == 1
-    assert done.stderr == f"relays.gone: {gone.url} can't be reached: Connection refused\n"
+    assert done.stderr == f"relays.gone: {gone} can't be reached: Connection refused\n"
     assert "ok       relays.there" in done.stdout
     assert there.events == []

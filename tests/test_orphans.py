@@ -26,7 +26,7 @@ def test_a_git_that_was_left_running_is_ended_by_the_next_start(tmp_path: Path) 
     places = DataDirectory(tmp_path / "data")
     with left_running(places, "git", "hash-object", "--stdin") as child:
         with capture_logs() as logs, places.held() as hold:
-            assert child.wait(10) == -9
+            assert child.wait(60) == -9
             assert hold.children is not None
         assert [(log["event"], log["pid"]) for log in logs] == [("orphan_ended", child.pid)]
         with capture_logs() as logs, places.held():

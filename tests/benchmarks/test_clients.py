@@ -10,7 +10,7 @@ from benchmarks.crowd import stampede
 from benchmarks.http_client import Connection, Request, WrongAnswer, ask_once
 from benchmarks.protocol import FetchAnswer, fetch
 
-WAIT_SECONDS_MAX = 20.0
+WAIT_SECONDS_MAX = 60.0
 ANSWERS = {
     "/whole": b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nabcdef",
     "/empty": b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n",
@@ -100,10 +100,11 @@ def test_a_wrong_status_in_a_crowd_is_found(port: int) -> None:
 
 
 def test_a_crowd_that_is_refused_says_so() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as gone:
-        closed = gone.getsockname()[1]
-    with pytest.raises(WrongAnswer, match=f"port {closed}"):
-        stampede(closed, [Request("/whole")], in_flight=1)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # and not listening
+        closed = taken.getsockname()[1]
+        with pytest.raises(WrongAnswer, match=f"port {closed}"):
+            stampede(closed, [Request("/whole")], in_flight=1)
 
 
 def test_a_fetch_answer_is_taken_apart() -> None:

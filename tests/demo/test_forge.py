@@ -433,7 +433,7 @@ def _endless_push(upstream: Upstream) -> Iterator[Callable[[], Awaitable[int]]]:
         loop = asyncio.get_running_loop()
         written = asyncio.Event()
         loop.add_reader(descriptor, written.set)
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             await written.wait()
         loop.remove_reader(descriptor)
         return int(os.read(descriptor, 100))

@@ -184,7 +184,7 @@ def huge_delta() -> bytes:
     return make_pack([whole(Kind.BLOB, base), ref_delta(blob_id(base), claim)])
 
 
-WAITS = "upstream_timeout: 500ms"
+WAITS = "upstream_timeout: 1s"
 LISTS = ("info/refs", "ls-refs")
 FETCH = ("fetch",)
 BROKE_OFF = "broke off|cut off"
@@ -218,7 +218,7 @@ FAULTS: dict[str, Fault] = {
         ticks=1.0,
     ),
     "headers trickle": Fault(
-        trickle_headers, Trouble.SLOW, "headers of the answer", limits="upstream_timeout: 200ms"
+        trickle_headers, Trouble.SLOW, "headers of the answer", limits="upstream_timeout: 500ms"
     ),
     "progress without end": Fault(
         endless(before_pack, encode(b"\2Counting objects: 1\r") * 1000),

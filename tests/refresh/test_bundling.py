@@ -199,17 +199,18 @@ async def test_what_was_offered_before_is_removed_in_its_time(
     sweep = bundles.BundleShelf.sweep
     loop = asyncio.get_running_loop()
 
-    def note(shelf: bundles.BundleShelf, now: float) -> None:
-        sweep(shelf, now)
-        if shelf.listed is not None and shelf.expires_at is None:
-            loop.call_soon_threadsafe(removed.set)
-
     async with bundling(forge, tmp_path) as mirror:
         (before,) = offered(mirror)
+
+        def note(shelf: bundles.BundleShelf, now: float) -> None:
+            sweep(shelf, now)
+            if before.name not in files(tmp_path):
+                loop.call_soon_threadsafe(removed.set)
+
+        monkeypatch.setattr(bundles.BundleShelf, "sweep", note)
         upstream.force("main", upstream.commit("other", parents=[]))
         await push(mirror, upstream)
         assert await remake(mirror)
-        monkeypatch.setattr(bundles.BundleShelf, "sweep", note)
         upstream.commit()
         await push(mirror, upstream)
         async with asyncio.timeout(WAIT_SECONDS_MAX):

@@ -83,7 +83,7 @@ def clock() -> Clock:
 async def files(store: LfsStore, remote: Remote, clock: Clock) -> AsyncIterator[LargeFiles]:
     repositories = Repositories()
     repositories["a"] = LfsRepository(cast("LfsRemote", remote), store.scope("a", "https://x"))
-    limits = LimitSettings(lfs_downloads_max=1, refresh_timeout=1.0)
+    limits = LimitSettings(lfs_downloads_max=1)
     opened = LargeFiles(store, repositories, limits, Metrics("0"), clock=clock)
     yield opened
     await opened.close()
@@ -136,6 +136,7 @@ async def test_a_download_that_does_not_end_is_given_up(
     remote.go_on.set()
     await files.ask("a", [OBJECT])
     remote.go_on.clear()
+    files._limits = files._limits.model_copy(update={"refresh_timeout_seconds": 0.1})
     with pytest.raises(UpstreamUnavailable, match="took longer than"):
         await files.fetch("a", OBJECT)
     assert not store.is_stored(OBJECT)

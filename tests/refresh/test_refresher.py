@@ -17,7 +17,7 @@ from mirror.refresh.refresher import Trigger
 from mirror.refresh.update import Updated
 from mirror.repository.snapshot import RefSnapshot
 from tests.git_client import Upstream
-from tests.refresh.bench import Bench, Gatekeeper, Running
+from tests.refresh.bench import WAIT_SECONDS_MAX, Bench, Gatekeeper, Running
 from tests.refresh.conftest import MakeBench
 
 
@@ -98,7 +98,7 @@ async def test_a_caller_that_hangs_up_does_not_cancel_the_refresh_others_wait_fo
     keeper = Gatekeeper(running.forge)
 
     async def wait_for_it() -> None:
-        await asyncio.wait((running.refresher.request(Trigger.WANT),), timeout=10)
+        await asyncio.wait((running.refresher.request(Trigger.WANT),), timeout=WAIT_SECONDS_MAX)
 
     callers = [asyncio.create_task(wait_for_it()) for _ in range(3)]
     await keeper.wait_for(1)

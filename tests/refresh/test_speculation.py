@@ -200,12 +200,17 @@ async def test_webhooks_make_the_refresher_guess(upstream: Upstream, make_bench:
 
 
 async def test_two_connections_are_open_before_the_first_push(
-    upstream: Upstream, forge: HttpBackend, engine: PackEngine, tmp_path: Path
+    upstream: Upstream,
+    forge: HttpBackend,
+    engine: PackEngine,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """And polls take them in turn, so that none falls asleep.
 
     The line is slow, so that one is still busy when the other is wanted.
     """
+    monkeypatch.setattr("mirror.refresh.update.WARMING_SECONDS_MAX", WAIT_SECONDS_MAX)
     secret = tmp_path / "secret"
     secret.write_text("webhook secret of sixteen and more\n", encoding="utf-8")
     async with (

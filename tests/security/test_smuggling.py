@@ -100,7 +100,7 @@ async def test_whatever_the_framing_the_lane_and_aiohttp_find_the_same_requests(
                 compared += 1
                 assert alike(with_lane) == alike(without), pieces
         # About half are closed with bytes unread, where what was answered may be lost on the way.
-        assert compared > len(examples) // 5
+        assert compared > len(examples) // 10  # what was drawn may be half of that by chance
 
 
 @pytest.mark.parametrize(

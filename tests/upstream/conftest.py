@@ -42,7 +42,7 @@ def make_remote(session: aiohttp.ClientSession) -> MakeRemote:
         url: str,
         *,
         credentials: BasicCredentials | None = None,
-        silence_seconds_max: float = 20.0,
+        silence_seconds_max: float = 60.0,
         pack_bytes_max: int = 1 << 20,
     ) -> Remote:
         limits = RemoteLimits(silence_seconds_max, pack_bytes_max)

@@ -1,6 +1,7 @@
 import asyncio
 import base64
 import json
+import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -282,15 +283,14 @@ async def test_more_pages_than_any_forge_has_are_given_up(
         await install("github")
 
 
-async def test_a_forge_that_is_not_there_is_named(
-    session: aiohttp.ClientSession, server: HookServer
-) -> None:
-    async with hook_server() as gone:
-        there = api(gone, "github")
-    with pytest.raises(UpstreamUnavailable, match="can't be reached"):
-        await HookInstaller(Line(session), there, Secret(b"t")).install(
-            url=URL, secret=Secret(b"s"), is_dry_run=True
-        )
+async def test_a_forge_that_is_not_there_is_named(session: aiohttp.ClientSession) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # and not listening
+        there = HOOK_APIS["github"].of(f"http://127.0.0.1:{taken.getsockname()[1]}/acme/a")
+        with pytest.raises(UpstreamUnavailable, match="can't be reached"):
+            await HookInstaller(Line(session), there, Secret(b"t")).install(
+                url=URL, secret=Secret(b"s"), is_dry_run=True
+            )
 
 
 async def test_a_forge_that_hangs_up_is_told_as_such(

@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import logging
 import socket
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -28,8 +29,8 @@ def open_files() -> list[str]:
     return [one for one in found if "/packs/" not in one or "/packs/tmp/" in one]
 
 
-def open_kinds() -> list[str]:
-    return sorted(one.partition(":")[0] for one in open_files())
+def open_kinds() -> Counter[str]:
+    return Counter(one.partition(":")[0] for one in open_files())
 
 
 class Watched:
@@ -39,7 +40,7 @@ class Watched:
         self._mirror = mirror
         self._before = self._now()
 
-    def _now(self) -> tuple[list[str], int]:
+    def _now(self) -> tuple[Counter[str], int]:
         return open_kinds(), len(asyncio.all_tasks())
 
     def _left(self) -> str:
@@ -50,7 +51,8 @@ class Watched:
         assert isinstance(maintainer._engine, GitEngine)
         children = maintainer._engine._spawner._running
         kinds, tasks = self._now()
-        if spools or children or kinds != self._before[0] or tasks > self._before[1]:
+        # Less there may be: what was under way before, for a push, has ended meanwhile.
+        if spools or children or kinds - self._before[0] or tasks > self._before[1]:
             return f"{spools} {children} {kinds} {tasks} {self._before}"
         return ""
 

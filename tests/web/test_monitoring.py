@@ -42,7 +42,7 @@ async def test_a_repository_that_can_not_be_cloned_does_not_keep_the_others_from
         assert (await mirror.get("/readyz")).status == 200
         status = (await mirror.get("/status.json")).json["repositories"]["acme/nothing"]
         assert status["state"] == "failing"
-        assert status["failures"] == 1
+        assert status["failures"] >= 1  # it may have been tried again a second later
         assert "answered 404" in status["last_error"]
 
 

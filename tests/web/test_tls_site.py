@@ -52,12 +52,13 @@ async def poll(mirror: MirrorService, authority: Authority) -> bytes:
     context = ssl.create_default_context(cafile=str(authority.file))
     async with asyncio.timeout(WAIT_SECONDS_MAX):
         reader, writer = await asyncio.open_connection(*address_of(mirror), ssl=context)
-        writer.write(LAST_POLL)
-        answer = await reader.read()
-    writer.close()
-    with contextlib.suppress(ssl.SSLError, ConnectionError):
-        await writer.wait_closed()
-    return answer
+        try:
+            writer.write(LAST_POLL)
+            return await reader.read()
+        finally:
+            writer.close()
+            with contextlib.suppress(ssl.SSLError, ConnectionError):
+                await writer.wait_closed()
 
 
 async def test_of_many_that_never_shake_hands_the_oldest_make_room(

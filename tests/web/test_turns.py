@@ -100,9 +100,11 @@ async def test_a_long_head_is_taken_in_pieces(
     monkeypatch.setattr(web.RequestHandler, "data_received", note)
     host, port = mirror.service.url.removeprefix("http://").split(":")
     reader, writer = await asyncio.open_connection(host, int(port))
-    writer.write(b"GET / HTTP/1.1\r\n" + b"X-Y: 1\r\n" * 20_000 + b"\r\n")
-    assert b" 400 " in await reader.readline()
-    writer.transport.abort()
+    try:
+        writer.write(b"GET / HTTP/1.1\r\n" + b"X-Y: 1\r\n" * 20_000 + b"\r\n")
+        assert b" 400 " in await reader.readline()
+    finally:
+        writer.transport.abort()
     assert len(taken) > 1
     assert max(taken) <= HEAD_PIECE_BYTES
 

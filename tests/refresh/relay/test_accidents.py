@@ -3,7 +3,6 @@
 import asyncio
 import json
 import random
-import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -28,6 +27,7 @@ from tests.mirror_service import (
     mirroring,
     serving,
 )
+from tests.ports import free_port
 from tests.refresh.relay.receiving import Receiver, receiving, relays
 from tests.web.asking import command, fetch_v2, read_answer
 
@@ -125,8 +125,7 @@ async def killed_at_the_end(file: Path) -> AsyncIterator[None]:
 async def test_killed_again_and_again_nothing_is_lost_out_of_order_or_told_too_early(
     forge: HttpBackend, upstream: Upstream, tmp_path: Path, workers: int, kills: int
 ) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as found:
-        port = found.getsockname()[1]
+    port = free_port()
     story = Story(forge, upstream, port)
     async with receiving() as receiver, aiohttp.ClientSession() as session:
         receiver.answer = story.check

@@ -25,6 +25,7 @@ from tests.mirror_service import (
     configuration,
     serving,
 )
+from tests.ports import free_port
 from tests.refresh.relay.receiving import (
     SECRET,
     Receiver,
@@ -80,14 +81,13 @@ async def test_receivers_that_are_dead_or_hang_delay_nobody_else_and_get_the_who
         await released.wait()
         return web.Response()
 
-    async with receiving() as gone:
-        pass
+    gone = free_port()
     async with receiving() as hanging:
         hanging.answer = hang
         async with telling(
             forge,
             tmp_path,
-            dead=f"argocd {gone.url}/x",
+            dead=f"argocd http://127.0.0.1:{gone}/x",
             silent=f"argocd {hanging.url}/x timeout: 1s",
             well=f"argocd {receiver.url}/x",
         ) as mirror:
@@ -98,7 +98,7 @@ async def test_receivers_that_are_dead_or_hang_delay_nobody_else_and_get_the_who
             await failed(mirror, "dead", "can't be reached: Connection refused")
             await failed(mirror, "silent", "did not answer within 1 seconds")
             released.set()
-            async with receiving(port=int(gone.url.rpartition(":")[2])) as back:
+            async with receiving(port=gone) as back:
                 (event,) = await back.came(1)
             assert event.step == (MAIN, before, after)
             assert event.json["commits"][0]["added"] == ["file-0", "file-1", "file-2"]
@@ -132,17 +132,17 @@ async def test_a_refs_changes_arrive_in_order_from_where_the_last_acknowledged_o
 async def test_what_could_not_be_told_before_a_restart_is_told_after_it(
     forge: HttpBackend, upstream: Upstream, tmp_path: Path
 ) -> None:
-    async with receiving() as receiver:
-        pass
+    port = free_port()
+    one = f"argocd http://127.0.0.1:{port}/x"
     before = upstream.oid()
-    async with telling(forge, tmp_path, one=f"argocd {receiver.url}/x") as mirror:
+    async with telling(forge, tmp_path, one=one) as mirror:
         await push(mirror, upstream)
         await failed(mirror, "one")
     middle = upstream.oid()
-    async with receiving(port=int(receiver.url.rpartition(":")[2])) as back:
-        async with telling(forge, tmp_path, one=f"argocd {receiver.url}/x"):
+    async with receiving(port=port) as back:
+        async with telling(forge, tmp_path, one=one):
             assert [event.step for event in await back.came(1)] == [(MAIN, before, middle)]
-        async with telling(forge, tmp_path, one=f"argocd {receiver.url}/x") as mirror:
+        async with telling(forge, tmp_path, one=one) as mirror:
             after = await push(mirror, upstream)
             assert [event.step for event in (await back.came(2))[1:]] == [(MAIN, middle, after)]
 

@@ -277,8 +277,8 @@ async def test_nothing_stays_open_after_good_and_bad_packs(
         async with indexed(engine, empty, small_pack):
             pass
     await settle()
-    assert len(open_files()) == files
-    assert children() == processes
+    assert len(open_files()) <= files
+    assert children() <= processes
     empty.close()
 
 

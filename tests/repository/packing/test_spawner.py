@@ -38,9 +38,10 @@ async def nothing_is_left() -> AsyncIterator[None]:
     files, processes, tasks = len(open_files()), children(), len(asyncio.all_tasks())
     yield
     await settle()
-    assert children() == processes
-    assert len(open_files()) == files
-    assert len(asyncio.all_tasks()) == tasks
+    # Less there may be: the collector came by what an earlier test had left.
+    assert children() <= processes
+    assert len(open_files()) <= files
+    assert len(asyncio.all_tasks()) <= tasks
 
 
 async def sh(spawner: Spawner, script: str, **options: Any) -> bytes:
@@ -58,7 +59,7 @@ def is_running(pid: int) -> bool:
 
 async def until(condition: Callable[[], bool]) -> None:
     """Wait for something that the kernel does in its own time."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not condition():  # noqa: ASYNC110 - nobody could set an event
             await asyncio.sleep(0)
 
@@ -187,13 +188,16 @@ async def test_a_program_that_is_not_there_is_an_error(spawner: Spawner, tmp_pat
 async def test_who_takes_too_long_is_killed_with_all_its_children(
     spawner: Spawner, script: str
 ) -> None:
-    printed = bytearray()
-    stream = spawner.stream([SH, "-c", script], env=ENV, timeout_seconds=1.0)
-    with pytest.raises(PackError, match="took too long"):
-        async with aclosing(stream):
-            async for chunk in stream:
-                printed += chunk
-    pids = [int(word) for word in printed.split()]
+    pids: list[int] = []
+    for seconds in (1.0, 5.0, 20.0):  # it takes a moment to begin, on a busy machine a long one
+        printed = bytearray()
+        stream = spawner.stream([SH, "-c", script], env=ENV, timeout_seconds=seconds)
+        with pytest.raises(PackError, match="took too long"):
+            async with aclosing(stream):
+                async for chunk in stream:
+                    printed += chunk
+        if pids := [int(word) for word in printed.split()]:
+            break
     assert pids
     await until(lambda: not any(map(is_running, pids)))
 
@@ -241,7 +245,7 @@ class SlowStart:
 
     def _start(self, *args: Any, **kwargs: Any) -> "subprocess.Popen[bytes]":
         self.begun.set()
-        assert self.go.wait(20)
+        assert self.go.wait(60)
         return self._popen(*args, **kwargs)
 
 

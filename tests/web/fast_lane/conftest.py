@@ -1,6 +1,7 @@
 """A service with a fast lane, and a look at what its lane does."""
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -13,6 +14,9 @@ from mirror.web.repeating import Prepared
 from tests.git_client import Upstream
 from tests.mirror_service import MirrorService, mirroring
 from tests.web.fast_lane.polls import Received
+
+SENT_AHEAD_BYTES = 256 * 1024
+"""A few of the long answers, and many times what a slow client has room for."""
 
 
 @pytest.fixture(autouse=True)
@@ -67,13 +71,23 @@ def counting(kind: type, received: Received) -> object:
 
 @pytest.fixture
 def paused(monkeypatch: pytest.MonkeyPatch) -> asyncio.Event:
-    """Set once a connection holds more than its client takes."""
+    """Set once a connection holds more than its client takes, and does so until it takes some.
+
+    Sockets have a buffer of one size. The kernel makes any other larger whenever it likes, so that
+    a connection would go on though its client has taken nothing.
+    """
     event = asyncio.Event()
-    pause_writing = Connection.pause_writing
+    connection_made, pause_writing = Connection.connection_made, Connection.pause_writing
+
+    def narrow(self: Connection, transport: asyncio.BaseTransport) -> None:
+        accepted = transport.get_extra_info("socket")
+        accepted.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SENT_AHEAD_BYTES)
+        connection_made(self, transport)
 
     def note(self: Connection) -> None:
         pause_writing(self)
         event.set()
 
+    monkeypatch.setattr(Connection, "connection_made", narrow)
     monkeypatch.setattr(Connection, "pause_writing", note)
     return event

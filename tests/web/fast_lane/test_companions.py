@@ -9,11 +9,17 @@ from mirror.repository.snapshot import Encoded, RefSnapshot
 from mirror.web.companions import RELEASED_AT_ONCE, Companions, is_read
 from mirror.web.repeating import Prepared
 from tests.git_client import Upstream
-from tests.mirror_service import MirrorService
+from tests.mirror_service import WAIT_SECONDS_MAX, MirrorService
 from tests.web.asking import connected, fetch_v2, raw_request
 from tests.web.fast_lane.polls import INFO_REFS, alike, get, read_answer
 
 READERS = 50
+
+
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let readers wait for another's answer for as long as it takes, not a moment at the most."""
+    monkeypatch.setattr("mirror.web.companions.WAIT_SECONDS_MAX", WAIT_SECONDS_MAX)
 
 
 @pytest.fixture
@@ -41,6 +47,7 @@ async def ask_at_once(mirror: MirrorService, request: bytes) -> list[bytes]:
         return [await reader.read() for reader, _ in readers]
 
 
+@pytest.mark.usefixtures("patient")
 async def test_of_many_equal_polls_one_is_answered_the_long_way(
     mirror: MirrorService, advertised: list[int], repeated: list[Prepared]
 ) -> None:
@@ -67,10 +74,10 @@ async def test_many_equal_fetches_get_the_same_pack(
     assert {alike(answer) for answer in answers} == {alike(last)}
 
 
+@pytest.mark.usefixtures("patient")
 async def test_who_leaves_while_others_wait_for_its_answer_holds_up_nobody(
-    mirror: MirrorService, monkeypatch: pytest.MonkeyPatch
+    mirror: MirrorService,
 ) -> None:
-    monkeypatch.setattr("mirror.web.companions.WAIT_SECONDS_MAX", 30.0)
     half = get(INFO_REFS)[:-2]  # the end of the head is missing: no answer will ever come
     async with (
         connected(mirror, b"") as (follower, writer),
