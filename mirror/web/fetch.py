@@ -126,7 +126,7 @@ class Fetches:
         version: int,
         body: bytes,
     ) -> web.StreamResponse:
-        """Answer a fetch, and remember the plan for `body`, which `command` was parsed from."""
+        """Answer a fetch, and remember the plan for `body`: the one it was, or began with."""
         try:
             with self._plans.making(hosted.mirror, version, body):
                 seen, found = await self.plan(hosted, admitted, command)

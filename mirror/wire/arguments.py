@@ -53,8 +53,10 @@ class Deepen:
 class Packets:
     """The packets of a body, as they are asked for: what follows a request is not looked at."""
 
-    def __init__(self, body: bytes) -> None:
+    def __init__(self, body: bytes, more: Iterable[bytes] = ()) -> None:
+        """Take a body, or its first piece and those that follow, which are asked for in turn."""
         self._body = body
+        self._more = iter(more)
         self._position = 0
 
     def __iter__(self) -> "Packets":
@@ -66,11 +68,16 @@ class Packets:
         Raises:
             ProtocolError: It is malformed, or the body ends within it.
         """
-        found = packet_at(self._body, self._position)
-        if found is None:
-            if rest := self._body[self._position : self._position + _SHOWN_REST_BYTES]:
+        while (found := packet_at(self._body, self._position)) is None:
+            rest = self._body[self._position :]
+            piece = next(self._more, None)
+            if piece is not None:
+                self._body, self._position = rest + piece, 0
+            elif rest:
+                rest = rest[:_SHOWN_REST_BYTES]
                 raise ProtocolError(f"the body ends within a pkt-line: {rest!r}")
-            raise StopIteration
+            else:
+                raise StopIteration
         packet, self._position = found
         return packet
 

@@ -9,7 +9,7 @@ what is not served is a `RequestRefused` in git's own words, for the client's us
 """
 
 import enum
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Final
@@ -130,14 +130,18 @@ class UploadPackRequest:
 # --- protocol v2 -------------------------------------------------------------------------------
 
 
-def parse_command(body: bytes) -> CommandRequest | None:
+def parse_command(body: bytes, more: Iterable[bytes] = ()) -> CommandRequest | None:
     """Parse the body of a v2 POST; `None` for an empty request (a lone flush-pkt: the probe).
+
+    Args:
+        body: The body, or its first piece.
+        more: The pieces that follow, which are asked for one by one.
 
     Raises:
         ProtocolError: Malformed.
         RequestRefused: A command, capability or argument that was not advertised.
     """
-    packets = Packets(body)
+    packets = Packets(body, more)
     found = _split_command(packets)
     if found is None:
         return None
@@ -323,17 +327,19 @@ def _parse_bundle_uri(arguments: Iterator[bytes]) -> BundleUriRequest:
 # --- protocol v0 and v1 ------------------------------------------------------------------------
 
 
-def parse_upload_pack(body: bytes) -> UploadPackRequest | None:
+def parse_upload_pack(body: bytes, more: Iterable[bytes] = ()) -> UploadPackRequest | None:
     """Parse the body of a v0 or v1 POST; `None` when it wants nothing (the ``0000`` probe).
 
     A request may end after the wants. If it goes on, the haves end at the first flush-pkt or at
     ``done``, as for git's own stateless server; what follows is not looked at.
 
+    Its arguments are those of `parse_command`.
+
     Raises:
         ProtocolError: Malformed.
         RequestRefused: Not a fetch, or one that is not served.
     """
-    packets = Packets(body)
+    packets = Packets(body, more)
     first = next(packets, None)
     if first is None:
         return None

@@ -1,6 +1,7 @@
 """Requests of very many object ids: read as few ones are, in little memory and few steps."""
 
 import tracemalloc
+from collections import deque
 from collections.abc import Sequence
 
 import pytest
@@ -98,6 +99,20 @@ def test_a_bad_line_behind_many_good_ones_is_refused(bad: bytes) -> None:
 def test_a_body_that_ends_within_many_lines_is_malformed() -> None:
     with pytest.raises(ProtocolError, match="ends within a pkt-line: b'0032have 0"):
         parse_command(wants_and_haves(2000)[: -len(FLUSH_PKT) - 30])
+
+
+@pytest.mark.parametrize("piece_bytes", [1, 49, 50, 51, 4096])
+def test_pieces_are_read_like_the_whole_and_let_go_of(piece_bytes: int) -> None:
+    body = wants_and_haves(100)
+    pieces = deque(body[at : at + piece_bytes] for at in range(0, len(body), piece_bytes))
+    found = parse_command(b"", (pieces.popleft() for _ in range(len(pieces))))
+    assert found == parse_command(body)
+    assert not pieces
+    v0 = join([b"want " + oid(1), Special.FLUSH, b"have " + oid(2), b"done"])
+    again = [v0[at : at + piece_bytes] for at in range(0, len(v0), piece_bytes)]
+    assert parse_upload_pack(again[0], again[1:]) == parse_upload_pack(v0)
+    with pytest.raises(ProtocolError, match="ends within a pkt-line"):
+        parse_command(body[:1000], [body[1000:1020], body[1020:1040]])
 
 
 def test_v0_keeps_the_order_and_repetitions_of_many_haves() -> None:
