@@ -126,9 +126,6 @@ def _misbehave(kind: str, target: Target, seconds: float) -> None:
     """Be the child: flood, when no other process wants the processor."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    os.setsid()  # the kernel may share the processors out among sessions first: sched(7), autogroup
-    with suppress(OSError):
-        Path("/proc/self/autogroup").write_text("19")
     os.nice(19)
     with suppress(OSError, AttributeError):  # only Linux has it
         os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
