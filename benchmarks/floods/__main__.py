@@ -3,8 +3,9 @@
 The mirror, the flood and the prober are processes of their own. In life those who flood are other
 machines; here they share the processors, so they run when nobody else wants to (SCHED_IDLE), and
 right before each flood the same prober polls beside a process that is as busy and leaves the mirror
-alone: the figures that count are the ratios to that. All stays on 127.0.0.1, bounded in count and
-time.
+alone: the figures that count are the ratios to that. The prober, which in life is another machine,
+runs as soon as there is an answer, where the kernel can do that. All stays on 127.0.0.1, bounded in
+count and time.
 """
 
 import argparse
@@ -28,6 +29,7 @@ from benchmarks.floods.prober import POLL_SECONDS, Prober
 from benchmarks.git import git
 from benchmarks.repositories import Repositories
 from benchmarks.service import Service, open_service
+from mirror.cli.scheduling import take_short_slices
 from mirror.demo.forge import HttpBackend
 
 CLOSED: Final = "closed"
@@ -164,6 +166,7 @@ def main() -> None:
         return
     if unknown := set(chosen.floods).difference(CONTROLS, FLOODS):
         parser.error(f"no such flood: {', '.join(sorted(unknown))}; there are {', '.join(FLOODS)}")
+    take_short_slices()
     with ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         root = scratch / "forge"

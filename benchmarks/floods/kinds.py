@@ -176,13 +176,12 @@ class Flood:
 
     def wants(self) -> None:
         """Fetches of 1,000,000 wants and haves each."""
-        chance = random.Random(1)
-        lines = [
-            _packet(f"{kind} {chance.randbytes(20).hex()}")
-            for kind in ("want", "have")
-            for _ in range(500_000)
+        digits = random.Random(1).randbytes(1_000_000 * 20).hex()
+        ids = [digits[at : at + 40] for at in range(0, len(digits), 40)]
+        lines = [f"0032want {oid}\n" for oid in ids[::2]] + [
+            f"0032have {oid}\n" for oid in ids[1::2]
         ]
-        body = _packet("command=fetch") + b"0001" + b"".join(lines) + b"0000"
+        body = _packet("command=fetch") + b"0001" + "".join(lines).encode() + b"0000"
         head = _post(f"{self.name}/git-upload-pack", f"Content-Length: {len(body)}\r\n")
         pieces = [body[at : at + (1 << 20)] for at in range(0, len(body), 1 << 20)]
         self.repeat(lambda _: iter((head, *pieces)))

@@ -11,6 +11,7 @@ import click
 import uvloop
 
 from mirror import config, logs
+from mirror.cli.scheduling import take_short_slices
 from mirror.config import ListenAddress, LogFormat, LogSettings, Settings
 from mirror.errors import MirrorError
 from mirror.mirroring import Watch
@@ -76,6 +77,7 @@ def service_url(settings: Settings) -> str:
 def run(work: Coroutine[Any, Any, T]) -> T:
     """Run to the end; what goes wrong is told in one line."""
     sys.setswitchinterval(SWITCH_SECONDS)
+    take_short_slices()
     try:
         return uvloop.run(work)
     except MirrorError as error:

@@ -85,7 +85,10 @@ class Foresight:
         if len(fetch.wants) == 1:
             ref = watched.names.get(fetch.wants[0])
             return watched.shapes.recognise(fetch, ref, haves) if ref is not None else None
-        if frozenset(fetch.wants) == watched.everything:
+        if (
+            len(fetch.wants) == len(watched.everything)
+            and frozenset(fetch.wants) == watched.everything
+        ):
             return watched.shapes.recognise(fetch, None, haves)
         return None
 

@@ -5,6 +5,7 @@ Blocking work on objects (negotiation walks history): callers run it in a thread
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from itertools import chain
 
 from mirror.errors import ClientError, ProtocolError
 from mirror.repository.bare import BareRepository
@@ -45,9 +46,9 @@ class FetchPlan:
         return replace(self, head=encode_in_side_band(self.head))
 
 
-def missing_objects(repository: BareRepository, oids: Iterable[ObjectId]) -> list[ObjectId]:
-    """Return those of `oids` that the mirror lacks."""
-    return [oid for oid in oids if not repository.source.contains(oid)]
+def first_missing(repository: BareRepository, oids: Iterable[ObjectId]) -> ObjectId | None:
+    """Return the first of `oids` that the mirror lacks: one is enough to refuse a million."""
+    return next((oid for oid in oids if not repository.source.contains(oid)), None)
 
 
 def plan_v2(repository: BareRepository, snapshot: RefSnapshot, fetch: FetchRequest) -> FetchPlan:
@@ -63,7 +64,7 @@ def plan_v2(repository: BareRepository, snapshot: RefSnapshot, fetch: FetchReque
 
 def _plan_v2(repository: BareRepository, snapshot: RefSnapshot, fetch: FetchRequest) -> FetchPlan:
     wanted_refs = {name: _resolve(snapshot, name) for name in fetch.want_refs}
-    wants = tuple(dict.fromkeys((*fetch.wants, *wanted_refs.values())))
+    wants = tuple(dict.fromkeys(chain(fetch.wants, wanted_refs.values())))
     request = replace(fetch, wants=wants)
     client_shallow = _known_shallow(repository, fetch)
     outcome = negotiate_v2(

@@ -23,7 +23,7 @@ from mirror.refresh.foresight import Foresight
 from mirror.refresh.gate import Admitted
 from mirror.refresh.refresher import Trigger
 from mirror.refresh.registry import Hosted
-from mirror.repository.fetching import FetchPlan, UnknownRef, missing_objects, plan_v0, plan_v2
+from mirror.repository.fetching import FetchPlan, UnknownRef, first_missing, plan_v0, plan_v2
 from mirror.repository.packing.engine import PackRequest
 from mirror.repository.packing.framing import STORED, Reframer
 from mirror.repository.packing.pack_cache import PackBuild, PackCache, slices
@@ -126,7 +126,7 @@ class Fetches:
         version: int,
         body: bytes,
     ) -> web.StreamResponse:
-        """Answer a fetch, and remember the plan for `body`, which `command` was parsed from."""
+        """Answer a fetch, and remember the plan for `body`: the one it was, or began with."""
         try:
             with self._plans.making(hosted.mirror, version, body):
                 seen, found = await self.plan(hosted, admitted, command)
@@ -295,8 +295,9 @@ def _plan(admitted: Admitted, command: FetchRequest | UploadPackRequest) -> Fetc
         NotOurRef: A want is not here.
     """
     fetch = command.fetch if isinstance(command, UploadPackRequest) else command
-    if missing := missing_objects(admitted.repository, fetch.wants):
-        raise NotOurRef(f"not our ref {missing[0].decode()}")
+    missing = first_missing(admitted.repository, fetch.wants)
+    if missing is not None:
+        raise NotOurRef(f"not our ref {missing.decode()}")
     if isinstance(command, UploadPackRequest):
         return plan_v0(admitted.repository, admitted.snapshot, command)
     return plan_v2(admitted.repository, admitted.snapshot, command)

@@ -2,6 +2,7 @@
 
 import asyncio
 import enum
+from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from itertools import chain
 from typing import Final
@@ -130,6 +131,14 @@ def check_expectation(request: web.Request) -> None:
 
 
 async def read_body(request: web.Request, *, bytes_max: int, hint: str) -> bytes:
+    """Read a request body as `read_pieces` does, and return it as one."""
+    pieces = await read_pieces(request, bytes_max=bytes_max, hint=hint)
+    if len(pieces) == 1:
+        return pieces[0]
+    return await asyncio.to_thread(b"".join, pieces)  # which lets others run meanwhile
+
+
+async def read_pieces(request: web.Request, *, bytes_max: int, hint: str) -> deque[bytes]:
     """Read a request body and undo its Content-Encoding.
 
     A client that waits to be told so is told to send it; where nobody reads the body, it never is.
@@ -138,6 +147,10 @@ async def read_body(request: web.Request, *, bytes_max: int, hint: str) -> bytes
         request: Whose body.
         bytes_max: The most it may be, both as it comes and once decoded.
         hint: What to do about one that is longer, for its sender.
+
+    Returns:
+        Its pieces, of `BODY_SLICE_BYTES` or more but for the last: a short body is one. Who takes a
+        long one apart needs no second copy, and can let go of it piece by piece.
 
     Raises:
         TooLarge: It is over `bytes_max`.
@@ -182,14 +195,14 @@ async def read_body(request: web.Request, *, bytes_max: int, hint: str) -> bytes
     except (web.RequestPayloadError, ValueError) as error:
         raise ProtocolError(f"the request body can't be read: {error}") from error
     decoder.finish()
-    return await body.whole()
+    return body.pieces()
 
 
 class _Body:
-    """A body as it grows: a long one is neither moved about nor copied on the event loop."""
+    """A body as it grows: a long one is neither moved about nor copied as a whole."""
 
     def __init__(self) -> None:
-        self._slices: list[bytes] = []
+        self._slices: deque[bytes] = deque()
         self._end = bytearray()
         self._sliced_bytes = 0
 
@@ -203,12 +216,10 @@ class _Body:
             self._sliced_bytes += len(self._end)
             self._end.clear()
 
-    async def whole(self) -> bytes:
-        if not self._slices:
-            return bytes(self._end)
-        slices = [*self._slices, bytes(self._end)]
-        self._slices.clear()
-        return await asyncio.to_thread(b"".join, slices)  # which lets others run meanwhile
+    def pieces(self) -> deque[bytes]:
+        if self._end or not self._slices:
+            self._slices.append(bytes(self._end))
+        return self._slices
 
 
 def body_decoder(request: web.Request) -> BodyDecoder:

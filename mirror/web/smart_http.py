@@ -7,7 +7,8 @@ that can't be read, an ``ERR`` pkt-line where a request was read but can't be se
 
 import asyncio
 import weakref
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterable
 from typing import Final, assert_never
 
 import structlog
@@ -33,7 +34,7 @@ from mirror.web.protocol import (
     accepts_gzip,
     answer_headers,
     protocol_version,
-    read_body,
+    read_pieces,
     whole_answer,
 )
 from mirror.web.push import Pushes
@@ -150,17 +151,18 @@ class SmartHttp:
         hosted = await self._guard.bring(request, settings)
         hosted.gate.current()
         version = protocol_version(request)
-        body = await read_body(
+        pieces = await read_pieces(
             request,
             bytes_max=self._request_bytes_max,
             hint="fetch fewer refs at a time, or raise limits.request_bytes_max",
         )
+        body = pieces[0]  # all of it, unless it is too long to be remembered
         planned = await self._fetches.planned(hosted, version, body)
         if planned is not None:
             request[OPERATION] = Operation.FETCH
             return await self._fetches.send(request, hosted, hosted.gate.current(), planned)
         try:
-            command = await _parse(version, body)
+            command = await _parse(version, pieces)
         except RequestRefused as error:
             request[OUTCOME] = error.label
             logger.info("refused", kind=error.label, error=str(error))
@@ -224,12 +226,15 @@ class SmartHttp:
         return admitted
 
 
-async def _parse(version: int, body: bytes) -> CommandRequest | UploadPackRequest | None:
-    parse: Callable[[bytes], CommandRequest | UploadPackRequest | None]
+async def _parse(version: int, pieces: deque[bytes]) -> CommandRequest | UploadPackRequest | None:
+    """Parse a body, whose pieces are let go of one by one."""
+    parse: Callable[[bytes, Iterable[bytes]], CommandRequest | UploadPackRequest | None]
     parse = parse_command if version == 2 else parse_upload_pack
-    if len(body) <= PARSE_INLINE_BYTES_MAX:
-        return parse(body)
-    return await asyncio.to_thread(parse, body)
+    first = pieces.popleft()
+    if len(first) <= PARSE_INLINE_BYTES_MAX:
+        return parse(first, pieces)
+    following = (pieces.popleft() for _ in range(len(pieces)))
+    return await asyncio.to_thread(parse, first, following)
 
 
 def _offer(request: web.Request, hosted: Hosted, admitted: Admitted, body: bytes) -> None:

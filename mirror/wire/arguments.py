@@ -14,16 +14,27 @@ from mirror.errors import ProtocolError, RequestRefused
 from mirror.wire.filters import ObjectFilter, parse_filter
 from mirror.wire.names import ObjectId
 from mirror.wire.numbers import parse_unsigned
-from mirror.wire.pktline import Packet, PacketDecoder, Special, text
+from mirror.wire.object_ids import Gathered
+from mirror.wire.pktline import Packet, Special, packet_at, text
 
 INFINITE_DEPTH: Final = 0x7FFFFFFF
 """What clients send as depth to unshallow."""
 
 SINCE_MAX: Final = (1 << 63) - 1
 
+EXCLUDED_MAX: Final = 65536
+"""No client excludes so many refs; git's own server has no limit."""
+
 SHOWN_BYTES_MAX: Final = 200
 
+_SHOWN_REST_BYTES: Final = 16
+
 _LEADING_ID: Final = re.compile(rb"[0-9a-fA-F]{40}")
+
+_RUNS: Final = {
+    key: re.compile(rb"(?:0032%b [0-9a-f]{40}\n){1,1000}" % key) for key in (b"want", b"have")
+}
+"""Not more at once: nobody else runs meanwhile, which is for a tenth of a millisecond."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,17 +50,54 @@ class Deepen:
         return self.depth is not None or self.since is not None or bool(self.exclude)
 
 
-def packets_of(body: bytes) -> Iterator[Packet]:
-    """Yield the packets of a body as they are asked for: what follows a request is not looked at.
+class Packets:
+    """The packets of a body, as they are asked for: what follows a request is not looked at."""
 
-    Raises:
-        ProtocolError: The next packet is malformed, or the body ends within it.
-    """
-    decoder = PacketDecoder()
-    decoder.feed(body)
-    yield from decoder
-    if rest := decoder.remainder():
-        raise ProtocolError(f"the body ends within a pkt-line: {rest[:16]!r}")
+    def __init__(self, body: bytes, more: Iterable[bytes] = ()) -> None:
+        """Take a body, or its first piece and those that follow, which are asked for in turn."""
+        self._body = body
+        self._more = iter(more)
+        self._position = 0
+
+    def __iter__(self) -> "Packets":
+        return self
+
+    def __next__(self) -> Packet:
+        """Return the next one.
+
+        Raises:
+            ProtocolError: It is malformed, or the body ends within it.
+        """
+        while (found := packet_at(self._body, self._position)) is None:
+            rest = self._body[self._position :]
+            piece = next(self._more, None)
+            if piece is not None:
+                self._body, self._position = rest + piece, 0
+            elif rest:
+                rest = rest[:_SHOWN_REST_BYTES]
+                raise ProtocolError(f"the body ends within a pkt-line: {rest!r}")
+            else:
+                raise StopIteration
+        packet, self._position = found
+        return packet
+
+    def run(self, key: bytes) -> bytes:
+        """Pass over lines of an object id that follow one another, as many clients write them.
+
+        They are what a long request is long by: a thousand at once take a fiftieth of the time that
+        they take one by one. What is written in another way, if right, is left to be read so.
+
+        Args:
+            key: What stands before each id: ``want`` or ``have``.
+
+        Returns:
+            The digits of all of them, or nothing.
+        """
+        found = _RUNS[key].match(self._body, self._position)
+        if found is None:
+            return b""
+        self._position = found.end()
+        return found[0].replace(b"0032%b " % key, b"").replace(b"\n", b"")
 
 
 def line_of(packet: bytes) -> bytes:
@@ -93,7 +141,7 @@ def quoted(line: bytes) -> str:
 class LimitArguments:
     """The arguments that v0 and v2 share: shallow, deepen*, filter."""
 
-    shallow: set[ObjectId] = field(default_factory=set)
+    shallow: Gathered = field(default_factory=Gathered)
     depth: int | None = None
     relative: bool = False
     since: int | None = None
@@ -126,6 +174,8 @@ class LimitArguments:
                     raise RequestRefused(f"Invalid deepen-since: {shown(line)}")
                 self.since = since
             case b"deepen-not":
+                if len(self.exclude) >= EXCLUDED_MAX:
+                    raise RequestRefused(f"more than {EXCLUDED_MAX} deepen-not in one request")
                 self.exclude.append(value)
             case b"filter":
                 if self.filter is not None:

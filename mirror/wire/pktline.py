@@ -58,6 +58,29 @@ def text(payload: bytes) -> bytes:
     return payload.removesuffix(b"\n")
 
 
+def packet_at(data: bytes | bytearray, start: int) -> tuple[Packet, int] | None:
+    """Return the packet that begins at `start`, and where the next one does.
+
+    `None` when `data` ends before the packet does.
+
+    Raises:
+        ProtocolError: The length is not four hex digits, is 3, or is over the limit.
+    """
+    prefix = bytes(data[start : start + 4])
+    if len(prefix) < 4:
+        return None
+    if not _LENGTH.fullmatch(prefix):
+        raise ProtocolError(f"expected a pkt-line length of four hex digits, got {prefix!r}")
+    length = int(prefix, 16)
+    if length < 3:
+        return Special(length), start + 4
+    if length == 3 or length > PACKET_BYTES_MAX:
+        raise ProtocolError(f"{length} is not a valid pkt-line length")
+    if len(data) - start < length:
+        return None
+    return bytes(data[start + 4 : start + length]), start + length
+
+
 class PacketDecoder:
     """Incremental decoder: `feed` bytes, take packets with `next_packet` or by iterating."""
 
@@ -78,22 +101,11 @@ class PacketDecoder:
         Raises:
             ProtocolError: The length is not four hex digits, is 3, or is over the limit.
         """
-        start = self._position
-        prefix = bytes(self._buffer[start : start + 4])
-        if len(prefix) < 4:
+        found = packet_at(self._buffer, self._position)
+        if found is None:
             return None
-        if not _LENGTH.fullmatch(prefix):
-            raise ProtocolError(f"expected a pkt-line length of four hex digits, got {prefix!r}")
-        length = int(prefix, 16)
-        if length < 3:
-            self._position = start + 4
-            return Special(length)
-        if length == 3 or length > PACKET_BYTES_MAX:
-            raise ProtocolError(f"{length} is not a valid pkt-line length")
-        if len(self._buffer) - start < length:
-            return None
-        self._position = start + length
-        return bytes(self._buffer[start + 4 : start + length])
+        packet, self._position = found
+        return packet
 
     def __iter__(self) -> Iterator[Packet]:
         while (packet := self.next_packet()) is not None:

@@ -9,7 +9,7 @@ what is not served is a `RequestRefused` in git's own words, for the client's us
 """
 
 import enum
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Final
@@ -19,19 +19,23 @@ from mirror.wire.arguments import INFINITE_DEPTH as INFINITE_DEPTH  # noqa: PLC0
 from mirror.wire.arguments import Deepen as Deepen  # noqa: PLC0414 - exported
 from mirror.wire.arguments import (
     LimitArguments,
+    Packets,
     leading_id,
     line_of,
     lines_until_flush,
-    packets_of,
     quoted,
     shown,
 )
 from mirror.wire.filters import ObjectFilter
 from mirror.wire.names import HEAD, ObjectId, RefName, is_ref_name
+from mirror.wire.object_ids import Gathered
 from mirror.wire.pktline import Packet, Special
 
 REF_PREFIXES_MAX: Final = 65536
 """As in git's own server: with that many prefixes all refs are sent."""
+
+WANT_REFS_MAX: Final = 65536
+"""No client asks for so many refs by name; git's own server has no limit."""
 
 OBJECT_FORMAT: Final = b"sha1"
 """The hash of all object ids here."""
@@ -55,13 +59,13 @@ class LsRefsRequest:
 
 @dataclass(frozen=True, slots=True)
 class FetchRequest:
-    """A fetch, whichever protocol it came in."""
+    """A fetch, whichever protocol it came in. Of many object ids some may be repeated."""
 
-    wants: tuple[ObjectId, ...] = ()
+    wants: Sequence[ObjectId] = ()
     want_refs: tuple[RefName, ...] = ()
-    haves: tuple[ObjectId, ...] = ()
+    haves: Sequence[ObjectId] = ()
     done: bool = False
-    shallow: frozenset[ObjectId] = frozenset()
+    shallow: Collection[ObjectId] = frozenset()
     deepen: Deepen = field(default_factory=Deepen)
     filter: ObjectFilter | None = None
     thin_pack: bool = False
@@ -75,7 +79,7 @@ class FetchRequest:
 class ObjectInfoRequest:
     """``command=object-info``: the sizes of objects."""
 
-    oids: tuple[ObjectId, ...]
+    oids: Sequence[ObjectId]
     size: bool
 
 
@@ -126,14 +130,19 @@ class UploadPackRequest:
 # --- protocol v2 -------------------------------------------------------------------------------
 
 
-def parse_command(body: bytes) -> CommandRequest | None:
+def parse_command(body: bytes, more: Iterable[bytes] = ()) -> CommandRequest | None:
     """Parse the body of a v2 POST; `None` for an empty request (a lone flush-pkt: the probe).
+
+    Args:
+        body: The body, or its first piece.
+        more: The pieces that follow, which are asked for one by one.
 
     Raises:
         ProtocolError: Malformed.
         RequestRefused: A command, capability or argument that was not advertised.
     """
-    found = _split_command(packets_of(body))
+    packets = Packets(body, more)
+    found = _split_command(packets)
     if found is None:
         return None
     command, arguments = found
@@ -141,7 +150,7 @@ def parse_command(body: bytes) -> CommandRequest | None:
         case b"ls-refs":
             return _parse_ls_refs(arguments)
         case b"fetch":
-            return _parse_fetch(arguments)
+            return _parse_fetch(arguments, packets)
         case b"bundle-uri":
             return _parse_bundle_uri(arguments)
         case _:
@@ -202,12 +211,13 @@ def _checked_format(name: bytes) -> bytes:
 
 def _parse_ls_refs(arguments: Iterator[bytes]) -> LsRefsRequest:
     flags = set()
-    prefixes = []
+    prefixes: list[bytes] = []
     for line in arguments:
         if line in (b"peel", b"symrefs", b"unborn"):
             flags.add(line)
         elif line.startswith(b"ref-prefix "):
-            prefixes.append(line.removeprefix(b"ref-prefix "))
+            if len(prefixes) < REF_PREFIXES_MAX:
+                prefixes.append(line.removeprefix(b"ref-prefix "))
         else:
             raise RequestRefused(f"unexpected line: {quoted(line)}")
     if len(prefixes) >= REF_PREFIXES_MAX:
@@ -225,19 +235,21 @@ _FETCH_FLAGS: Final = {
 }
 
 
-def _parse_fetch(arguments: Iterator[bytes]) -> FetchRequest:
-    wants: dict[ObjectId, None] = {}
+def _parse_fetch(arguments: Iterator[bytes], packets: Packets) -> FetchRequest:
+    """Parse what `arguments` are still to be taken from `packets`."""
+    wants, haves = Gathered(), Gathered()
     want_refs: dict[RefName, None] = {}
-    haves: dict[ObjectId, None] = {}
     flags: dict[str, bool] = {}
     limits = LimitArguments()
     for line in arguments:
         if line in _FETCH_FLAGS:
             flags[_FETCH_FLAGS[line]] = True
         elif line.startswith(b"want "):
-            wants[_wanted(line)] = None
+            wants.add(_wanted(line))
+            _take_runs(packets, b"want", wants)
         elif line.startswith(b"have "):
-            haves[_had(line)] = None
+            haves.add(_had(line))
+            _take_runs(packets, b"have", haves)
         elif line.startswith(b"want-ref "):
             want_refs[_wanted_ref(line.removeprefix(b"want-ref "), want_refs)] = None
         elif line == b"deepen-relative":
@@ -245,14 +257,19 @@ def _parse_fetch(arguments: Iterator[bytes]) -> FetchRequest:
         elif not limits.take(line) and line != b"no-progress":
             raise RequestRefused(f"unexpected line: {quoted(line)}")
     return FetchRequest(
-        wants=tuple(wants),
+        wants=wants.distinct(),
         want_refs=tuple(want_refs),
-        haves=tuple(haves),
-        shallow=frozenset(limits.shallow),
+        haves=haves.distinct(),
+        shallow=limits.shallow.as_set(),
         deepen=limits.checked_deepen(),
         filter=limits.filter,
         **flags,
     )
+
+
+def _take_runs(packets: Packets, key: bytes, oids: Gathered) -> None:
+    while digits := packets.run(key):
+        oids.add_all(digits)
 
 
 def _wanted(line: bytes) -> ObjectId:
@@ -277,11 +294,13 @@ def _wanted_ref(name: bytes, others: dict[RefName, None]) -> RefName:
         raise RequestRefused(f"unknown ref {shown(name)}")
     if name in others:
         raise RequestRefused(f"duplicate want-ref {shown(name)}")
+    if len(others) >= WANT_REFS_MAX:
+        raise RequestRefused(f"more than {WANT_REFS_MAX} want-refs; fetch fewer at a time")
     return RefName(name)
 
 
 def _parse_object_info(arguments: Iterator[bytes]) -> ObjectInfoRequest:
-    oids = []
+    oids = Gathered()
     size = False
     for line in arguments:
         if line == b"size":
@@ -293,10 +312,10 @@ def _parse_object_info(arguments: Iterator[bytes]) -> ObjectInfoRequest:
                 raise RequestRefused(
                     f"object-info: protocol error, expected to get oid, not {quoted(value)}"
                 )
-            oids.append(oid)
+            oids.add(oid)
         else:
             raise RequestRefused(f"object-info: unexpected line: {quoted(line)}")
-    return ObjectInfoRequest(tuple(oids), size)
+    return ObjectInfoRequest(oids.in_order(), size)
 
 
 def _parse_bundle_uri(arguments: Iterator[bytes]) -> BundleUriRequest:
@@ -308,27 +327,30 @@ def _parse_bundle_uri(arguments: Iterator[bytes]) -> BundleUriRequest:
 # --- protocol v0 and v1 ------------------------------------------------------------------------
 
 
-def parse_upload_pack(body: bytes) -> UploadPackRequest | None:
+def parse_upload_pack(body: bytes, more: Iterable[bytes] = ()) -> UploadPackRequest | None:
     """Parse the body of a v0 or v1 POST; `None` when it wants nothing (the ``0000`` probe).
 
     A request may end after the wants. If it goes on, the haves end at the first flush-pkt or at
     ``done``, as for git's own stateless server; what follows is not looked at.
 
+    Its arguments are those of `parse_command`.
+
     Raises:
         ProtocolError: Malformed.
         RequestRefused: Not a fetch, or one that is not served.
     """
-    packets = packets_of(body)
+    packets = Packets(body, more)
     first = next(packets, None)
     if first is None:
         return None
-    wants: dict[ObjectId, None] = {}
+    wants = Gathered()
     features = _Features()
     limits = LimitArguments()
     for line in _lines_of_round(chain((first,), packets)):
         if line.startswith(b"want ") and (oid := leading_id(line.removeprefix(b"want "))):
-            wants[oid] = None
+            wants.add(oid)
             features.take(line[len(b"want ") + len(oid) :])
+            _take_runs(packets, b"want", wants)
         elif line.startswith(b"filter ") and b"filter" not in features.seen:
             raise RequestRefused("git upload-pack: filtering capability not negotiated")
         elif not limits.take(line):
@@ -338,14 +360,14 @@ def parse_upload_pack(body: bytes) -> UploadPackRequest | None:
     if not wants:
         return None
     first = next(packets, None)
-    haves, done = _parse_haves(chain((first,), packets)) if first is not None else ((), False)
+    haves, done = _parse_haves(first, packets) if first is not None else ((), False)
     limits.relative = b"deepen-relative" in features.seen
     return UploadPackRequest(
         FetchRequest(
-            wants=tuple(wants),
+            wants=wants.distinct(),
             haves=haves,
             done=done,
-            shallow=frozenset(limits.shallow),
+            shallow=limits.shallow.as_set(),
             deepen=limits.checked_deepen(),
             filter=limits.filter,
             thin_pack=b"thin-pack" in features.seen,
@@ -368,15 +390,16 @@ def _lines_of_round(packets: Iterator[Packet]) -> Iterator[bytes]:
     raise ProtocolError("the request ends before its flush-pkt")
 
 
-def _parse_haves(packets: Iterator[Packet]) -> tuple[tuple[ObjectId, ...], bool]:
-    haves: list[ObjectId] = []
-    for line in _lines_of_round(packets):
+def _parse_haves(first: Packet, packets: Packets) -> tuple[Sequence[ObjectId], bool]:
+    haves = Gathered()
+    for line in _lines_of_round(chain((first,), packets)):
         if line == b"done":
-            return tuple(haves), True
+            return haves.in_order(), True
         if not line.startswith(b"have "):
             raise RequestRefused(f"git upload-pack: expected SHA1 list, got {quoted(line)}")
-        haves.append(_had(line))
-    return tuple(haves), False
+        haves.add(_had(line))
+        _take_runs(packets, b"have", haves)
+    return haves.in_order(), False
 
 
 class _Features:

@@ -9,7 +9,7 @@ import pytest
 
 from mirror.errors import ProtocolError
 from mirror.repository.bare import BareRepository
-from mirror.repository.fetching import FetchPlan, UnknownRef, missing_objects, plan_v0, plan_v2
+from mirror.repository.fetching import FetchPlan, UnknownRef, first_missing, plan_v0, plan_v2
 from mirror.repository.snapshot import RefSnapshot
 from mirror.wire.filters import ObjectFilter
 from mirror.wire.names import HEAD, ObjectId, RefName
@@ -45,9 +45,12 @@ def plans(
     return plan_v0(repository, snapshot, v0), plan_v2(repository, snapshot, fetch)
 
 
-def test_what_is_not_here_is_listed(repository: BareRepository, atlas: Atlas) -> None:
-    asked = [*atlas.all("main", "blob", "tag"), NOWHERE]
-    assert missing_objects(repository, asked) == [NOWHERE]
+def test_the_first_of_what_is_not_here_is_told(repository: BareRepository, atlas: Atlas) -> None:
+    known = atlas.all("main", "blob", "tag")
+    assert first_missing(repository, known) is None
+    asked = iter([*known, NOWHERE, *known])
+    assert first_missing(repository, asked) == NOWHERE
+    assert tuple(asked) == known  # nobody looked further
 
 
 @pytest.mark.parametrize(

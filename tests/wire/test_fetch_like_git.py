@@ -4,7 +4,7 @@ Where git is not followed: in single-ack mode it acknowledges again and again wh
 parents of what it acknowledged before; gitprotocol-pack(5) says once, and so do we.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import pytest
@@ -74,7 +74,7 @@ def assert_same(by_us: Answer, by_git: Answer) -> None:
 
 
 def ready_as_git_sees_it(
-    both: Both, wants: tuple[ObjectId, ...]
+    both: Both, wants: Sequence[ObjectId]
 ) -> Callable[[tuple[ObjectId, ...]], bool]:
     """Ready when each want leads to a common commit or to a parent of one.
 

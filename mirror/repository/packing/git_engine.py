@@ -25,7 +25,7 @@ from mirror.repository.clearing import indexed_packs
 from mirror.repository.maintenance import count_to_merge
 from mirror.repository.packing.engine import OBJECT_BYTES_MAX, IndexProgress, PackRequest
 from mirror.repository.packing.pack_sizes import HEADER_BYTES, object_count
-from mirror.repository.packing.spawner import OnStderr, Spawner
+from mirror.repository.packing.spawner import OnStderr, Priority, Spawner
 from mirror.repository.quarantine import Quarantine
 from mirror.repository.threads import run_to_end
 from mirror.wire.names import ObjectId
@@ -167,6 +167,7 @@ class GitEngine:
             env=_environment(GIT_DIR=str(repository.path)),
             stdin=b"\n".join(lines) + b"\n",
             timeout_seconds=BUILD_SECONDS_MAX,
+            priority=Priority.BUILD,
         )
         async with aclosing(_while_sound(repository, child)) as pack:
             async for chunk in pack:
@@ -300,7 +301,7 @@ class GitEngine:
             stdin=stdin,
             timeout_seconds=timeout_seconds,
             on_stderr=on_stderr,
-            is_background=is_background,
+            priority=Priority.BACKGROUND if is_background else Priority.USUAL,
         )
 
 

@@ -13,12 +13,18 @@ from typing import Any
 import pytest
 
 from mirror.errors import PackError
-from mirror.repository.packing.spawner import CHILDREN_MAX, STDERR_BYTES_MAX, Spawner
+from mirror.repository.packing.spawner import (
+    CHILDREN_MAX,
+    STDERR_BYTES_MAX,
+    Priority,
+    Spawner,
+)
 from tests.repository.packing.processes import children, open_files, settle
 
 SH = "/bin/sh"
 ENV = {"PATH": os.defpath, "LC_ALL": "C"}
 LONG = 60.0
+NICE_MAX = 19
 
 
 @pytest.fixture
@@ -114,6 +120,30 @@ async def test_output_comes_as_it_is_printed(spawner: Spawner, tmp_path: Path) -
         assert await anext(stream) == b"second\n"
         with pytest.raises(StopAsyncIteration):
             await anext(stream)
+
+
+@pytest.mark.parametrize("priority", list(Priority))
+async def test_a_child_leaves_the_processors_to_whom_it_should(
+    spawner: Spawner, tmp_path: Path, priority: Priority
+) -> None:
+    """So do those that it starts, and the group where the kernel groups tasks by session."""
+    seen = tmp_path / "seen"
+    os.mkfifo(seen)
+    grouped = Path("/proc/self/autogroup").exists()
+    script = f"echo; read line < {seen}; cat /proc/self/stat"
+    script += "; cat /proc/self/autogroup" if grouped else ""
+    stream = spawner.stream([SH, "-c", script], env=ENV, timeout_seconds=LONG, priority=priority)
+    async with aclosing(stream):
+        await anext(stream)  # it was started, and its priority set
+        await asyncio.to_thread(seen.write_bytes, b"\n")
+        stat, _, group = b"".join([piece async for piece in stream]).partition(b"\n")
+    after_name = stat.rpartition(b")")[2].split()
+    own = os.getpriority(os.PRIO_PROCESS, 0)
+    assert int(after_name[16]) == min(own + priority, NICE_MAX)
+    is_idle = int(after_name[38]) == os.SCHED_IDLE
+    assert is_idle == (priority is Priority.BACKGROUND)
+    if grouped and os.geteuid() == 0:  # for others the kernel changes ten a second
+        assert group.split()[-1] == b"%d" % priority
 
 
 async def test_a_slow_reader_holds_the_child_up(spawner: Spawner) -> None:
@@ -345,20 +375,3 @@ async def test_many_children_leave_nothing_open(spawner: Spawner) -> None:
         await asyncio.gather(*(sh(spawner, "echo x; echo y >&2") for _ in range(20)))
     await settle()
     assert len(open_files()) == count
-
-
-@pytest.mark.parametrize("is_background", [True, False])
-async def test_a_child_of_the_background_gets_what_nobody_else_wants(
-    spawner: Spawner, *, is_background: bool
-) -> None:
-    """The children that it starts do, too: git repack starts git pack-objects."""
-    wanted = os.SCHED_IDLE if is_background else os.sched_getscheduler(0)
-    program = (
-        "import os, subprocess, sys\n"
-        f"while os.sched_getscheduler(0) != {wanted}: pass\n"
-        "subprocess.run([sys.executable, '-c', 'import os; print(os.sched_getscheduler(0))'])"
-    )
-    printed = await spawner.run(
-        [sys.executable, "-c", program], env={}, timeout_seconds=20, is_background=is_background
-    )
-    assert int(printed) == wanted
