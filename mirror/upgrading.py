@@ -4,7 +4,7 @@ See `mirror.handover` for what happens in which order, and why.
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Final
 
@@ -27,6 +27,9 @@ from mirror.work import Work
 
 SETTLE_SECONDS_MAX: Final = 3.0
 """What refreshes under way get to end before the next process takes over; it begins them anew."""
+
+TAKEN_OVER_SECONDS_MAX: Final = 20.0
+"""The process before is silent within 8 seconds; then what it stored is counted."""
 
 logger = structlog.stdlib.get_logger()
 
@@ -55,12 +58,10 @@ class Upgrading:
         successor: That process.
     """
 
-    def __init__(self, handed: Handed, predecessor: Predecessor | None) -> None:
-        """Be ready; from `predecessor` this process has taken over itself, or is about to."""
+    def __init__(self, handed: Handed) -> None:
         self.handed_over = asyncio.Event()
         self.successor: Successor | None = None
         self._handed = handed
-        self._predecessor = predecessor
         self._upgrading: asyncio.Task[int] | None = None
 
     @property
@@ -69,6 +70,11 @@ class Upgrading:
         upgrading = self._upgrading
         return self.handed_over.is_set() or (upgrading is not None and not upgrading.done())
 
+    async def ended(self) -> None:
+        """Wait until none is under way, or this process has handed over."""
+        if self._upgrading is not None:
+            await asyncio.wait((self._upgrading,))
+
     async def upgrade(self) -> int:
         """See `Service.upgrade`."""
         if self._upgrading is None or (self._upgrading.done() and not self.handed_over.is_set()):
@@ -76,10 +82,9 @@ class Upgrading:
         return await asyncio.shield(self._upgrading)
 
     async def _hand_over(self) -> int:
-        if self._predecessor is not None and not self._predecessor.is_silent.is_set():
-            raise HandOverFailed("the last hand-over is not over yet; try again in some seconds")
         handed = self._handed
         logger.info("upgrading")
+        await self._taken_over()
         handed.manager.status("starting the installed version")
         # What the file says from now on is the successor's to find, once it works.
         await handed.reloader.pause()
@@ -123,6 +128,20 @@ class Upgrading:
         self.handed_over.set()
         return successor.pid
 
+    async def _taken_over(self) -> None:
+        """Wait until what this process took over is its own to give.
+
+        Raises:
+            HandOverFailed: It never is.
+        """
+        try:
+            async with asyncio.timeout(TAKEN_OVER_SECONDS_MAX):
+                await self._handed.work.begun.wait()
+        except TimeoutError:
+            reason = "the last hand-over is not over yet; try again in some seconds"
+            logger.error("upgrade_failed", error=reason, pid=None)  # noqa: TRY400 - that says all
+            raise HandOverFailed(reason) from None
+
     async def _pause(self) -> None:
         """Change nothing any more, on disk or for readers, who are served all the same."""
         handed = self._handed
@@ -148,12 +167,13 @@ class TakingOver:
         self._handed = handed
         self._predecessor = predecessor
 
-    async def serving(self) -> None:
+    async def serving(self, reload_soon: Callable[[], None]) -> None:
         """Say that this process serves; returns once it is the service, and there is no way back.
 
-        Nothing that the old one had was taken away until then.
+        Nothing that the old one had was taken away until then. `reload_soon` is called when the
+        old one was asked to read the configuration, which is this one's now.
         """
-        await self._predecessor.serving(self._announced_before)
+        await self._predecessor.serving(self._announced_before, reload_soon)
         self._handed.listeners.is_certain = True
 
     async def finish(self) -> list["asyncio.Task[None]"]:

@@ -122,13 +122,15 @@ class Predecessor:
         if not self.is_main.is_set():
             self._channel.tell("failed", error=str(error) or type(error).__name__)
 
-    async def serving(self, announce: Announce) -> None:
+    async def serving(self, announce: Announce, reload_soon: Callable[[], None]) -> None:
         """Say that this process serves; returns once it is the service.
 
-        Webhooks that the old one still has go to `announce`.
+        Webhooks that the old one still has go to `announce`; `reload_soon` is called when it was
+        asked to read the configuration again.
         """
         self._channel.tell("serving")
-        self._hearing = asyncio.create_task(self._hear(announce), name="predecessor")
+        hearing = self._hear(announce, reload_soon)
+        self._hearing = asyncio.create_task(hearing, name="predecessor")
         await self.is_main.wait()
 
     async def silent(self) -> None:
@@ -140,6 +142,14 @@ class Predecessor:
             logger.warning("predecessor_not_silent", seconds=SILENT_SECONDS_MAX)
             self.is_silent.set()
 
+    async def gone(self, seconds_max: float) -> None:
+        """Wait until it has no readers any more, for so long at most."""
+        try:
+            async with asyncio.timeout(seconds_max):
+                await self.is_gone.wait()
+        except TimeoutError:
+            logger.warning("predecessor_not_waited_for", seconds=seconds_max)
+
     async def close(self) -> None:
         """Hear no more of it, and let go of its sockets."""
         for one in self.sockets:
@@ -149,7 +159,7 @@ class Predecessor:
             await asyncio.gather(self._hearing, return_exceptions=True)
         self._channel.close()
 
-    async def _hear(self, announce: Announce) -> None:
+    async def _hear(self, announce: Announce, reload_soon: Callable[[], None]) -> None:
         try:
             async with asyncio.TaskGroup() as announcing:
                 while (message := await self._channel.hear()) is not None:
@@ -160,6 +170,8 @@ class Predecessor:
                             self.is_silent.set()
                         case "announce":
                             announcing.create_task(self._announce(message, announce))
+                        case "reload":
+                            reload_soon()
                         case _:
                             pass  # of a later version
         except HandOverFailed as error:

@@ -122,7 +122,11 @@ class Successor:
             raise HandOverFailed(f"the new process is not {what}: {error}{ended}") from None
 
     def tell(self, what: str) -> None:
-        """Say that it is the service now (`main`), or that we show no refs any more (`silent`)."""
+        """Say what needs no answer.
+
+        `main`: it is the service now. `silent`: we show no refs any more. `reload`: it is to read
+        the configuration again.
+        """
         self._channel.tell(what)
 
     async def announce(self, repositories: Sequence[str]) -> None:

@@ -1,21 +1,16 @@
 """A successor that fails at the very end takes nothing with it; one that comes may take all."""
 
 import asyncio
-import os
-import socket
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 
-from mirror.config import load
 from mirror.demo.forge import HttpBackend
 from mirror.errors import LocalError, MirrorError
-from mirror.handover.messages import PROTOCOL, Channel, HandOverFailed
-from mirror.handover.predecessor import Predecessor
-from mirror.service import Service
+from mirror.handover.messages import HandOverFailed
 from tests.git_client import Upstream
+from tests.lifecycle.taking_over import successor, taken_over
 from tests.mirror_service import NAME, MirrorService, configuration, refs_of, serving
 from tests.pull_through import AT, read
 from tests.refresh.relay.receiving import Receiver, receiving, relays
@@ -35,27 +30,6 @@ def other(upstream_root: Path, upstream: Upstream) -> Upstream:
 async def receiver() -> AsyncIterator[Receiver]:
     async with receiving() as running:
         yield running
-
-
-@asynccontextmanager
-async def successor(mirror: MirrorService, file: Path) -> AsyncIterator[tuple[Service, Channel]]:
-    """Have another service, of this process, take over by `file`; the test is the old one's voice.
-
-    Provides it before it has said anything.
-    """
-    near, far = socket.socketpair()
-    channel = await Channel.open(near)
-    handed = mirror.service.upgrading
-    assert handed is not None
-    # Descriptors of its own, as a child process would have.
-    listeners = [os.dup(one.fileno()) for one in handed._handed.listeners.all]
-    lock = os.dup(handed._handed.hold.descriptor)
-    channel.tell("hello", protocol=PROTOCOL, listeners=listeners, lock=lock)
-    service = Service(load(file), predecessor=await Predecessor.meet(far.detach()))
-    try:
-        yield service, channel
-    finally:
-        channel.close()
 
 
 def files_below(directory: Path) -> set[str]:
@@ -128,13 +102,7 @@ async def test_another_repository_in_a_place_comes_when_the_old_one_has_no_reade
         path = mirror.mirror().path
         url = forge.repository_url
         file.write_text(file.read_text().replace(url(NAME), url(OTHER)))
-        async with successor(mirror, file) as (service, channel):
-            starting = asyncio.create_task(service.__aenter__())
-            await channel.expect("prepared")
-            channel.tell("yours", repositories={})
-            await channel.expect("serving")
-            channel.tell("main")
-            await starting
+        async with taken_over(mirror, file) as (service, channel):
             channel.tell("silent")
             new = MirrorService(service, forge, mirror.session)
             with pytest.raises(MirrorError, match="not mirrored yet"):
@@ -146,7 +114,6 @@ async def test_another_repository_in_a_place_comes_when_the_old_one_has_no_reade
             (aside,) = (directory / "data" / "set-aside").iterdir()
             assert aside.name.startswith("acme%2Fgitops-repo")
             assert refs_of(new.mirror()) == other.refs()
-            await service.__aexit__()
 
 
 async def test_one_that_would_have_to_migrate_is_refused_before_anything_pauses(

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from mirror.demo.forge import HttpBackend
 from tests.e2e.day.process import MirrorProcess
@@ -15,7 +16,8 @@ from tests.git_client import Upstream
 from tests.lifecycle.load import POLL_V0, SlowClone, answer, slowly
 from tests.lifecycle.manager import fake_manager
 from tests.lifecycle.serving import free_port, managed, mirrored
-from tests.mirror_service import NAME, configuration
+from tests.lifecycle.taking_over import taken_over
+from tests.mirror_service import NAME, configuration, serving
 
 AS_SYSTEMD = """
 import os, sys
@@ -113,3 +115,22 @@ async def test_connections_wait_in_a_socket_of_systemds_while_nobody_serves(
                 assert await process.stop() == 0
         finally:
             await process.close()
+
+
+@pytest.mark.parametrize("has_readers", [True, False])
+async def test_a_stop_lets_the_process_before_finish(
+    has_readers: bool, forge: HttpBackend, upstream: Upstream, tmp_path: Path
+) -> None:
+    """A service manager kills what is left of the old one once the new one has ended."""
+    del upstream
+    file = configuration(forge, tmp_path / "mirror", server="drain_timeout: 100ms")
+    async with serving(file, forge) as mirror:
+        await mirror.mirrored()
+        async with taken_over(mirror, file) as (service, channel):
+            channel.tell("silent")
+            if not has_readers:
+                channel.close()
+            with capture_logs() as said:
+                await service.drain()
+            given_up = [one for one in said if one["event"] == "predecessor_not_waited_for"]
+            assert len(given_up) == has_readers

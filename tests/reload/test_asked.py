@@ -1,0 +1,222 @@
+"""A reload that somebody asks for is done, whatever the processes are at when it is asked for."""
+
+import asyncio
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from structlog.testing import capture_logs
+
+from mirror import upgrading
+from mirror.cli.ending import Ending
+from mirror.demo.forge import HttpBackend
+from mirror.errors import HandedOver
+from mirror.handover.messages import HandOverFailed
+from mirror.reload import reloader
+from tests.git_client import Upstream
+from tests.lifecycle.taking_over import taken_over
+from tests.mirror_service import MirrorService, configuration, serving
+
+QUIET = "reload_on_change: false"
+HELD = "hold: 17s"
+
+
+def is_held(mirror: Any) -> bool:
+    return bool(mirror.settings.hold_seconds == 17.0)
+
+
+class Next:
+    """The next process, as the test wants it."""
+
+    pid = 1
+
+    def __init__(self) -> None:
+        self.is_started = asyncio.Event()
+        self.is_serving: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.told: asyncio.Queue[str] = asyncio.Queue()
+
+    async def start(self, *_: Any, **__: Any) -> "Next":
+        return self
+
+    async def prepared(self) -> None:
+        self.is_started.set()
+
+    async def take_over(self, repositories: Any) -> None:
+        del repositories
+        await self.is_serving
+
+    def tell(self, what: str) -> None:
+        self.told.put_nowait(what)
+
+    async def announce(self, repositories: Any) -> None:
+        del repositories
+
+    async def end(self) -> None:
+        pass
+
+    async def let_go(self) -> None:
+        pass
+
+
+class Asked:
+    """A service as far as signals are about it."""
+
+    def __init__(self) -> None:
+        self.handed_over = asyncio.Event()
+        self.is_asked = asyncio.Event()
+        self.is_upgraded = asyncio.Event()
+
+    def reload_soon(self) -> None:
+        self.is_asked.set()
+
+    async def upgrade(self) -> int:
+        self.is_upgraded.set()
+        return 1
+
+    async def wait(self) -> None:
+        await asyncio.get_running_loop().create_future()
+
+
+async def test_signals_that_come_before_it_serves_count_when_it_does() -> None:
+    loop, later = asyncio.get_running_loop(), asyncio.Event()
+    numbers = (signal.SIGHUP, signal.SIGUSR2, signal.SIGUSR1)
+    others = signal.SIGTERM, signal.SIGINT
+    before = {number: signal.getsignal(number) for number in (*numbers, *others)}
+    loop.add_signal_handler(signal.SIGUSR1, later.set)
+    service: Any = Asked()
+    try:
+        ending = Ending()
+        for number in numbers:
+            os.kill(os.getpid(), number)
+        await later.wait()  # so those before it are heard as well
+        waiting = asyncio.create_task(ending.wait(service))
+        await service.is_asked.wait()
+        await service.is_upgraded.wait()
+        service.handed_over.set()
+        await waiting
+    finally:
+        for number, handler in before.items():
+            loop.remove_signal_handler(number)
+            signal.signal(number, handler)
+
+
+async def asked_between(
+    mirror: MirrorService, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> tuple[Next, "asyncio.Task[int]", "asyncio.Task[dict[str, Any]]"]:
+    """Ask for a reload, in both ways, after another process has read the file as it was."""
+    following = Next()
+    monkeypatch.setattr(upgrading, "Successor", following)
+    handing = asyncio.create_task(mirror.service.upgrade())
+    await following.is_started.wait()
+    configuration(mirror.forge, file.parent, server=QUIET, defaults=HELD)
+    mirror.service.reload_soon()
+    return following, handing, asyncio.create_task(mirror.service.reload())
+
+
+async def test_one_that_is_asked_for_in_an_upgrade_that_fails_is_done_by_the_old_process(
+    forge: HttpBackend, upstream: Upstream, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    del upstream
+    file = configuration(forge, tmp_path / "m", server=QUIET)
+    async with serving(file, forge) as mirror:
+        await mirror.mirrored()
+        following, handing, asked = await asked_between(mirror, file, monkeypatch)
+        following.is_serving.set_exception(HandOverFailed("it fell over"))
+        with pytest.raises(HandOverFailed):
+            await handing
+        assert (await asked)["outcome"] in {"applied", "unchanged"}
+        assert is_held(mirror.mirror())
+
+
+async def test_one_that_is_asked_for_in_an_upgrade_is_passed_on(
+    forge: HttpBackend, upstream: Upstream, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    del upstream
+    file = configuration(forge, tmp_path / "m", server=QUIET)
+    async with serving(file, forge) as mirror:
+        await mirror.mirrored()
+        following, handing, asked = await asked_between(mirror, file, monkeypatch)
+        following.is_serving.set_result(None)
+        await handing
+        with pytest.raises(HandedOver):
+            await asked
+        assert [await following.told.get() for _ in range(2)] == ["main", "reload"]
+        mirror.service.reload_soon()  # as long as it lives
+        assert await following.told.get() == "reload"
+
+
+def by_signal(service: Any, _: Any) -> None:
+    service.reload_soon()
+
+
+def passed_on(_: Any, channel: Any) -> None:
+    channel.tell("reload")
+
+
+@pytest.mark.parametrize("ask", [by_signal, passed_on])
+async def test_one_that_is_asked_for_while_it_takes_over_is_done_after_that(
+    forge: HttpBackend, upstream: Upstream, tmp_path: Path, ask: Callable[[Any, Any], None]
+) -> None:
+    del upstream
+    file = configuration(forge, tmp_path / "m", server=QUIET)
+    async with serving(file, forge) as mirror:
+        await mirror.mirrored()
+        async with taken_over(mirror, file) as (service, channel):
+            configuration(forge, tmp_path / "m", server=QUIET, defaults=HELD)
+            ask(service, channel)
+            channel.tell("silent")
+            await MirrorService(service, forge, mirror.session).until(is_held)
+
+
+async def test_a_look_at_the_file_that_breaks_is_not_the_last(
+    forge: HttpBackend, upstream: Upstream, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where the machine has no thread left for it."""
+    del upstream
+    look, is_broken = reloader._stamp_of, asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def breaks(source: Path) -> Any:
+        if is_broken.is_set():
+            return look(source)
+        loop.call_soon_threadsafe(is_broken.set)
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(reloader, "LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(reloader, "_stamp_of", breaks)
+    file = configuration(forge, tmp_path / "m")
+    async with serving(file, forge) as mirror:
+        await mirror.mirrored()
+        await is_broken.wait()
+        configuration(forge, tmp_path / "m", defaults=HELD)
+        await mirror.until(is_held)
+
+
+async def test_one_that_hangs_is_in_the_log(
+    forge: HttpBackend, upstream: Upstream, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    del upstream
+    log_long, is_told = reloader._log_long, asyncio.Event()
+
+    def tell(source: Path) -> None:
+        log_long(source)
+        is_told.set()
+
+    monkeypatch.setattr(reloader, "LONG_SECONDS", 0.01)
+    monkeypatch.setattr(reloader, "_log_long", tell)
+    file = configuration(forge, tmp_path / "m", server=QUIET)
+    async with serving(file, forge) as mirror:
+        await mirror.mirrored()
+        pulling = mirror.service.pulling
+        assert pulling is not None
+        with capture_logs() as said:
+            async with pulling.still():  # as while a mirror is removed
+                configuration(forge, tmp_path / "m", server=QUIET, defaults=HELD)
+                asked = asyncio.create_task(mirror.service.reload())
+                await is_told.wait()
+                assert not asked.done()
+            assert (await asked)["outcome"] == "applied"
+        assert [one for one in said if one["event"] == "reload_takes_long"]
