@@ -10,7 +10,7 @@ from typing import Final
 
 import structlog
 
-from mirror.handover.held import HeldAnnouncer
+from mirror.handover.held import HeldAnnouncer, anew
 from mirror.handover.messages import HandOverFailed
 from mirror.handover.predecessor import KnownFreshness, Predecessor
 from mirror.handover.successor import Successor
@@ -18,7 +18,6 @@ from mirror.mirroring import Mirroring
 from mirror.notify import Manager
 from mirror.places import Hold
 from mirror.pulling import PullThrough
-from mirror.refresh.announcements import Announcement
 from mirror.refresh.lfs import LargeFiles
 from mirror.reload.changeover import Changeover
 from mirror.reload.reloader import Reloader
@@ -122,7 +121,7 @@ class Upgrading:
         self.successor = successor
         handed.listeners.handed_over = handed.hold.handed_over = True
         handed.manager.replaced_by(successor.pid)
-        successor.tell("main")
+        successor.tell("main", announced=handed.announcer.late)
         handed.announcer.go_on(successor.announce)
         logger.info("handed_over", to=successor.pid)
         self.handed_over.set()
@@ -174,6 +173,8 @@ class TakingOver:
         old one was asked to read the configuration, which is this one's now.
         """
         await self._predecessor.serving(self._announced_before, reload_soon)
+        if self._predecessor.late:
+            await self._handed.announcer.hold_readers(self._predecessor.late)
         self._handed.listeners.is_certain = True
 
     async def finish(self) -> list["asyncio.Task[None]"]:
@@ -199,6 +200,5 @@ class TakingOver:
         await self._handed.pulling.sweep()
 
     async def _announced_before(self, repositories: Sequence[str]) -> None:
-        """Take a webhook that the old process was sent; once more is once too often, not lost."""
-        nobody = Announcement("hand-over", "sha256:", tuple(repositories), ())
-        await self._handed.announcer.announce(nobody)
+        """Take a webhook that the old process was sent."""
+        await self._handed.announcer.announce(anew(repositories))

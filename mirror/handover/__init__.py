@@ -11,7 +11,8 @@ directory. There is one of the two that refreshes, at any time, and one order of
     fresh each repository is
                                          opens the mirrors, listens: `serving`
     names it to the service manager:
-    `main`; accepts nothing more, says
+    `main`, with what was announced
+    too long ago; accepts nothing more, says
     `Connection: close`
                                          serves what the old one serves; refreshes nothing,
                                          acknowledges no webhook

@@ -67,6 +67,7 @@ class Predecessor:
         is_silent: Set once it shows no refs any more, or is gone.
         is_main: Set once the service manager knows that this process is the service now.
         is_gone: Set once it has no readers any more at all.
+        late: Repositories of which there are news that only it was told; once `is_main`.
     """
 
     def __init__(
@@ -78,6 +79,7 @@ class Predecessor:
         self.is_silent = asyncio.Event()
         self.is_main = asyncio.Event()
         self.is_gone = asyncio.Event()
+        self.late: tuple[str, ...] = ()
         self._channel = channel
         self._hearing: asyncio.Task[None] | None = None
 
@@ -165,6 +167,7 @@ class Predecessor:
                 while (message := await self._channel.hear()) is not None:
                     match message["what"]:
                         case "main":
+                            self.late = tuple(message.get("announced", ()))
                             self.is_main.set()
                         case "silent":
                             self.is_silent.set()

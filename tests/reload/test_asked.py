@@ -17,7 +17,7 @@ from mirror.errors import HandedOver
 from mirror.handover.messages import HandOverFailed
 from mirror.reload import reloader
 from tests.git_client import Upstream
-from tests.lifecycle.taking_over import taken_over
+from tests.lifecycle.taking_over import Next, taken_over
 from tests.mirror_service import MirrorService, configuration, serving
 
 QUIET = "reload_on_change: false"
@@ -26,39 +26,6 @@ HELD = "hold: 17s"
 
 def is_held(mirror: Any) -> bool:
     return bool(mirror.settings.hold_seconds == 17.0)
-
-
-class Next:
-    """The next process, as the test wants it."""
-
-    pid = 1
-
-    def __init__(self) -> None:
-        self.is_started = asyncio.Event()
-        self.is_serving: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.told: asyncio.Queue[str] = asyncio.Queue()
-
-    async def start(self, *_: Any, **__: Any) -> "Next":
-        return self
-
-    async def prepared(self) -> None:
-        self.is_started.set()
-
-    async def take_over(self, repositories: Any) -> None:
-        del repositories
-        await self.is_serving
-
-    def tell(self, what: str) -> None:
-        self.told.put_nowait(what)
-
-    async def announce(self, repositories: Any) -> None:
-        del repositories
-
-    async def end(self) -> None:
-        pass
-
-    async def let_go(self) -> None:
-        pass
 
 
 class Asked:
