@@ -14,8 +14,8 @@ from tests.lifecycle.taking_over import Next, taken_over
 from tests.mirror_service import NAME, MirrorService, configuration, serving
 
 
-@pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize("comes_up", [True, False])
+@pytest.mark.parametrize("workers", [1, 2])
 async def test_the_old_process_holds_its_readers_for_them_and_passes_them_on(
     forge: HttpBackend,
     upstream: Upstream,
@@ -23,7 +23,10 @@ async def test_the_old_process_holds_its_readers_for_them_and_passes_them_on(
     workers: int,
     comes_up: bool,
     monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
 ) -> None:
+    if workers > 1 and not request.config.getoption("--lifecycle"):
+        pytest.skip("starts four processes: `make lifecycle` runs it")
     following = Next()
     monkeypatch.setattr(held, "HELD_SECONDS_MAX", 0.0)
     monkeypatch.setattr(upgrading, "Successor", following)
