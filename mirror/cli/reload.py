@@ -15,7 +15,7 @@ from mirror.cli.running import CONFIG_OPTION, fail, run
 from mirror.errors import ConfigError
 from mirror.places import DataDirectory
 
-HAND_OVER_SECONDS_MAX: Final = 30.0
+LISTENING_SECONDS_MAX: Final = 30.0
 """A process that has become the service listens at the control socket a moment later."""
 
 AGAIN_SECONDS: Final = 0.1
@@ -58,21 +58,23 @@ def _data_dir(file: Path) -> Path:
 
 
 async def _ask_whoever_serves(control: Path) -> dict[str, Any]:
-    """Ask the service; while another process takes over from it, until that one answers."""
-    until = time.monotonic() + HAND_OVER_SECONDS_MAX
-    is_handed_over = False
+    """Ask the service; where another process takes over from it, that one."""
+    give_up_at: float | None = None  # once the one that was asked has handed over
     while True:
         try:
             answer = await _ask(control)
         except (OSError, aiohttp.ClientError) as error:
-            if not is_handed_over or time.monotonic() > until:
+            if give_up_at is None or time.monotonic() > give_up_at:
                 fail(
                     f"the running service can't be asked at {control}: {error}; name its --data-dir"
                 )
         else:
-            if not answer.get("ask_again") or time.monotonic() > until:
+            if not answer.get("ask_again"):
                 return answer
-            is_handed_over = True
+            if give_up_at is None:
+                give_up_at = time.monotonic() + LISTENING_SECONDS_MAX
+            elif time.monotonic() > give_up_at:
+                return answer
         await asyncio.sleep(AGAIN_SECONDS)
 
 

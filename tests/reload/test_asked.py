@@ -3,19 +3,23 @@
 import asyncio
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+from aiohttp import web
 from structlog.testing import capture_logs
 
 from mirror import upgrading
 from mirror.cli.ending import Ending
+from mirror.cli.reload import _ask_whoever_serves
 from mirror.demo.forge import HttpBackend
 from mirror.errors import HandedOver
 from mirror.handover.messages import HandOverFailed
 from mirror.reload import reloader
+from mirror.serving import open_runner
 from tests.git_client import Upstream
 from tests.lifecycle.taking_over import Next, taken_over
 from tests.mirror_service import MirrorService, configuration, serving
@@ -113,6 +117,32 @@ async def test_one_that_is_asked_for_in_an_upgrade_is_passed_on(
         assert [await following.told.get() for _ in range(2)] == ["main", "reload"]
         mirror.service.reload_soon()  # as long as it lives
         assert await following.told.get() == "reload"
+
+
+async def test_the_command_asks_the_process_that_it_is_handed_over_to(tmp_path: Path) -> None:
+    """There may be no socket for a moment, and then another one in its place."""
+    control, is_asked = tmp_path / "control.sock", asyncio.Event()
+
+    @asynccontextmanager
+    async def listening(answer: dict[str, Any]) -> AsyncIterator[None]:
+        async def reload(_: web.Request) -> web.Response:
+            is_asked.set()
+            return web.json_response(answer)
+
+        app = web.Application()
+        app.add_routes([web.post("/reload", reload)])
+        async with AsyncExitStack() as stack:
+            runner = await open_runner(stack, app)
+            control.unlink(missing_ok=True)
+            await web.UnixSite(runner, str(control)).start()
+            yield
+
+    async with listening({"outcome": "error", "error": "x", "ask_again": True}):
+        asking = asyncio.create_task(_ask_whoever_serves(control))
+        await is_asked.wait()
+    control.unlink(missing_ok=True)
+    async with listening({"outcome": "applied"}):
+        assert await asking == {"outcome": "applied"}
 
 
 def by_signal(service: Any, _: Any) -> None:
