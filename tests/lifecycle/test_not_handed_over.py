@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from mirror import upgrading
 from mirror.demo.forge import HttpBackend
 from mirror.errors import LocalError, MirrorError
 from mirror.handover.messages import HandOverFailed
 from tests.git_client import Upstream
-from tests.lifecycle.taking_over import successor, taken_over
+from tests.lifecycle.taking_over import Next, successor, taken_over
 from tests.mirror_service import NAME, MirrorService, configuration, refs_of, serving
 from tests.pull_through import AT, read
 from tests.refresh.relay.receiving import Receiver, receiving, relays
@@ -132,3 +133,24 @@ async def test_one_that_would_have_to_migrate_is_refused_before_anything_pauses(
                 await channel.expect("prepared")
         assert not version.exists()
         assert (await mirror.info_refs()).status == 200
+
+
+async def test_an_upgrade_waits_until_the_one_before_is_over(
+    forge: HttpBackend, upstream: Upstream, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else what it takes over last, such as the refreshes, would begin after it was handed on."""
+    del upstream
+    following = Next()
+    file = configuration(forge, tmp_path / "m")
+    async with serving(file, forge) as mirror:
+        await mirror.mirrored()
+        async with taken_over(mirror, file) as (service, channel):
+            monkeypatch.setattr(upgrading, "Successor", following)
+            handing = asyncio.create_task(service.upgrade())
+            channel.tell("silent")
+            await following.is_started.wait()
+            assert service.upgrading is not None
+            assert service.upgrading._handed.work.is_going_on
+            following.is_serving.set_exception(HandOverFailed("it fell over"))
+            with pytest.raises(HandOverFailed, match="it fell over"):
+                await handing
