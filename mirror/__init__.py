@@ -7,6 +7,7 @@ What is above knows what is below it, and never the other way round (pyproject.t
     progress      long work, shown to people
     service       the composition root; `once` is what commands do without a service
     upgrading     a hand-over, as the service goes through it; `handover` is what the two say
+    reloading     reloads that somebody asks for, in a start and a hand-over, too
     work          what changes what is served or on disk, but for the refreshes
     doors         who answers readers: this process, or several `workers`
     making_room   what yields when the disk is short

@@ -27,6 +27,7 @@ Raise where the mistake is found; translate at one boundary (`mirror.web.app`); 
     ├── LocalError               this machine: disk, child process, configuration
     │   ├── PackError            a pack could not be made or indexed
     │   ├── OtherProcessGone     another process of this service has ended, or is starting
+    │   ├── HandedOver           another process serves now, and is to be asked
     │   ├── DiskTrouble          the disk took nothing: passes by itself once there is room
     │   │   ├── DiskFull         no room, or none but the reserve
     │   │   └── DiskReadOnly     it is mounted read-only
@@ -264,6 +265,13 @@ class OtherProcessGone(LocalError):
 
     status = 503
     label = "other_process_gone"
+
+
+class HandedOver(LocalError):
+    """Another process serves now: it is to be asked, at the same place."""
+
+    status = 503
+    label = "handed_over"
 
 
 class DiskTrouble(LocalError):

@@ -38,6 +38,7 @@ from mirror.refresh.update import Updated
 from mirror.reload.changeover import Changeover, ConfigureLogs, Parts
 from mirror.reload.figures import ReloadFigures
 from mirror.reload.reloader import Reloader
+from mirror.reloading import Reloading
 from mirror.repository.snapshot import RefSnapshot
 from mirror.serving import AGENT, build_metrics, open_runner, open_tls
 from mirror.space import disk_trouble
@@ -101,7 +102,7 @@ class Service:
         self._manager = manager
         self._inherited = inherited or Inherited()
         self._predecessor = predecessor
-        self._work: Work | None = None  # once started
+        self._reloading: Reloading | None = None  # once started
         self._doors: Doors | None = None  # once started
 
     async def __aenter__(self) -> "Service":
@@ -131,33 +132,21 @@ class Service:
         """Read the configuration again; returns what came of it, see `Reloaded.describe`.
 
         Raises:
-            LocalError: Not now: it is another process's, or about to be.
+            HandedOver: It is another process's.
+            LocalError: It can't be done now.
         """
-        reloaded = await asyncio.shield(self._reloader_now().reload())
+        if self._reloading is None:
+            raise LocalError("the service has not started yet")
+        reloaded = await self._reloading.reload()
         return {"source": str(self.settings.source), **reloaded.describe()}
 
     def reload_soon(self) -> None:
-        """Read the configuration again; the log tells what came of it."""
-        try:
-            self._reloader_now().reload()
-        except LocalError as error:
-            logger.warning("not_reloaded", reason=str(error))
+        """Read the configuration again, once started; the log tells what came of it.
 
-    def _reloader_now(self) -> Reloader:
-        """Return what reads the configuration again, if this process is to do that now.
-
-        Raises:
-            LocalError: It is not.
+        Where it is another process's by then, that one does.
         """
-        if self.reloader is None:
-            raise LocalError("the service has not started yet")
-        upgrading, work = self.upgrading, self._work
-        if upgrading is None or upgrading.is_under_way or work is None or not work.is_going_on:
-            raise LocalError(
-                "another process is about to take over, and reads the configuration as it is now;"
-                " reload again in some seconds if it changes after that"
-            )
-        return self.reloader
+        if self._reloading is not None:
+            self._reloading.reload_soon()
 
     @property
     def handed_over(self) -> asyncio.Event:
@@ -315,7 +304,7 @@ class Service:
             changeover, ReloadFigures(metrics.registry), telling=self._telling_reload
         )
         figures.configuration = reloader.describe
-        work = self._work = Work(
+        work = Work(
             self._own,
             bundler=bundler,
             relays=relays,
@@ -338,12 +327,14 @@ class Service:
             reloader=reloader,
             work=work,
         )
-        self.upgrading = Upgrading(handed, predecessor)
+        upgrading = self.upgrading = Upgrading(handed)
+        reloading = self._reloading = Reloading(reloader, upgrading, work)
+        stack.push_async_callback(reloading.close)
         if predecessor is None:
             work.start()
         else:
             taking = TakingOver(handed, predecessor)
-            await taking.serving()
+            await taking.serving(reloading.reload_soon)
             taking_over = asyncio.create_task(self._take_over(taking), name="take over")
             stack.push_async_callback(_cancelled, taking_over)
         await self._listen_for_control(figures)
@@ -419,10 +410,18 @@ class Service:
             await self._doors.leave(seconds_max)
         if successor is not None:
             successor.tell("silent")
-        if self._doors is not None:
-            await self._doors.finish(seconds_max)
+        await asyncio.gather(self._finish(seconds_max), self._predecessor_gone(seconds_max))
         if successor is not None:
             await successor.let_go()
+
+    async def _finish(self, seconds_max: float) -> None:
+        if self._doors is not None:
+            await self._doors.finish(seconds_max)
+
+    async def _predecessor_gone(self, seconds_max: float) -> None:
+        """Let the process before finish what it answers: a service manager kills it once we end."""
+        if self._predecessor is not None:
+            await self._predecessor.gone(seconds_max)
 
     def status_line(self) -> str:
         """Return how the service does, for the service manager's people."""

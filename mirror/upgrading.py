@@ -4,13 +4,13 @@ See `mirror.handover` for what happens in which order, and why.
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Final
 
 import structlog
 
-from mirror.handover.held import HeldAnnouncer
+from mirror.handover.held import HeldAnnouncer, anew
 from mirror.handover.messages import HandOverFailed
 from mirror.handover.predecessor import KnownFreshness, Predecessor
 from mirror.handover.successor import Successor
@@ -18,7 +18,6 @@ from mirror.mirroring import Mirroring
 from mirror.notify import Manager
 from mirror.places import Hold
 from mirror.pulling import PullThrough
-from mirror.refresh.announcements import Announcement
 from mirror.refresh.lfs import LargeFiles
 from mirror.reload.changeover import Changeover
 from mirror.reload.reloader import Reloader
@@ -27,6 +26,9 @@ from mirror.work import Work
 
 SETTLE_SECONDS_MAX: Final = 3.0
 """What refreshes under way get to end before the next process takes over; it begins them anew."""
+
+TAKEN_OVER_SECONDS_MAX: Final = 20.0
+"""The process before is silent within 8 seconds; then what it stored is counted."""
 
 logger = structlog.stdlib.get_logger()
 
@@ -55,12 +57,10 @@ class Upgrading:
         successor: That process.
     """
 
-    def __init__(self, handed: Handed, predecessor: Predecessor | None) -> None:
-        """Be ready; from `predecessor` this process has taken over itself, or is about to."""
+    def __init__(self, handed: Handed) -> None:
         self.handed_over = asyncio.Event()
         self.successor: Successor | None = None
         self._handed = handed
-        self._predecessor = predecessor
         self._upgrading: asyncio.Task[int] | None = None
 
     @property
@@ -69,6 +69,11 @@ class Upgrading:
         upgrading = self._upgrading
         return self.handed_over.is_set() or (upgrading is not None and not upgrading.done())
 
+    async def ended(self) -> None:
+        """Wait until none is under way, or this process has handed over."""
+        if self._upgrading is not None:
+            await asyncio.wait((self._upgrading,))
+
     async def upgrade(self) -> int:
         """See `Service.upgrade`."""
         if self._upgrading is None or (self._upgrading.done() and not self.handed_over.is_set()):
@@ -76,10 +81,9 @@ class Upgrading:
         return await asyncio.shield(self._upgrading)
 
     async def _hand_over(self) -> int:
-        if self._predecessor is not None and not self._predecessor.is_silent.is_set():
-            raise HandOverFailed("the last hand-over is not over yet; try again in some seconds")
         handed = self._handed
         logger.info("upgrading")
+        await self._taken_over()
         handed.manager.status("starting the installed version")
         # What the file says from now on is the successor's to find, once it works.
         await handed.reloader.pause()
@@ -117,11 +121,25 @@ class Upgrading:
         self.successor = successor
         handed.listeners.handed_over = handed.hold.handed_over = True
         handed.manager.replaced_by(successor.pid)
-        successor.tell("main")
+        successor.tell("main", announced=handed.announcer.late)
         handed.announcer.go_on(successor.announce)
         logger.info("handed_over", to=successor.pid)
         self.handed_over.set()
         return successor.pid
+
+    async def _taken_over(self) -> None:
+        """Wait until what this process took over is its own to give.
+
+        Raises:
+            HandOverFailed: It never is.
+        """
+        try:
+            async with asyncio.timeout(TAKEN_OVER_SECONDS_MAX):
+                await self._handed.work.begun.wait()
+        except TimeoutError:
+            reason = "the last hand-over is not over yet; try again in some seconds"
+            logger.error("upgrade_failed", error=reason, pid=None)  # noqa: TRY400 - that says all
+            raise HandOverFailed(reason) from None
 
     async def _pause(self) -> None:
         """Change nothing any more, on disk or for readers, who are served all the same."""
@@ -148,12 +166,15 @@ class TakingOver:
         self._handed = handed
         self._predecessor = predecessor
 
-    async def serving(self) -> None:
+    async def serving(self, reload_soon: Callable[[], None]) -> None:
         """Say that this process serves; returns once it is the service, and there is no way back.
 
-        Nothing that the old one had was taken away until then.
+        Nothing that the old one had was taken away until then. `reload_soon` is called when the
+        old one was asked to read the configuration, which is this one's now.
         """
-        await self._predecessor.serving(self._announced_before)
+        await self._predecessor.serving(self._announced_before, reload_soon)
+        if self._predecessor.late:
+            await self._handed.announcer.hold_readers(self._predecessor.late)
         self._handed.listeners.is_certain = True
 
     async def finish(self) -> list["asyncio.Task[None]"]:
@@ -179,6 +200,5 @@ class TakingOver:
         await self._handed.pulling.tidier.sweep()
 
     async def _announced_before(self, repositories: Sequence[str]) -> None:
-        """Take a webhook that the old process was sent; once more is once too often, not lost."""
-        nobody = Announcement("hand-over", "sha256:", tuple(repositories), ())
-        await self._handed.announcer.announce(nobody)
+        """Take a webhook that the old process was sent."""
+        await self._handed.announcer.announce(anew(repositories))

@@ -25,7 +25,7 @@ class Work:
     """The parts that work by themselves.
 
     Attributes:
-        is_going_on: Between `start` and `end`.
+        begun: Set between `start` and `end`.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class Work:
         scrubber_of: Callable[[], Scrubber | None],
     ) -> None:
         """Begin nothing yet; `scrubber_of` makes a new scrubber, where one is wanted."""
-        self.is_going_on = False
+        self.begun = asyncio.Event()
         self._own = own
         self._bundler = bundler
         self._relays = relays
@@ -51,6 +51,11 @@ class Work:
         self._reloader = reloader
         self._scrubber_of = scrubber_of
         self._tasks: list[asyncio.Task[None]] = []
+
+    @property
+    def is_going_on(self) -> bool:
+        """Whether it has begun."""
+        return self.begun.is_set()
 
     def start(self) -> None:
         """Begin all of it."""
@@ -62,7 +67,7 @@ class Work:
         scrubber = self._scrubber_of()
         if scrubber is not None:
             self._begin(scrubber.run(), "scrub")
-        self.is_going_on = True
+        self.begun.set()
         self._reloader.start()
 
     def _begin(self, work: Coroutine[Any, Any, None], name: str) -> None:
@@ -72,7 +77,7 @@ class Work:
 
     async def end(self) -> None:
         """End what `start` began; it can be started again."""
-        self.is_going_on = False
+        self.begun.clear()
         await self._reloader.close()
         await self._pulling.tidier.stop()
         tasks, self._tasks = self._tasks, []

@@ -4,6 +4,7 @@ import asyncio
 import os
 import signal
 from contextlib import suppress
+from functools import partial
 from typing import Final
 
 import structlog
@@ -20,17 +21,18 @@ class Ending:
     """SIGTERM and SIGINT, from now on: the first asks for an end, the second is one.
 
     Once `wait` is called, SIGHUP has the configuration read again, and SIGUSR2 has the installed
-    program take over.
+    program take over; those that came before count then.
     """
 
     def __init__(self) -> None:
         self._told = asyncio.Event()
         self._upgrading: asyncio.Task[None] | None = None
+        self._early: set[signal.Signals] = set()
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._tell)
         for number in (signal.SIGHUP, signal.SIGUSR2):
-            loop.add_signal_handler(number, lambda: None)  # else it would end a start
+            loop.add_signal_handler(number, self._early.add, number)
 
     def _tell(self) -> None:
         if not self._told.is_set():
@@ -47,8 +49,13 @@ class Ending:
             Exception: What broke the service.
         """
         loop = asyncio.get_running_loop()
-        loop.add_signal_handler(signal.SIGHUP, service.reload_soon)
-        loop.add_signal_handler(signal.SIGUSR2, lambda: self._upgrade(service))
+        for number, do in (
+            (signal.SIGHUP, service.reload_soon),
+            (signal.SIGUSR2, partial(self._upgrade, service)),
+        ):
+            loop.add_signal_handler(number, do)
+            if number in self._early:
+                do()
         waiting = [
             asyncio.create_task(self._told.wait()),
             asyncio.create_task(service.handed_over.wait()),

@@ -1,8 +1,10 @@
 """`git-mirror reload`: the running service reads its configuration again."""
 
+import asyncio
 import sys
+import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import aiohttp
 import click
@@ -12,6 +14,11 @@ from mirror.cli.root import main
 from mirror.cli.running import CONFIG_OPTION, fail, run
 from mirror.errors import ConfigError
 from mirror.places import DataDirectory
+
+LISTENING_SECONDS_MAX: Final = 30.0
+"""A process that has become the service listens at the control socket a moment later."""
+
+AGAIN_SECONDS: Final = 0.1
 
 
 @main.command()
@@ -28,7 +35,7 @@ def reload(config_path: Path | None, data_dir: Path | None) -> None:
     """
     file = config_path or config.environment().config_path
     control = DataDirectory(data_dir or _data_dir(file)).control
-    answer = run(_ask(control))
+    answer = run(_ask_whoever_serves(control))
     if answer["outcome"] == "error":
         fail(f"the running service does not reload now: {answer['error']}")
     for line in answer["warnings"]:
@@ -50,15 +57,33 @@ def _data_dir(file: Path) -> Path:
         return fail(f"{error}\nThe running service goes on as before.")
 
 
+async def _ask_whoever_serves(control: Path) -> dict[str, Any]:
+    """Ask the service; where another process takes over from it, that one."""
+    give_up_at: float | None = None  # once the one that was asked has handed over
+    while True:
+        try:
+            answer = await _ask(control)
+        except (OSError, aiohttp.ClientError) as error:
+            if give_up_at is None or time.monotonic() > give_up_at:
+                fail(
+                    f"the running service can't be asked at {control}: {error}; name its --data-dir"
+                )
+        else:
+            if not answer.get("ask_again"):
+                return answer
+            if give_up_at is None:
+                give_up_at = time.monotonic() + LISTENING_SECONDS_MAX
+            elif time.monotonic() > give_up_at:
+                return answer
+        await asyncio.sleep(AGAIN_SECONDS)
+
+
 async def _ask(control: Path) -> dict[str, Any]:
     connector = aiohttp.UnixConnector(str(control))
     timeout = aiohttp.ClientTimeout(total=None)
-    try:
-        async with (
-            aiohttp.ClientSession(connector=connector, timeout=timeout) as session,
-            session.post("http://control/reload") as response,
-        ):
-            answer: dict[str, Any] = await response.json()
-            return answer
-    except (OSError, aiohttp.ClientError) as error:
-        fail(f"the running service can't be asked at {control}: {error}; name its --data-dir")
+    async with (
+        aiohttp.ClientSession(connector=connector, timeout=timeout) as session,
+        session.post("http://control/reload") as response,
+    ):
+        answer: dict[str, Any] = await response.json()
+        return answer

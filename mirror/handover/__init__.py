@@ -11,20 +11,24 @@ directory. There is one of the two that refreshes, at any time, and one order of
     fresh each repository is
                                          opens the mirrors, listens: `serving`
     names it to the service manager:
-    `main`; accepts nothing more, says
+    `main`, with what was announced
+    too long ago; accepts nothing more, says
     `Connection: close`
                                          serves what the old one serves; refreshes nothing,
                                          acknowledges no webhook
     shows no refs any more: `silent`
                                          refreshes, takes webhooks; those that the old one
                                          still has come over: `announce`, `announced`
+    passes on that it was asked to
+    read the configuration: `reload`
     finishes clones; ends
 
 Whatever goes wrong before `serving`, the old one ends the new one and goes on as if nothing had
 been. A new one whose old one is gone goes on by itself.
 
 `messages` is what both must agree on, though they are of different versions: fields may be added,
-which the other ignores; anything else needs another `PROTOCOL`, which the old one refuses.
+and messages between two that both serve, which the other ignores; anything else needs another
+`PROTOCOL`, which the old one refuses.
 
     messages      what is said, as lines of JSON
     successor     the new process, as the old one sees it

@@ -67,6 +67,7 @@ class Predecessor:
         is_silent: Set once it shows no refs any more, or is gone.
         is_main: Set once the service manager knows that this process is the service now.
         is_gone: Set once it has no readers any more at all.
+        late: Repositories of which there are news that only it was told; once `is_main`.
     """
 
     def __init__(
@@ -78,6 +79,7 @@ class Predecessor:
         self.is_silent = asyncio.Event()
         self.is_main = asyncio.Event()
         self.is_gone = asyncio.Event()
+        self.late: tuple[str, ...] = ()
         self._channel = channel
         self._hearing: asyncio.Task[None] | None = None
 
@@ -122,13 +124,15 @@ class Predecessor:
         if not self.is_main.is_set():
             self._channel.tell("failed", error=str(error) or type(error).__name__)
 
-    async def serving(self, announce: Announce) -> None:
+    async def serving(self, announce: Announce, reload_soon: Callable[[], None]) -> None:
         """Say that this process serves; returns once it is the service.
 
-        Webhooks that the old one still has go to `announce`.
+        Webhooks that the old one still has go to `announce`; `reload_soon` is called when it was
+        asked to read the configuration again.
         """
         self._channel.tell("serving")
-        self._hearing = asyncio.create_task(self._hear(announce), name="predecessor")
+        hearing = self._hear(announce, reload_soon)
+        self._hearing = asyncio.create_task(hearing, name="predecessor")
         await self.is_main.wait()
 
     async def silent(self) -> None:
@@ -140,6 +144,14 @@ class Predecessor:
             logger.warning("predecessor_not_silent", seconds=SILENT_SECONDS_MAX)
             self.is_silent.set()
 
+    async def gone(self, seconds_max: float) -> None:
+        """Wait until it has no readers any more, for so long at most."""
+        try:
+            async with asyncio.timeout(seconds_max):
+                await self.is_gone.wait()
+        except TimeoutError:
+            logger.warning("predecessor_not_waited_for", seconds=seconds_max)
+
     async def close(self) -> None:
         """Hear no more of it, and let go of its sockets."""
         for one in self.sockets:
@@ -149,17 +161,20 @@ class Predecessor:
             await asyncio.gather(self._hearing, return_exceptions=True)
         self._channel.close()
 
-    async def _hear(self, announce: Announce) -> None:
+    async def _hear(self, announce: Announce, reload_soon: Callable[[], None]) -> None:
         try:
             async with asyncio.TaskGroup() as announcing:
                 while (message := await self._channel.hear()) is not None:
                     match message["what"]:
                         case "main":
+                            self.late = tuple(message.get("announced", ()))
                             self.is_main.set()
                         case "silent":
                             self.is_silent.set()
                         case "announce":
                             announcing.create_task(self._announce(message, announce))
+                        case "reload":
+                            reload_soon()
                         case _:
                             pass  # of a later version
         except HandOverFailed as error:

@@ -121,9 +121,13 @@ class Successor:
             ended = "; its own last words say why" if self._has_ended(0) else ""
             raise HandOverFailed(f"the new process is not {what}: {error}{ended}") from None
 
-    def tell(self, what: str) -> None:
-        """Say that it is the service now (`main`), or that we show no refs any more (`silent`)."""
-        self._channel.tell(what)
+    def tell(self, what: str, **more: Any) -> None:
+        """Say what needs no answer.
+
+        `main`: it is the service now, with the repositories that were `announced` to us only.
+        `silent`: we show no refs any more. `reload`: it is to read the configuration again.
+        """
+        self._channel.tell(what, **more)
 
     async def announce(self, repositories: Sequence[str]) -> None:
         """Hand over a webhook; returns when no reader is served what was before it.

@@ -27,6 +27,9 @@ LOOK_SECONDS: Final = 1.0
 
 PROBLEMS_TOLD_MAX: Final = 1000
 
+LONG_SECONDS: Final = 45.0
+"""Workers get 30 seconds to follow; what takes longer is worth a line in the log."""
+
 Telling = Callable[[], AbstractContextManager[None]]
 """Entered when a reload begins and left when it has ended, for a service manager."""
 
@@ -145,6 +148,13 @@ class Reloader:
             self._running = None
 
     async def _reload(self) -> Reloaded:
+        late = asyncio.get_running_loop().call_later(LONG_SECONDS, _log_long, self.settings.source)
+        try:
+            return await self._reload_told()
+        finally:
+            late.cancel()
+
+    async def _reload_told(self) -> Reloaded:
         with self._telling():
             try:
                 reloaded = await self._outcome()
@@ -203,13 +213,16 @@ class Reloader:
             await asyncio.sleep(LOOK_SECONDS)
             if not self.settings.server.reload_on_change:
                 continue
-            stamp = await asyncio.to_thread(_stamp_of, self.settings.source)
-            if stamp == before and stamp is not None and stamp != heeded:
-                heeded = stamp
-                content = await asyncio.to_thread(_content_of, self.settings.source)
-                if content != self._read:
-                    await asyncio.wait((self.reload(),))
-            before = stamp
+            try:
+                stamp = await asyncio.to_thread(_stamp_of, self.settings.source)
+                if stamp == before and stamp is not None and stamp != heeded:
+                    content = await asyncio.to_thread(_content_of, self.settings.source)
+                    heeded = stamp
+                    if content != self._read:
+                        await asyncio.wait((self.reload(),))
+                before = stamp
+            except Exception:  # such as a thread too many: the next look may find one
+                logger.exception("configuration_not_looked_at")
 
 
 def _look(source: Path) -> tuple[Settings, list[str]]:
@@ -235,6 +248,11 @@ def _content_of(source: Path) -> bytes | None:
         return source.read_bytes()
     except OSError:
         return None
+
+
+def _log_long(source: Path) -> None:
+    """Say that one hangs, or nearly so: else the log has nothing of it until it ends."""
+    logger.warning("reload_takes_long", source=str(source), seconds=LONG_SECONDS)
 
 
 def _log(reloaded: Reloaded, source: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any, Final, Protocol
 
 from aiohttp import web
 
-from mirror.errors import LocalError, MirrorError
+from mirror.errors import HandedOver, LocalError, MirrorError
 from mirror.refresh.refresher import Trigger
 from mirror.refresh.registry import Hosted, Registry
 from mirror.web.monitoring import Figures, describe
@@ -25,6 +25,7 @@ class Operations(Protocol):
         """Read the configuration again after now; returns what came of it, as JSON.
 
         Raises:
+            HandedOver: Another process does that now.
             MirrorError: It can't be done now.
         """
         ...
@@ -74,10 +75,15 @@ class _Control:
         return web.Response(body=body, content_type="application/json", charset="utf-8")
 
     async def reload(self, request: web.Request) -> web.Response:
-        """POST /reload: read the configuration again; the answer says what came of it."""
+        """POST /reload: read the configuration again; the answer says what came of it.
+
+        With `ask_again` another process serves now, and listens here in a moment.
+        """
         del request
         try:
             return web.json_response(await self._operations.reload())
+        except HandedOver as error:
+            return web.json_response(_failed(error) | {"ask_again": True}, status=error.status)
         except MirrorError as error:
             return web.json_response(_failed(error), status=error.status)
 
@@ -131,7 +137,7 @@ def _ending(hosted: Hosted, refreshed: "asyncio.Future[None]") -> dict[str, Any]
     return {"outcome": "ok", "repository": describe(hosted)}
 
 
-def _failed(error: BaseException) -> dict[str, str]:
+def _failed(error: BaseException) -> dict[str, Any]:
     return {"outcome": "error", "error": str(error)}
 
 

@@ -1,47 +1,21 @@
 """A successor that fails at the very end takes nothing with it; one that comes may take all."""
 
 import asyncio
-import os
-import socket
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 
-from mirror.config import load
+from mirror import upgrading
 from mirror.demo.forge import HttpBackend
 from mirror.errors import LocalError, MirrorError
-from mirror.handover.messages import PROTOCOL, Channel, HandOverFailed
-from mirror.handover.predecessor import Predecessor
-from mirror.service import Service
+from mirror.handover.messages import HandOverFailed
 from tests.git_client import Upstream
+from tests.lifecycle.taking_over import Next, successor, taken_over
 from tests.mirror_service import NAME, OTHER, MirrorService, configuration, refs_of, serving
 from tests.pull_through import AT, read
 from tests.refresh.relay.receiving import Receiver, relays
 
 PULLED = f"{AT}/{NAME}"
-
-
-@asynccontextmanager
-async def successor(mirror: MirrorService, file: Path) -> AsyncIterator[tuple[Service, Channel]]:
-    """Have another service, of this process, take over by `file`; the test is the old one's voice.
-
-    Provides it before it has said anything.
-    """
-    near, far = socket.socketpair()
-    channel = await Channel.open(near)
-    handed = mirror.service.upgrading
-    assert handed is not None
-    # Descriptors of its own, as a child process would have.
-    listeners = [os.dup(one.fileno()) for one in handed._handed.listeners.all]
-    lock = os.dup(handed._handed.hold.descriptor)
-    channel.tell("hello", protocol=PROTOCOL, listeners=listeners, lock=lock)
-    service = Service(load(file), predecessor=await Predecessor.meet(far.detach()))
-    try:
-        yield service, channel
-    finally:
-        channel.close()
 
 
 def files_below(directory: Path) -> set[str]:
@@ -114,13 +88,7 @@ async def test_another_repository_in_a_place_comes_when_the_old_one_has_no_reade
         path = mirror.mirror().path
         url = forge.repository_url
         file.write_text(file.read_text().replace(url(NAME), url(OTHER)))
-        async with successor(mirror, file) as (service, channel):
-            starting = asyncio.create_task(service.__aenter__())
-            await channel.expect("prepared")
-            channel.tell("yours", repositories={})
-            await channel.expect("serving")
-            channel.tell("main")
-            await starting
+        async with taken_over(mirror, file) as (service, channel):
             channel.tell("silent")
             new = MirrorService(service, forge, mirror.session)
             with pytest.raises(MirrorError, match="not mirrored yet"):
@@ -132,7 +100,6 @@ async def test_another_repository_in_a_place_comes_when_the_old_one_has_no_reade
             (aside,) = (directory / "data" / "set-aside").iterdir()
             assert aside.name.startswith("acme%2Fgitops-repo")
             assert refs_of(new.mirror()) == other.refs()
-            await service.__aexit__()
 
 
 async def test_one_that_would_have_to_migrate_is_refused_before_anything_pauses(
@@ -151,3 +118,24 @@ async def test_one_that_would_have_to_migrate_is_refused_before_anything_pauses(
                 await channel.expect("prepared")
         assert not version.exists()
         assert (await mirror.info_refs()).status == 200
+
+
+async def test_an_upgrade_waits_until_the_one_before_is_over(
+    forge: HttpBackend, upstream: Upstream, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else what it takes over last, such as the refreshes, would begin after it was handed on."""
+    del upstream
+    following = Next()
+    file = configuration(forge, tmp_path / "m")
+    async with serving(file, forge) as mirror:
+        await mirror.mirrored()
+        async with taken_over(mirror, file) as (service, channel):
+            monkeypatch.setattr(upgrading, "Successor", following)
+            handing = asyncio.create_task(service.upgrade())
+            channel.tell("silent")
+            await following.is_started.wait()
+            assert service.upgrading is not None
+            assert service.upgrading._handed.work.is_going_on
+            following.is_serving.set_exception(HandOverFailed("it fell over"))
+            with pytest.raises(HandOverFailed, match="it fell over"):
+                await handing

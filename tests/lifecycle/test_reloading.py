@@ -35,7 +35,7 @@ async def test_the_manager_is_told_of_a_reload_whatever_comes_of_it(
             assert await process.stop() == 0
 
 
-async def test_no_reload_comes_between_two_processes_and_the_next_one_finds_what_changed(
+async def test_a_reload_between_two_processes_is_the_next_ones_which_finds_what_changed_too(
     forge: HttpBackend, upstream: Upstream, tmp_path: Path
 ) -> None:
     upstream.commit(files=BIG)
@@ -54,12 +54,20 @@ async def test_no_reload_comes_between_two_processes_and_the_next_one_finds_what
             )
             await process.logged(since, lambda event: event["event"] == "upgrading")
             process.send(signal.SIGHUP)
-            await process.logged(since, lambda event: event["event"] == "not_reloaded")
+            reloading = beside(
+                stack, run(sys.executable, "-m", "mirror", "reload", "--config", str(file))
+            )
             upgraded = await upgrading
             assert upgraded.returncode == 0, upgraded.stderr
             said = await manager.until(lambda said: "MAINPID" in said)
             process.successor = int(said["MAINPID"])
+            await process.logged(since, lambda event: event["event"] == "reload_passed_on")
+            await process.logged(since, lambda event: event["event"] == "configuration_reloaded")
+            reloaded = await reloading
+            assert reloaded.returncode == 0, reloaded.stderr
+            assert reloaded.stdout == f"{file}: unchanged\n"
             assert await clone.finish() > sum(map(len, BIG.values()))
+            manager.forget()
             file.write_text(file.read_text() + "# changed meanwhile\n")
             await manager.until(lambda said: "RELOADING" in said)
             await manager.until(lambda said: said.get("READY") == "1")

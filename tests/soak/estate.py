@@ -120,7 +120,7 @@ class Estate:
         chance: The soak's random numbers.
         extra: A repository that is added and removed while the service runs.
         has_extra: Whether it is configured.
-        tuning: More keys of `defaults`.
+        tuning: The keys of `defaults` that change: all of them, so that another is another file.
         disk: The small one of the data; `None` where none can be had.
         manager: The service manager.
         restarts: How often the service was started.
@@ -143,7 +143,7 @@ class Estate:
     disk: SmallDisk | None
     manager: FakeManager
     has_extra: bool = False
-    tuning: dict[str, object] = field(default_factory=dict)
+    tuning: dict[str, object] = field(default_factory=lambda: {"poll_interval": "2s", "hold": "2s"})
     token: str = ""
     workers: int = 1
     restarts: int = 0
@@ -212,8 +212,6 @@ class Estate:
                 "pull_through_per_client_per_minute": 10000,
             },
             "defaults": {
-                "poll_interval": "2s",
-                "hold": "2s",
                 "webhook_secret_file": "webhook-secret",
                 "push": "proxy",
                 **shared,

@@ -49,11 +49,12 @@ async def _reload(scene: Scene, content: str | None, met: Said) -> None:
         met: Tells of an event of the log that it is done.
     """
     estate = scene.estate
-    since = estate.mirror.lines
+    since, before = estate.mirror.lines, estate.file.read_text()
     if content is None:
         estate.configure()
     else:
         estate.write(content)
+    assert estate.file.read_text() != before, "what says the same is not read again by itself"
     way = scene.chance.choice(["signal", "command", "by itself"])
     if way == "signal":
         estate.mirror.send(signal.SIGHUP)
