@@ -41,6 +41,8 @@ setup: $(VENV)/dev.stamp ## Make .venv with git-mirror, its dependencies and the
 demo: $(VENV)/run.stamp ## Play a deployment on this machine; KEEP=1 leaves it running
 	@$(BIN)/git-mirror demo $(if $(KEEP),--keep)
 
+# Where the environment forbids bytecode, each of the hundreds of processes would compile the program anew.
+test: export PYTHONDONTWRITEBYTECODE =
 test: $(VENV)/dev.stamp ## Run the whole test suite (both engines, real git clients)
 	@$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist worksteal $(ARGS)
 

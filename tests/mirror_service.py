@@ -222,8 +222,10 @@ class MirrorService:
 
     async def metric(self, name: str, **labels: str) -> float | None:
         """Return one sample of /metrics; `None` where there is no such series."""
-        families = text_string_to_metric_families((await self.get("/metrics")).text)
-        for family in families:
+        text = (await self.get("/metrics")).text
+        # Of hundreds of series the parser is to read those that may be it.
+        lines = [line + "\n" for line in text.split("\n") if line.startswith(name)]
+        for family in text_string_to_metric_families("".join(lines)):
             for sample in family.samples:
                 if sample.name == name and sample.labels == labels:
                     return float(sample.value)

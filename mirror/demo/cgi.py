@@ -8,7 +8,9 @@ mirror's own spawner on purpose: the tests measure the mirror against what runs 
 import asyncio
 import contextlib
 import email.parser
+import functools
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -49,7 +51,8 @@ class HttpBackendProgram:
             LocalError: It is not on this machine.
         """
         loop = asyncio.get_running_loop()
-        self._program = await loop.run_in_executor(self._threads, _find_http_backend)
+        path = os.environ.get("PATH", os.defpath)
+        self._program = await loop.run_in_executor(self._threads, _find_http_backend, path)
 
     async def close(self) -> None:
         """Wait until every child was reaped. Whoever runs one must have left `run` before."""
@@ -157,9 +160,12 @@ def _signal(child: subprocess.Popen[bytes], number: signal.Signals) -> None:
             os.killpg(child.pid, number)
 
 
-def _find_http_backend() -> str:
+@functools.lru_cache(maxsize=4)
+def _find_http_backend(path: str) -> str:
+    """Return the program of the git that `path` leads to: asked once, a test starts many forges."""
+    git = shutil.which("git", path=path) or "git"
     try:
-        found = subprocess.run(["git", "--exec-path"], capture_output=True, check=True, text=True)
+        found = subprocess.run([git, "--exec-path"], capture_output=True, check=True, text=True)
     except (OSError, subprocess.CalledProcessError) as error:
         raise LocalError(
             "git is not on this machine: install it with apt-get install git"

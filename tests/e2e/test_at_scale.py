@@ -21,6 +21,7 @@ async def test_3000_branches_are_wanted_in_one_chunked_request_after_a_probe(
     tips = upstream.history(BRANCHES)
     upstream.branches({f"team-{n % 17}/branch-{n}": tip for n, tip in enumerate(tips)})
     await mirror.announce(upstream)
+    await mirror.caught_up(upstream)
     clone = await client.clone(through, "--mirror")
     assert await client.refs(clone) == upstream.refs()
     assert await mirror.metric("git_mirror_request_seconds_count", operation="probe", outcome="ok")
@@ -32,6 +33,16 @@ async def loose_objects(client: GitClient, clone: Path) -> int:
     return int((await client.output("count-objects", cwd=clone)).split()[0])
 
 
+def own_commits(branch: str, count: int, *, onto: str | None = None) -> str:
+    """Return commits of the client's own, as `git fast-import` takes them."""
+    return "".join(
+        f"commit refs/heads/{branch}\n"
+        f"committer Me <me@example.com> {1_800_000_000 + number} +0000\n"
+        f"data 1\nm\n{f'from {onto}' if onto and number == 0 else ''}\n"
+        for number in range(count)
+    )
+
+
 async def test_a_client_with_500_commits_of_its_own_gets_only_what_is_new(
     mirror: MirrorService, upstream: Upstream, client: GitClient, through: str, direct: str
 ) -> None:
@@ -39,11 +50,7 @@ async def test_a_client_with_500_commits_of_its_own_gets_only_what_is_new(
     await mirror.announce(upstream)
     clone = await client.clone(through)
     await client.run("checkout", "--quiet", "-b", "local", cwd=clone)
-    own = "".join(
-        f"commit refs/heads/local\ncommitter Me <me@example.com> {1_800_000_000 + number} +0000\n"
-        f"data 1\nm\n{'from refs/heads/local^0' if number == 0 else ''}\n"
-        for number in range(500)
-    )
+    own = own_commits("local", 500, onto="refs/heads/local^0")
     await client.run("fast-import", "--quiet", cwd=clone, stdin=own)
     commit = upstream.commit(files={"base/new.yaml": "new: 1\n"})
     await mirror.announce(upstream)
@@ -59,8 +66,7 @@ async def test_a_client_with_nothing_in_common_gets_everything(
 ) -> None:
     own = client.workdir / "own"
     await client.run("init", "--quiet", str(own))
-    for number in range(40):
-        await client.commit_file(own, "a.txt", str(number), "Own")
+    await client.run("fast-import", "--quiet", cwd=own, stdin=own_commits("main", 40))
     await client.fetch(own, through, "refs/heads/*:refs/remotes/mirror/*")
     assert await client.rev_parse(own, "mirror/main") == upstream.oid()
     await client.fsck(own)

@@ -177,7 +177,7 @@ async def test_a_new_branch_among_hundreds_is_told_of_the_default_branch(
 async def test_many_refs_of_one_commit_leave_room_for_other_haves(
     upstream: Upstream, make_bench: MakeBench, forge: HttpBackend
 ) -> None:
-    upstream.branches({f"a{number:03}": upstream.oid() for number in range(400)})
+    upstream.branches(dict.fromkeys((f"a{number:03}" for number in range(400)), upstream.oid()))
     upstream.history(40, "zz-other")
     bench = make_bench(upstream)
     await bench.update()

@@ -4,8 +4,12 @@ import itertools
 import os
 import subprocess
 from collections.abc import Iterable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
+
+from dulwich.object_format import SHA1
+from dulwich.pack import load_pack_index
 
 from mirror.repository.packing.engine import PackRequest
 from mirror.wire.filters import ObjectFilter
@@ -146,10 +150,12 @@ class Judge:
         path.write_bytes(b"".join(b"%b\n" % oid for oid in sorted(shallow)))
         return ["--shallow-file", os.fspath(path)]
 
-    def _index(self, path: Path) -> list[tuple[int, ObjectId]]:
-        printed = self._git(self._workdir, self._workdir, "show-index", stdin=path.read_bytes())
-        rows = (line.split() for line in printed.splitlines())
-        return [(int(row[0]), ObjectId(row[1])) for row in rows]
+    @staticmethod
+    def _index(path: Path) -> list[tuple[int, ObjectId]]:
+        """Return what git found in a pack, and where."""
+        with closing(load_pack_index(path, SHA1)) as index:
+            found = [(oid.hex().encode(), offset) for oid, offset, _ in index.iterentries()]
+        return [(offset, ObjectId(oid)) for oid, offset in found]
 
     def _git(self, directory: Path, objects: Path, *args: str, stdin: bytes = b"") -> bytes:
         env = self._env | {"GIT_DIR": str(directory), "GIT_OBJECT_DIRECTORY": str(objects)}

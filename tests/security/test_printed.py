@@ -23,10 +23,11 @@ def logging_restored() -> Iterator[None]:
     """Leave the logs as they were."""
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
+    configuration = structlog.get_config()
     yield
     root.handlers[:] = handlers
     root.setLevel(level)
-    structlog.reset_defaults()
+    structlog.configure(**configuration)
 
 
 @pytest.mark.parametrize("json_lines", [True, False], ids=["json", "for a person"])

@@ -265,7 +265,9 @@ async def test_an_answer_that_was_seen_before_is_no_news(
 ) -> None:
     """Of many refs too, which are worked on in a thread."""
     forge.faults = Faults(force_protocol_v0=is_v0)
-    upstream.branches({f"topic/{number:04}": upstream.oid() for number in range(2000)})
+    upstream.branches(
+        dict.fromkeys((f"topic/{number:04}" for number in range(2000)), upstream.oid())
+    )
     remote = make_remote(forge.repository_url(upstream.name))
     first = await remote.list_refs(ALL)
     assert by_name(first) == upstream.refs()

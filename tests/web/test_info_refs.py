@@ -76,7 +76,7 @@ def lasting(answer: Answered) -> dict[str, str]:
 async def test_head_is_answered_like_get_without_a_body(
     mirror: MirrorService, upstream: Upstream
 ) -> None:
-    upstream.branches({f"branch-{number}": upstream.oid() for number in range(100)})
+    upstream.branches(dict.fromkeys((f"branch-{number}" for number in range(100)), upstream.oid()))
     await mirror.announce(upstream)
     asked: list[tuple[str, dict[str, str]]] = [
         (f"{INFO_REFS}?service=git-upload-pack", {}),
@@ -99,7 +99,7 @@ async def test_head_is_answered_like_get_without_a_body(
 async def test_a_long_advertisement_is_compressed_for_whoever_takes_that(
     mirror: MirrorService, upstream: Upstream
 ) -> None:
-    upstream.branches({f"branch-{number}": upstream.oid() for number in range(100)})
+    upstream.branches(dict.fromkeys((f"branch-{number}" for number in range(100)), upstream.oid()))
     await mirror.announce(upstream)
     plain = await mirror.info_refs()
     assert "Content-Encoding" not in plain.headers
@@ -118,7 +118,7 @@ async def test_a_long_advertisement_is_compressed_for_whoever_takes_that(
 async def test_an_answer_in_slices_is_the_same(
     mirror: MirrorService, upstream: Upstream, monkeypatch: pytest.MonkeyPatch, bytes_max: int
 ) -> None:
-    upstream.branches({f"branch-{number}": upstream.oid() for number in range(50)})
+    upstream.branches(dict.fromkeys((f"branch-{number}" for number in range(50)), upstream.oid()))
     await mirror.announce(upstream)
     whole = [await mirror.info_refs(), await mirror.upload_pack(command("ls-refs"), version=2)]
     monkeypatch.setattr(protocol, "ANSWER_SLICE_BYTES", bytes_max)

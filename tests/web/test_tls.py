@@ -45,7 +45,9 @@ async def test_git_reads_over_tls_large_answers_too(
     workers: int,
     branches: int,
 ) -> None:
-    upstream.branches({f"branch-{number}": upstream.oid() for number in range(branches)})
+    upstream.branches(
+        dict.fromkeys((f"branch-{number}" for number in range(branches)), upstream.oid())
+    )
     served = authority.issue(tmp_path)
     async with mirroring(
         forge,

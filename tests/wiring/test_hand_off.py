@@ -66,8 +66,14 @@ def upstream(upstream_root: Path) -> Upstream:
 
 
 @pytest.fixture
+def workers() -> int:
+    """How many processes serve, unless a test says otherwise."""
+    return 1
+
+
+@pytest.fixture
 async def mirror(
-    forge: HttpBackend, upstream: Upstream, tmp_path: Path
+    forge: HttpBackend, upstream: Upstream, tmp_path: Path, workers: int
 ) -> AsyncIterator[MirrorService]:
     """A mirror with the keys of `config/production.yaml` that matter here."""
     place = tmp_path / "mirror"
@@ -79,7 +85,7 @@ async def mirror(
         forge,
         place,
         names=[upstream.name],
-        workers=2,
+        workers=workers,
         repository=f"access: [readers, upstream]\npush: proxy\n{credentials}",
     ) as running:
         yield running
@@ -147,6 +153,7 @@ def served(mirror: MirrorService) -> str:
     return refs_of(mirror.mirror())["refs/heads/main"]
 
 
+@pytest.mark.parametrize("workers", [2])
 async def test_the_tag_lands_and_the_mirror_serves_it_at_once(
     mirror: MirrorService, upstream: Upstream, pipelines: Pipelines, job: HandOff
 ) -> None:
@@ -165,6 +172,7 @@ async def test_the_tag_lands_and_the_mirror_serves_it_at_once(
     assert upstream.git("rev-list", "--count", "main") == "2"
 
 
+@pytest.mark.parametrize("workers", [2])
 async def test_two_pipelines_at_once_both_land(
     mirror: MirrorService, upstream: Upstream, pipelines: Pipelines
 ) -> None:

@@ -131,7 +131,7 @@ async def test_a_publish_of_very_many_refs_reaches_every_worker(
     mirror: MirrorService, workers: Workers, upstream: Upstream
 ) -> None:
     count = state.CHANGES_MAX + 1
-    upstream.branches({f"many/{number}": upstream.oid() for number in range(count)})
+    upstream.branches(dict.fromkeys((f"many/{number}" for number in range(count)), upstream.oid()))
     await mirror.hosted().refresher.request(Trigger.MANUAL)
     upstream.delete_ref("many/7")
     tip = upstream.commit()

@@ -30,7 +30,9 @@ async def mirror(
     forge: HttpBackend, upstream: Upstream, tmp_path: Path
 ) -> AsyncIterator[MirrorService]:
     """A service with a fast lane and some branches, so that its advertisement is compressed."""
-    upstream.branches({f"team-{number}/change": upstream.oid() for number in range(40)})
+    upstream.branches(
+        dict.fromkeys((f"team-{number}/change" for number in range(40)), upstream.oid())
+    )
     async with mirroring(forge, tmp_path / "mirror", names=[upstream.name]) as running:
         yield running
 

@@ -98,7 +98,9 @@ async def ask_twice(mirror: MirrorService, request: bytes) -> tuple[bytes, bytes
 def make_long(upstream: Upstream) -> None:
     """Give an upstream so many refs that a few advertisements fill what a connection buffers."""
     filling = "x" * 200
-    upstream.branches({f"{number:03d}/{filling}": upstream.oid() for number in range(400)})
+    upstream.branches(
+        dict.fromkeys((f"{number:03d}/{filling}" for number in range(400)), upstream.oid())
+    )
 
 
 @asynccontextmanager

@@ -91,7 +91,9 @@ async def test_in_whatever_pieces_requests_come_the_answers_are_those_without_a_
     repeated: list[Prepared],
     received: dict[type, Received],
 ) -> None:
-    upstream.branches({f"team-{number}/change": upstream.oid() for number in range(40)})
+    upstream.branches(
+        dict.fromkeys((f"team-{number}/change" for number in range(40)), upstream.oid())
+    )
     names = [upstream.name]
     async with (
         mirroring(forge, tmp_path / "with", names=names) as fast,

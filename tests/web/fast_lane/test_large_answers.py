@@ -26,7 +26,9 @@ POLL = get(INFO_REFS)
 async def mirror(
     forge: HttpBackend, upstream: Upstream, tmp_path: Path
 ) -> AsyncIterator[MirrorService]:
-    upstream.branches({f"team-{number}/change": upstream.oid() for number in range(BRANCHES)})
+    upstream.branches(
+        dict.fromkeys((f"team-{number}/change" for number in range(BRANCHES)), upstream.oid())
+    )
     async with mirroring(forge, tmp_path / "mirror", names=[upstream.name]) as running:
         yield running
 
