@@ -358,3 +358,15 @@ async def test_a_child_of_the_background_gets_what_nobody_else_wants(
         [sys.executable, "-c", program], env={}, timeout_seconds=20, is_background=is_background
     )
     assert int(printed) == wanted
+
+
+@pytest.mark.skipif(not Path("/proc/self/oom_score_adj").exists(), reason="Linux has that file")
+async def test_the_kernel_ends_a_child_before_its_parent_where_memory_ends(
+    spawner: Spawner,
+) -> None:
+    file = Path("/proc/self/oom_score_adj")
+    ours = file.read_text()
+    # The child's own would be this process's, and stay so, were it not raised.
+    printed = await sh(spawner, f"until grep -x 1000 {file}; do :; done")
+    assert printed == b"1000\n"
+    assert file.read_text() == ours
