@@ -9,6 +9,7 @@ import asyncio
 import json
 import re
 import shlex
+import ssl
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -43,7 +44,7 @@ READERS: Final = 4
 CONFIGURATION: Final = f"""\
 server: {{listen: "127.0.0.1:{PORT}", public_url: "http://127.0.0.1:{PORT}", drain_timeout: 3s}}
 data_dir: /var/lib/git-mirror
-defaults: {{poll_interval: never, bundle_interval: 1s, bundle_bytes_min: 0}}
+defaults: {{poll_interval: never, hold: 30s, bundle_interval: 1s, bundle_bytes_min: 0}}
 repositories:
   {NAME}:
     upstream: http://127.0.0.1:{FORGE_PORT}/{NAME}.git
@@ -276,6 +277,15 @@ def _noise(seed: int) -> bytes:
     return random.Random(seed).randbytes(4 << 20)
 
 
+async def _certificate_name(authority: Authority) -> str:
+    """Return the name in the certificate that a new connection is shown."""
+    context = ssl.create_default_context(cafile=authority.file)
+    _, writer = await asyncio.open_connection("127.0.0.1", PORT, ssl=context)
+    certificate = writer.get_extra_info("peercert")
+    writer.transport.abort()
+    return str(dict(certificate["subject"][0])["commonName"])
+
+
 # --- the tests -----------------------------------------------------------------------------------
 
 
@@ -365,6 +375,8 @@ async def test_a_reload_is_told_and_a_bad_one_is_refused(service: Service, guest
 async def test_an_upgrade_becomes_the_unit_and_still_stops_gently(
     service: Service, guest: Guest
 ) -> None:
+    # So long that the clone below is done, however busy the machine is.
+    service.configure(("drain_timeout: 3s", "drain_timeout: 20s"))
     before = await service.pid()
     since = await service.cursor()
     async with service.polled():
@@ -422,8 +434,8 @@ async def test_the_watchdog_restarts_a_process_that_hangs(
         await guest.run(f"{MIRROR} upgrade")
     hung = await service.pid()
     await guest.run(f"kill -STOP {hung}")
-    await service.until(NRestarts="1", ActiveState="active")
-    assert await service.pid() != hung
+    # Not by the count of restarts: on a busy machine 5 seconds may have been too short before.
+    await service.until(MainPID=rf"(?!{hung}$)[1-9]\d*", ActiveState="active")
     await service.sync()
 
 
@@ -463,6 +475,8 @@ async def test_without_a_task_more_it_serves_on_and_recovers(
     service: Service, guest: Guest, git_client: GitClient
 ) -> None:
     service.expected = "can't start new thread"
+    service.configure(("hold: 30s", "hold: 1s"))
+    await guest.run("systemctl reload git-mirror")
     used = (await guest.show("TasksCurrent"))["TasksCurrent"]
     await guest.run(f"systemctl set-property --runtime git-mirror TasksMax={used}")
     tip = await service.push()
@@ -490,12 +504,13 @@ async def test_it_speaks_tls_and_takes_a_renewed_certificate(
     service.configure(
         ("server: {", pair), (f"http://127.0.0.1:{PORT}", f"https://127.0.0.1:{PORT}")
     )
-    since = await service.cursor()
     await service.restart()
     await service.sync()
     trusting = ("-c", f"http.sslCAInfo={authority.file}")
     secure = f"https://127.0.0.1:{PORT}/{NAME}"
     await git_client.run(*trusting, "clone", secure, "tls")
+    since = await service.cursor()
     await put("second")
     await service.logged(since, "certificate_loaded")
     await git_client.run(*trusting, "ls-remote", secure)
+    assert await _certificate_name(authority) == "second"
