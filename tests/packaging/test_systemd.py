@@ -41,6 +41,15 @@ CONFIG: Final = "/etc/git-mirror/mirror.yaml"
 MIRROR: Final = "/opt/git-mirror/bin/git-mirror"
 SECRETS: Final = {"github-token": TOKEN, "github-webhook": SECRET}
 READERS: Final = 4
+CHANGES: Final = (
+    "/etc/systemd/system/git-mirror.service.d",
+    "/run/systemd/system.control/git-mirror.service.d",
+)
+"""Where what a test changes of the unit lies."""
+
+MEMORY_FOR_GIT_BYTES: Final = 40 << 20
+"""Less than the service takes, and enough for all but what is large."""
+
 CONFIGURATION: Final = f"""\
 server: {{listen: "127.0.0.1:{PORT}", public_url: "http://127.0.0.1:{PORT}", drain_timeout: 3s}}
 data_dir: /var/lib/git-mirror
@@ -150,9 +159,9 @@ class Service:
             text = text.replace(old, new)
         self.guest.path(CONFIG).write_text(text)
 
-    async def sync(self) -> None:
+    async def sync(self, name: str = NAME) -> None:
         """Wait until it shows what the upstream has."""
-        await self.guest.run(f"{MIRROR} sync {NAME}")
+        await self.guest.run(f"{MIRROR} sync {name}")
 
     async def pid(self) -> int:
         return int((await self.guest.show("MainPID"))["MainPID"])
@@ -259,7 +268,7 @@ async def service(
     yield service
     complaints = await service.complaints(since)
     service.configure()
-    await guest.run("rm -f /etc/systemd/system/git-mirror.service.d/*; systemctl daemon-reload")
+    await guest.run(f"rm -rf {' '.join(CHANGES)}; systemctl daemon-reload")
     assert complaints == []
 
 
@@ -453,22 +462,31 @@ async def test_a_process_that_is_killed_is_started_again_even_after_an_upgrade(
 async def test_git_that_takes_too_much_memory_does_not_end_the_service(
     service: Service, guest: Guest, git_client: GitClient
 ) -> None:
+    """Not even where the service itself is what takes most."""
     large = Upstream(service.upstream.path.parents[1], "acme/large")
-    for setting in ("core.compression", "pack.compression"):
-        large.config(setting, "0")
-    large.commit(files={"large": b"".join(_noise(number) for number in range(32))})
+    large.config("core.compression", "1")
+    large.commit()
     there = f"http://127.0.0.1:{FORGE_PORT}/{large.name}.git"
-    credentials = "{password_file: secrets/github-token}"
+    credentials = "{username: x-access-token, password_file: secrets/github-token}"
     more = f"  {large.name}: {{upstream: {there!r}, credentials: {credentials}}}\nrelays:"
     service.configure(("relays:", more))
-    await _drop_in(guest, "MemoryHigh=infinity", "MemoryMax=140M")
+    await guest.run("systemctl reload git-mirror")
+    await service.sync(large.name)
+    status = await guest.run(f"grep RssAnon /proc/{await service.pid()}/status")
+    limit = int(status.split()[1]) * 1024 + MEMORY_FOR_GIT_BYTES
+    await guest.run(f"systemctl set-property --runtime git-mirror MemoryMax={limit}")
     since = await service.cursor()
-    await service.restart()
+    # Its pack is small, for the guest's disk is memory, too; and too large to be read without git.
+    large.commit(files={"large": bytes(128 << 20), "noise": _noise(0)})
+    await guest.run(f"{MIRROR} sync {large.name}", check=False)
     failed = await service.logged(since, "refresh_failed")
     assert failed["repository"] == large.name
+    assert "(-9)" in failed["error"]
     found = await guest.show("ActiveState", "NRestarts")
     assert found == {"ActiveState": "active", "NRestarts": "0"}
-    await git_client.clone(URL)
+    assert service.upstream.oid() in (await git_client.ls_remote(URL)).values()
+    await guest.run("systemctl set-property --runtime git-mirror MemoryMax=3G")
+    await service.sync(large.name)
 
 
 async def test_without_a_task_more_it_serves_on_and_recovers(
