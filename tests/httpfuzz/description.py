@@ -93,10 +93,16 @@ def _resolved(document: Mapping[str, Any], part: Mapping[str, Any]) -> Mapping[s
     return _resolved(document, found)
 
 
+def kind_of(document: Mapping[str, Any], method: str, path: str) -> str:
+    """Return the tag of an operation."""
+    tags: list[str] = document["paths"][path][method.lower()]["tags"]
+    return tags[0]
+
+
 def for_fuzzing(
     *,
-    repositories: Sequence[str],
-    urls: Sequence[str],
+    repositories: Mapping[str, Sequence[str]],
+    urls: Mapping[str, str],
     oids: Sequence[str],
     lfs: str,
     bundles: Sequence[str],
@@ -104,11 +110,12 @@ def for_fuzzing(
     """Return the document with what is there in the place of what could be.
 
     A path that names a repository is told once for each of them, for slashes in a parameter are
-    escaped by who follows the specification. Objects are closed.
+    escaped by who follows the specification. Objects are closed. What comes by chance alone as good
+    as never, a delivery that is taken or a fetch that is answered, is an alternative of its own.
 
     Args:
-        repositories: Their paths.
-        urls: Clone URLs, for webhooks.
+        repositories: Their paths, with ids of commits, tip first.
+        urls: A clone URL for each forge, for its webhooks.
         oids: Object ids that are there.
         lfs: The id of an LFS object.
         bundles: Names of bundles.
@@ -116,16 +123,16 @@ def for_fuzzing(
     document: dict[str, Any] = _hinted(load())
     schemas = document["components"]["schemas"]
     # As alternatives: examples are a start, and what is made up comes from anywhere.
-    for name, known in (("Url", urls), ("ObjectId", oids)):
-        schemas[name] = {"anyOf": [{"enum": list(known)}, schemas[name]]}
-    for name in ("GitHubEvent", "GitLabEvent", "BitbucketEvent"):
-        schemas[name] = {"anyOf": [_whole(schemas[name]), schemas[name]]}
+    for name, known in (("Url", list(urls.values())), ("ObjectId", list(oids))):
+        schemas[name] = {"anyOf": [{"enum": known}, schemas[name]]}
+    for forge, url in urls.items():
+        _with_genuine_deliveries(document, forge, url, oids)
     paths: dict[str, Any] = {}
     for path, item in document["paths"].items():
         if not path.startswith("/{repository}"):
             paths[path] = item
             continue
-        for number, repository in enumerate(repositories):
+        for number, (repository, commits) in enumerate(repositories.items()):
             if number and "/info/lfs/locks" in path:
                 break  # refused alike, whoever's they are
             one = deepcopy(item)
@@ -138,6 +145,8 @@ def for_fuzzing(
                 there = {"oid": [lfs], "bundle": list(bundles)}.get(other["name"])
                 if there:
                     other["schema"] = {"anyOf": [{"enum": there}, other["schema"]]}
+            if path.endswith("/git-upload-pack"):
+                _with_genuine_requests(one, commits)
             paths[path.replace("{repository}", repository)] = one
     document["paths"] = paths
     document["components"]["schemas"] = {
@@ -145,6 +154,63 @@ def for_fuzzing(
         for name, schema in schemas.items()
     }
     return document
+
+
+def _with_genuine_deliveries(
+    document: dict[str, Any], forge: str, url: str, oids: Sequence[str]
+) -> None:
+    """Have every other delivery be what the forge sends, of a repository that is mirrored."""
+    operation = document["paths"][f"/webhooks/{forge}"]["post"]
+    operation["parameters"][0]["required"] = True  # the event: without it, nothing more is read
+    content = operation["requestBody"]["content"]
+    described = content["application/json"]["schema"]
+    name = described["$ref"].rpartition("/")[2]
+    known = {
+        "Url": {"enum": [url]},
+        "ObjectId": {"enum": [*oids, "0" * 40]},
+        "Ref": {"enum": ["refs/heads/main", "refs/tags/v1"]},
+    }
+    genuine = _whole(_with_refs(document["components"]["schemas"], name, known))
+    content["application/json"]["schema"] = {"anyOf": [genuine, described]}
+    form = content.get("application/x-www-form-urlencoded")
+    if form is not None:
+        change = {"ref": "refs/heads/main", "before": oids[1], "after": oids[0]}
+        push = {**change, "repository": {"clone_url": url}}
+        form["schema"]["properties"]["payload"] = {
+            "anyOf": [{"enum": [json.dumps(push)]}, {"type": "string"}]
+        }
+
+
+def _with_refs(schemas: Mapping[str, Any], name: str, known: Mapping[str, Any]) -> Any:
+    """Return a schema with those that it refers to in it, `known` ones in the place of some."""
+
+    def resolved(part: Any) -> Any:
+        if isinstance(part, list):
+            return [resolved(one) for one in part]
+        if not isinstance(part, dict):
+            return part
+        if "$ref" in part:
+            other = part["$ref"].rpartition("/")[2]
+            return known.get(other) or resolved(schemas[other])
+        return {key: resolved(value) for key, value in part.items()}
+
+    return resolved(schemas[name])
+
+
+def _with_genuine_requests(item: dict[str, Any], commits: Sequence[str]) -> None:
+    """Have every other body be one that git sends; hooks.py makes packets of the lines."""
+    want, have = f"want {commits[0]}", f"have {commits[1]}"
+    bodies = [
+        ["command=ls-refs", "0001", "peel", "symrefs", "0000"],
+        ["command=fetch", "0001", "thin-pack", want, "done", "0000"],
+        ["command=fetch", "0001", "deepen 1", "filter blob:none", want, "done", "0000"],
+        ["command=fetch", "0001", want, have, "0000"],
+        [f"{want} side-band-64k ofs-delta", "0000", "done"],
+        [f"{want} side-band-64k", "deepen 1", "0000", "done"],
+    ]
+    known = ["\n".join([*lines, ""]) for lines in bodies]
+    content = item["post"]["requestBody"]["content"]["application/x-git-upload-pack-request"]
+    content["schema"] = {"anyOf": [{"enum": known}, content["schema"]]}
 
 
 def _hinted(part: Any) -> Any:

@@ -4,11 +4,14 @@ It runs in an environment of its own (requirements/fuzz-http.lock), so nothing o
 be imported here. `FUZZED` in the environment has the rest, as JSON.
 """
 
+import atexit
 import hashlib
 import hmac
 import json
 import os
 import zlib
+from collections import Counter
+from pathlib import Path
 from typing import Any, Final
 
 import requests
@@ -19,7 +22,10 @@ _SECRET: Final = _FUZZED["secret"].encode()
 _SECRETS: Final = [one.encode() for one in _FUZZED["secrets"]]
 _HIDDEN: Final = _FUZZED["hidden"].encode()
 _TIMEOUT_SECONDS: Final = 30
+_SPECIAL: Final = {b"0000\n": b"0000", b"0001\n": b"0001"}
 _NOT_OF_THE_CASE: Final = {"X-Schemathesis-TestCaseId", "User-Agent"}
+_TALLY: Counter[tuple[str, str]] = Counter()
+"""How often each operation was asked, by what came of it."""
 
 _OUTCOMES_AGAIN: Final = {
     # What a genuine delivery may be when it comes a second time.
@@ -40,8 +46,8 @@ class Signed:
         asked = sorted(one for one in request.headers.items() if one[0] not in _NOT_OF_THE_CASE)
         lot = zlib.crc32(repr((request.url, asked, body)).encode()) % 10
         if path.startswith("/webhooks/"):
-            if lot < 8:
-                secret = _SECRET if lot < 6 else b"another secret"
+            if lot < 9:
+                secret = _SECRET if lot < 8 else b"another secret"
                 _sign(request, path.removeprefix("/webhooks/"), body, secret)
         elif "/private/" in path and lot < 7:
             request.headers["Authorization"] = f"Bearer {_FUZZED['token']}"
@@ -72,17 +78,37 @@ def before_call(context: Any, case: Any, kwargs: dict[str, Any]) -> None:
     kwargs["auth"] = Signed()
 
 
+@schemathesis.hook
+def after_call(context: Any, case: Any, response: Any) -> None:
+    """Count the request: an answer's status, or what became of a delivery that was taken."""
+    del context
+    came = str(response.status_code)
+    if case.path.startswith("/webhooks/") and response.status_code in (200, 202):
+        came = json.loads(response.content)["outcome"]
+    _TALLY[f"{case.method} {case.path}", came] += 1
+
+
+@atexit.register
+def _keep_tally() -> None:
+    told = [[asked, came, count] for (asked, came), count in sorted(_TALLY.items())]
+    Path(_FUZZED["tally"]).write_text(json.dumps(told))
+
+
 @schemathesis.serializer(
     "application/x-git-upload-pack-request", "application/x-git-receive-pack-request"
 )
 def packets(context: Any, value: Any) -> Any:
-    """Return any text as a body, in pkt-lines where it is of lines."""
+    """Return any text as a body, in pkt-lines where it is of lines.
+
+    The lines `0000` and `0001` are those packets; without any, one flush-pkt is the end.
+    """
     del context
     if isinstance(value, bytes):
         return value
     text = value if isinstance(value, str) else json.dumps(value)
     lines = text.encode("utf-8", "surrogatepass").splitlines(keepends=True)
-    return b"".join(b"%04x%b" % (len(line) + 4, line) for line in lines) + b"0000"
+    packets = [_SPECIAL.get(line, b"%04x%b" % (len(line) + 4, line)) for line in lines]
+    return b"".join(packets if _SPECIAL.keys() & set(lines) else [*packets, b"0000"])
 
 
 @schemathesis.check

@@ -27,7 +27,7 @@ PACKAGES: Final = (
     *("ca-certificates", "systemd", "systemd-sysv"),
     *("python3", "python3-venv", "git", "curl"),
 )
-BOOT_SECONDS_MAX: Final = 60.0
+BOOT_SECONDS_MAX: Final = 180.0
 COMMAND_SECONDS_MAX: Final = 240.0
 _CLONE_NEWNET: Final = 0x40000000
 _SIOCSIFFLAGS: Final = 0x8914

@@ -9,6 +9,7 @@ import asyncio
 import json
 import re
 import shlex
+import ssl
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -40,10 +41,19 @@ CONFIG: Final = "/etc/git-mirror/mirror.yaml"
 MIRROR: Final = "/opt/git-mirror/bin/git-mirror"
 SECRETS: Final = {"github-token": TOKEN, "github-webhook": SECRET}
 READERS: Final = 4
+CHANGES: Final = (
+    "/etc/systemd/system/git-mirror.service.d",
+    "/run/systemd/system.control/git-mirror.service.d",
+)
+"""Where what a test changes of the unit lies."""
+
+MEMORY_FOR_GIT_BYTES: Final = 40 << 20
+"""Enough for all but what is large."""
+
 CONFIGURATION: Final = f"""\
 server: {{listen: "127.0.0.1:{PORT}", public_url: "http://127.0.0.1:{PORT}", drain_timeout: 3s}}
 data_dir: /var/lib/git-mirror
-defaults: {{poll_interval: never, bundle_interval: 1s, bundle_bytes_min: 0}}
+defaults: {{poll_interval: never, hold: 30s, bundle_interval: 1s, bundle_bytes_min: 0}}
 repositories:
   {NAME}:
     upstream: http://127.0.0.1:{FORGE_PORT}/{NAME}.git
@@ -149,9 +159,9 @@ class Service:
             text = text.replace(old, new)
         self.guest.path(CONFIG).write_text(text)
 
-    async def sync(self) -> None:
+    async def sync(self, name: str = NAME) -> None:
         """Wait until it shows what the upstream has."""
-        await self.guest.run(f"{MIRROR} sync {NAME}")
+        await self.guest.run(f"{MIRROR} sync {name}")
 
     async def pid(self) -> int:
         return int((await self.guest.show("MainPID"))["MainPID"])
@@ -258,7 +268,7 @@ async def service(
     yield service
     complaints = await service.complaints(since)
     service.configure()
-    await guest.run("rm -f /etc/systemd/system/git-mirror.service.d/*; systemctl daemon-reload")
+    await guest.run(f"rm -rf {' '.join(CHANGES)}; systemctl daemon-reload")
     assert complaints == []
 
 
@@ -274,6 +284,15 @@ def _noise(seed: int) -> bytes:
     import random  # noqa: PLC0415 - for this alone
 
     return random.Random(seed).randbytes(4 << 20)
+
+
+async def _certificate_name(authority: Authority) -> str:
+    """Return the name in the certificate that a new connection is shown."""
+    context = ssl.create_default_context(cafile=authority.file)
+    _, writer = await asyncio.open_connection("127.0.0.1", PORT, ssl=context)
+    certificate = writer.get_extra_info("peercert")
+    writer.transport.abort()
+    return str(dict(certificate["subject"][0])["commonName"])
 
 
 # --- the tests -----------------------------------------------------------------------------------
@@ -365,6 +384,8 @@ async def test_a_reload_is_told_and_a_bad_one_is_refused(service: Service, guest
 async def test_an_upgrade_becomes_the_unit_and_still_stops_gently(
     service: Service, guest: Guest
 ) -> None:
+    # So long that the clone below is done, however busy the machine is.
+    service.configure(("drain_timeout: 3s", "drain_timeout: 20s"))
     before = await service.pid()
     since = await service.cursor()
     async with service.polled():
@@ -422,8 +443,8 @@ async def test_the_watchdog_restarts_a_process_that_hangs(
         await guest.run(f"{MIRROR} upgrade")
     hung = await service.pid()
     await guest.run(f"kill -STOP {hung}")
-    await service.until(NRestarts="1", ActiveState="active")
-    assert await service.pid() != hung
+    # Not by the count of restarts: on a busy machine 5 seconds may have been too short before.
+    await service.until(MainPID=rf"(?!{hung}$)[1-9]\d*", ActiveState="active")
     await service.sync()
 
 
@@ -442,27 +463,37 @@ async def test_git_that_takes_too_much_memory_does_not_end_the_service(
     service: Service, guest: Guest, git_client: GitClient
 ) -> None:
     large = Upstream(service.upstream.path.parents[1], "acme/large")
-    for setting in ("core.compression", "pack.compression"):
-        large.config(setting, "0")
-    large.commit(files={"large": b"".join(_noise(number) for number in range(32))})
+    large.config("core.compression", "1")
+    large.commit()
     there = f"http://127.0.0.1:{FORGE_PORT}/{large.name}.git"
-    credentials = "{password_file: secrets/github-token}"
+    credentials = "{username: x-access-token, password_file: secrets/github-token}"
     more = f"  {large.name}: {{upstream: {there!r}, credentials: {credentials}}}\nrelays:"
     service.configure(("relays:", more))
-    await _drop_in(guest, "MemoryHigh=infinity", "MemoryMax=140M")
+    await guest.run("systemctl reload git-mirror")
+    await service.sync(large.name)
+    used = (await guest.show("MemoryCurrent"))["MemoryCurrent"]  # with what it wrote to the disk
+    limit = int(used) + MEMORY_FOR_GIT_BYTES
+    await guest.run(f"systemctl set-property --runtime git-mirror MemoryMax={limit}")
     since = await service.cursor()
-    await service.restart()
+    # Its pack is small, for the guest's disk is memory, too; and too large to be read without git.
+    large.commit(files={"large": bytes(128 << 20), "noise": _noise(0)})
+    await guest.run(f"{MIRROR} sync {large.name}", check=False)
     failed = await service.logged(since, "refresh_failed")
     assert failed["repository"] == large.name
+    assert "(-9)" in failed["error"]
     found = await guest.show("ActiveState", "NRestarts")
     assert found == {"ActiveState": "active", "NRestarts": "0"}
-    await git_client.clone(URL)
+    assert service.upstream.oid() in (await git_client.ls_remote(URL)).values()
+    await guest.run("systemctl set-property --runtime git-mirror MemoryMax=3G")
+    await service.sync(large.name)
 
 
 async def test_without_a_task_more_it_serves_on_and_recovers(
     service: Service, guest: Guest, git_client: GitClient
 ) -> None:
     service.expected = "can't start new thread"
+    service.configure(("hold: 30s", "hold: 1s"))
+    await guest.run("systemctl reload git-mirror")
     used = (await guest.show("TasksCurrent"))["TasksCurrent"]
     await guest.run(f"systemctl set-property --runtime git-mirror TasksMax={used}")
     tip = await service.push()
@@ -490,12 +521,13 @@ async def test_it_speaks_tls_and_takes_a_renewed_certificate(
     service.configure(
         ("server: {", pair), (f"http://127.0.0.1:{PORT}", f"https://127.0.0.1:{PORT}")
     )
-    since = await service.cursor()
     await service.restart()
     await service.sync()
     trusting = ("-c", f"http.sslCAInfo={authority.file}")
     secure = f"https://127.0.0.1:{PORT}/{NAME}"
     await git_client.run(*trusting, "clone", secure, "tls")
+    since = await service.cursor()
     await put("second")
     await service.logged(since, "certificate_loaded")
     await git_client.run(*trusting, "ls-remote", secure)
+    assert await _certificate_name(authority) == "second"

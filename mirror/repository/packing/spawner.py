@@ -26,6 +26,7 @@ CHILDREN_MAX: Final = 32
 READ_BYTES: Final = 256 * 1024
 STDERR_BYTES_MAX: Final = 8 * 1024
 KILL_WAIT_SECONDS: Final = 10.0
+OOM_SCORE_ADJ_MAX: Final = 1000
 
 SUBCOMMANDS: Final = frozenset(
     {"index-pack", "rev-list", "pack-objects", "multi-pack-index", "commit-graph"}
@@ -216,6 +217,7 @@ class Spawner:
                 start_new_session=True,
                 pass_fds=self._inherited,
             )
+        _goes_first(process.pid)
         if child.priority is not Priority.USUAL:
             _give_way(process.pid, child.priority)
         self._running.add(process)
@@ -244,6 +246,16 @@ class Spawner:
 
 def _in_memory() -> BinaryIO:
     return os.fdopen(os.memfd_create("stdin"), "w+b")
+
+
+def _goes_first(process_id: int) -> None:
+    """Have a child killed, and not this process, where memory ends: its work is tried again.
+
+    The kernel ends the largest process otherwise (proc_pid_oom_score_adj(5)), which among several
+    children is this one. Where there is no such file, or it can't be written, all stays as it is.
+    """
+    with suppress(OSError):
+        Path(f"/proc/{process_id}/oom_score_adj").write_text(str(OOM_SCORE_ADJ_MAX))
 
 
 def _give_way(process_id: int, priority: Priority) -> None:

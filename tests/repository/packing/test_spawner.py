@@ -375,3 +375,15 @@ async def test_many_children_leave_nothing_open(spawner: Spawner) -> None:
         await asyncio.gather(*(sh(spawner, "echo x; echo y >&2") for _ in range(20)))
     await settle()
     assert len(open_files()) == count
+
+
+@pytest.mark.skipif(not Path("/proc/self/oom_score_adj").exists(), reason="Linux has that file")
+async def test_the_kernel_ends_a_child_before_its_parent_where_memory_ends(
+    spawner: Spawner,
+) -> None:
+    file = Path("/proc/self/oom_score_adj")
+    ours = file.read_text()
+    # The child's own would be this process's, and stay so, were it not raised.
+    printed = await sh(spawner, f"until grep -x 1000 {file}; do :; done")
+    assert printed == b"1000\n"
+    assert file.read_text() == ours
