@@ -11,6 +11,7 @@ As a server:
     advertise    what is said first, and answers to ls-refs
     requests     what a reader asks
     arguments    the lines of a request, as git's own server reads them
+    object_ids   the ids that a request names: one, or a million
     numbers      numbers as git reads them
     filters      the object filters of partial clones
     negotiation  what to acknowledge, and whether the pack may be sent now
