@@ -2,9 +2,11 @@
 
 import asyncio
 import gc
+import logging
 import os
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
@@ -13,6 +15,7 @@ import uvloop
 from _pytest.terminal import TerminalReporter
 from aiohttp import web_app
 
+from mirror import logs
 from mirror.demo.forge import HttpBackend
 from mirror.web import fetch, finding
 from mirror.workers import managed, supervisor
@@ -29,6 +32,9 @@ _UNTIMED = hypothesis.settings(
 hypothesis.settings.register_profile("dev", _UNTIMED)
 hypothesis.settings.register_profile("ci", _UNTIMED, derandomize=True)
 hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "dev")
+
+_LOGGING = pytest.StashKey[dict[str, Any]]()
+"""How tests log that set up nothing else."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -76,6 +82,7 @@ def pytest_configure(config: pytest.Config) -> None:
         colors=False, exception_formatter=structlog.dev.plain_traceback
     )
     structlog.configure(processors=[*others, plain])
+    config.stash[_LOGGING] = structlog.get_config()
     if (count := config.getoption("--differential-cases")) is not None:
         Cases.choose(count)
 
@@ -94,9 +101,18 @@ def pytest_collection_finish() -> None:
     gc.enable()
 
 
-def pytest_runtest_teardown() -> None:
-    """Let go of the test's services: aiohttp keeps 1,024 handlers, and all that is behind."""
+def pytest_runtest_teardown(item: pytest.Item) -> None:
+    """Let go of the test's services, and of the logs that a command had set up in this process.
+
+    aiohttp keeps 1,024 handlers, and all that is behind.
+    """
     web_app._cached_build_middleware.cache_clear()
+    root = logging.getLogger()
+    if ours := [one for one in root.handlers if type(one).__module__ == logs.__name__]:
+        for handler in ours:
+            root.removeHandler(handler)
+        root.setLevel(logging.WARNING)
+        structlog.configure(**item.config.stash[_LOGGING])
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

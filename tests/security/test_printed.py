@@ -3,7 +3,6 @@
 import json
 import logging
 import sys
-from collections.abc import Iterator
 
 import pytest
 import structlog
@@ -18,20 +17,7 @@ from mirror.errors import UpstreamUnavailable
 HOSTILE = "a\x1b[2J\r\nINFO forged\x9b31m\u202e\x00\x07[red]b[/nothing]"
 
 
-@pytest.fixture
-def logging_restored() -> Iterator[None]:
-    """Leave the logs as they were."""
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    configuration = structlog.get_config()
-    yield
-    root.handlers[:] = handlers
-    root.setLevel(level)
-    structlog.configure(**configuration)
-
-
 @pytest.mark.parametrize("json_lines", [True, False], ids=["json", "for a person"])
-@pytest.mark.usefixtures("logging_restored")
 def test_no_text_of_a_peer_forges_a_line_or_moves_the_cursor(
     capsys: pytest.CaptureFixture[str], *, json_lines: bool
 ) -> None:
@@ -69,7 +55,6 @@ def test_the_status_shows_an_upstreams_words_as_they_are() -> None:
     assert "\x1b[2J" not in captured.get()
 
 
-@pytest.mark.usefixtures("logging_restored")
 def test_what_a_client_did_is_no_error_of_ours_and_all_else_is(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

@@ -73,7 +73,7 @@ class Webhooks:
     async def deliver(self, webhook: Webhook) -> None:
         """Deliver one; once it is accepted, no reader is to see what was before it as fresh."""
         place = self._place
-        kills = place.mirror.kills
+        kills, was_up = place.mirror.kills, place.mirror.up.is_set()
         try:
             async with place.session.post(
                 f"{place.mirror.url}/webhooks/github", data=webhook.body, headers=webhook.headers
@@ -81,11 +81,11 @@ class Webhooks:
                 status, said = response.status, await response.text()
         except (aiohttp.ClientError, ConnectionError) as error:
             self.counts["lost"] += 1
-            if place.mirror.kills == kills and place.mirror.up.is_set():
+            if was_up and place.mirror.kills == kills and place.mirror.up.is_set():
                 place.record.failures.append(f"a webhook was not taken: {error}")
             return
-        if status >= 500 and place.mirror.kills > kills:
-            self.counts["lost"] += 1  # a worker has outlived the main process for a moment
+        if status >= 500 and (not was_up or place.mirror.kills > kills):
+            self.counts["lost"] += 1  # a worker outlives the main process for a moment
             return
         if status != 202:
             place.record.failures.append(f"a webhook was answered {status}: {said}")
