@@ -3,6 +3,7 @@
     root           the group of all commands
     running        what every command needs: the configuration, logs, one way to run and to fail
     serve          serve, worker, demo
+    control        how a command asks the running service
     scheduling     how soon the kernel lets the event loop run
     ending         what `serve` is told by signals
     sync           sync

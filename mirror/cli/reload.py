@@ -10,6 +10,7 @@ import aiohttp
 import click
 
 from mirror import config
+from mirror.cli.control import asked
 from mirror.cli.root import main
 from mirror.cli.running import CONFIG_OPTION, fail, run
 from mirror.errors import ConfigError
@@ -79,11 +80,6 @@ async def _ask_whoever_serves(control: Path) -> dict[str, Any]:
 
 
 async def _ask(control: Path) -> dict[str, Any]:
-    connector = aiohttp.UnixConnector(str(control))
-    timeout = aiohttp.ClientTimeout(total=None)
-    async with (
-        aiohttp.ClientSession(connector=connector, timeout=timeout) as session,
-        session.post("http://control/reload") as response,
-    ):
+    async with asked(control, "/reload") as response:
         answer: dict[str, Any] = await response.json()
         return answer

@@ -8,6 +8,7 @@ from typing import Any
 import aiohttp
 import click
 
+from mirror.cli.control import asked
 from mirror.cli.root import main
 from mirror.cli.running import (
     CONFIG_OPTION,
@@ -91,11 +92,6 @@ async def _sync_by_service(settings: Settings, name: str, display: Display, quer
 
 
 async def _control_events(socket: Path, path: str) -> AsyncIterator[dict[str, Any]]:
-    connector = aiohttp.UnixConnector(str(socket))
-    timeout = aiohttp.ClientTimeout(total=None)
-    async with (
-        aiohttp.ClientSession(connector=connector, timeout=timeout) as session,
-        session.post(f"http://control{path}") as response,
-    ):
+    async with asked(socket, path) as response:
         async for line in response.content:
             yield json.loads(line)

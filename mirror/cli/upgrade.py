@@ -6,6 +6,7 @@ from typing import Any
 import aiohttp
 import click
 
+from mirror.cli.control import asked
 from mirror.cli.root import main
 from mirror.cli.running import CONFIG_OPTION, fail, load, run
 from mirror.places import DataDirectory
@@ -28,13 +29,8 @@ def upgrade(config_path: Path | None) -> None:
 
 
 async def _upgrade(socket: Path) -> dict[str, Any]:
-    timeout = aiohttp.ClientTimeout(total=None)
-    connector = aiohttp.UnixConnector(str(socket))
     try:
-        async with (
-            aiohttp.ClientSession(connector=connector, timeout=timeout) as session,
-            session.post("http://control/upgrade") as response,
-        ):
+        async with asked(socket, "/upgrade") as response:
             answer: dict[str, Any] = await response.json()
             return answer
     except aiohttp.ClientError as error:
